@@ -1,0 +1,78 @@
+"""What a task hands to a model: inputs, time gaps, targets, masks and named slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The shape of a task's inputs and answers; all that a model must know of a task to be built.
+
+    Attributes:
+        vocab_sizes: number of ids in each categorical channel of `Batch.discrete`.
+        n_continuous: number of real channels in `Batch.continuous`. Channel 0 is the level whose next
+            value the dynamics head predicts.
+        n_classes: number of possible answers of the retrieval head.
+    """
+
+    vocab_sizes: tuple[int, ...]
+    n_continuous: int
+    n_classes: int
+
+
+class Batch(NamedTuple):
+    """B sequences of T tokens.
+
+    Attributes:
+        discrete: categorical channels, int64 (B, T, C_discrete).
+        continuous: real channels, float32 (B, T, C_continuous).
+        gaps: time since the previous event, in task time units, float32 (B, T), >= 0.
+        horizons: time until the next event, float32 (B, T), >= 0. Known when the next level is asked for.
+        valid: false on padding, bool (B, T).
+        dynamics_target: next level, float32 (B, T); read only where `dynamics_mask`.
+        dynamics_mask: bool (B, T).
+        retrieval_target: class of the answer, int64 (B, T); read only where `retrieval_mask`.
+        retrieval_mask: bool (B, T).
+        slices: named subsets of the retrieval tokens, each bool (B, T).
+        oracle_reads: tokens that no memory of past sequences can answer, bool (B, T): the least attention.
+    """
+
+    discrete: Tensor
+    continuous: Tensor
+    gaps: Tensor
+    horizons: Tensor
+    valid: Tensor
+    dynamics_target: Tensor
+    dynamics_mask: Tensor
+    retrieval_target: Tensor
+    retrieval_mask: Tensor
+    slices: Mapping[str, Tensor]
+    oracle_reads: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that are not padding."""
+        return int(self.valid.sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**moved, slices={name: mask.to(device) for name, mask in self.slices.items()})
+
+
+class Predictions(NamedTuple):
+    """A model's answer to a batch.
+
+    Attributes:
+        level: predicted next level, float (B, T).
+        logits: of the retrieval answer, float (B, T, n_classes).
+    """
+
+    level: Tensor
+    logits: Tensor

@@ -1,0 +1,217 @@
+"""The `cramlab` command: run, eval, report, ls, show."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+SIZE_NAMES = ("tiny", "small", "medium", "paper")
+
+
+class UsageError(Exception):
+    """A name or value that the command cannot use; answered with exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 (failed) or 2 (bad usage)."""
+    args = _parser().parse_args(argv)
+    from cramlab.config import ConfigError
+    from cramlab.records import RecordError
+    from cramlab.training.loop import RunFailedError
+
+    command: Callable[[argparse.Namespace], None] = args.command
+    try:
+        command(args)
+    except (UsageError, ConfigError) as error:
+        print(f"cramlab: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (RunFailedError, RecordError, OSError) as error:
+        print(f"cramlab: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("cramlab: interrupted; the same command with --resume continues", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cramlab",
+        description="How much of a model's attention is really needed, and can it learn to need less?",
+        epilog="start with: cramlab run srcd --size small --seed 0 --out runs/first",
+    )
+    parser.add_argument("--version", action="version", version=f"cramlab {importlib.metadata.version('cramlab')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train the runs of an experiment and write their records",
+        description="Trains every run of an experiment, two at a time, one core each. Each run gets a folder "
+        "MIXER-seedN under --out with config.json, checkpoint.pt and, at the end, record.json.",
+        epilog="examples: cramlab run srcd --size small --out runs/a | cramlab run srcd/cram --size tiny --out runs/b "
+        "--set model.mixer.semantic.n_slots=128 --set training.max_steps=200",
+    )
+    run.add_argument("name", metavar="NAME", help="experiment, or EXPERIMENT/MIXER for one mixer (see cramlab ls)")
+    run.add_argument("--size", default="small", metavar="S", help="tiny, small, medium or paper (default: small)")
+    run.add_argument("--seed", type=int, default=0, metavar="I", help="of data, weights and sampling (default: 0)")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
+    run.add_argument("--resume", action="store_true", help="continue interrupted runs, keep finished ones")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
+        help="change a field of every run's config, as shown by cramlab show; may be repeated",
+    )  # fmt: skip
+    run.set_defaults(command=_run)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure trained runs again from their checkpoints",
+        description="Loads each run under DIR from its checkpoint and measures it on the test split with the "
+        "routing rule that decoding uses. Changes no file.",
+    )
+    evaluate.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a folder of runs")
+    evaluate.set_defaults(command=_eval)
+
+    report = commands.add_parser(
+        "report",
+        help="one self-contained HTML page from records",
+        description="Draws attention, retrieval, losses, routing and forecasts of all records found, and the table "
+        "with intervals over seeds. The page needs no network.",
+    )
+    report.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="run folders, folders of records, or records")
+    report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="where to write the page")
+    report.set_defaults(command=_report)
+
+    ls = commands.add_parser("ls", help="list experiments, sizes and mixers", description="Lists every name.")
+    ls.set_defaults(command=_ls)
+
+    show = commands.add_parser(
+        "show",
+        help="print the configs of an experiment, or a record",
+        description="Prints every field of the runs of an experiment with its --set path, or a record's figures.",
+    )
+    show.add_argument("name", metavar="NAME", help="experiment or EXPERIMENT/MIXER; or the path of a record")
+    show.add_argument("--size", default="small", metavar="S", help="tiny, small, medium or paper (default: small)")
+    show.set_defaults(command=_show)
+    return parser
+
+
+def _configs(name: str, size: str, seed: int) -> list:
+    """The runs that a NAME stands for."""
+    from cramlab.catalog import MIXERS
+    from cramlab.config import nearest
+    from cramlab.experiments import EXPERIMENTS
+    from cramlab.experiments.srcd import run_config
+
+    experiment, slash, mixer = name.partition("/")
+    if experiment not in EXPERIMENTS:
+        raise UsageError(f'experiment "{experiment}" is unknown{nearest(experiment, EXPERIMENTS)}')
+    if size not in SIZE_NAMES:
+        raise UsageError(f'--size "{size}" is unknown{nearest(size, SIZE_NAMES)}')
+    if seed < 0:
+        raise UsageError(f"--seed {seed} must be 0 or more")
+    if not slash:
+        return EXPERIMENTS[experiment](size=size, seed=seed)
+    if mixer not in MIXERS:
+        raise UsageError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
+    return [run_config(mixer=mixer, size=size, seed=seed)]
+
+
+def _run(args: argparse.Namespace) -> None:
+    from cramlab.config import override
+    from cramlab.progress import ProgressDisplay
+    from cramlab.report.tables import results_table
+    from cramlab.training.jobs import run_jobs
+
+    configs = _configs(args.name, args.size, args.seed)
+    for assignment in args.overrides:
+        try:
+            configs = [override(config, assignment) for config in configs]
+        except ValueError as error:  # a config that refuses its value says which field and why
+            raise UsageError(str(error)) from error
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file; give a folder")
+    with ProgressDisplay([config.name for config in configs]) as display:
+        found = run_jobs(configs, args.out, resume=args.resume, n_jobs=2, progress=display)
+    display.console.print(results_table(found))
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cramlab.records import RecordError
+    from cramlab.training.evaluate import evaluate_checkpoint
+
+    folders = sorted(path.parent for path in args.dir.rglob("checkpoint.pt")) if args.dir.is_dir() else []
+    if not folders:
+        raise RecordError(f"{args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
+    table = Table("run", "metric", "value")
+    for folder in folders:
+        name, metrics = evaluate_checkpoint(folder)
+        for metric, value in metrics.items():
+            table.add_row(
+                name, metric, "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+            )
+        table.add_section()
+    Console().print(table)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from cramlab import records
+    from cramlab.files import write_text
+    from cramlab.report.page import render
+
+    if args.out.suffix not in (".html", ".htm"):
+        raise UsageError(f"--out {args.out} should end in .html")
+    write_text(args.out, render([records.read(path) for path in records.find(args.dirs)]))
+    print(f"report: {args.out}")
+
+
+def _ls(_: argparse.Namespace) -> None:
+    from cramlab.catalog import MIXERS
+    from cramlab.experiments import EXPERIMENTS
+
+    print("experiments")
+    for name, experiment in EXPERIMENTS.items():
+        print(f"  {name:14}{(experiment.__doc__ or '').splitlines()[0]}")
+    print(f"sizes\n  {'  '.join(SIZE_NAMES)}")
+    print(f"mixers\n  {'  '.join(MIXERS)}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from cramlab import records
+    from cramlab.report.tables import results_table
+
+    if Path(args.name).exists():
+        found = [records.read(path) for path in records.find([Path(args.name)])]
+        Console().print(results_table(found))
+        return
+    for config in _configs(args.name, args.size, seed=0):
+        print(f"# {config.experiment}/{config.mixer}, size {config.size}")
+        for path, value in _leaves(config):
+            print(f"{path} = {value}")
+
+
+def _leaves(config: object, prefix: str = "") -> list[tuple[str, object]]:
+    """Every field that --set can change, with its path."""
+    import dataclasses
+
+    assert dataclasses.is_dataclass(config)
+    leaves: list[tuple[str, object]] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves += _leaves(value, f"{prefix}{field.name}.")
+        else:
+            leaves.append((f"{prefix}{field.name}", value))
+    return leaves
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Files that are either whole or not there: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def partial_path(path: Path) -> Path:
+    """Where to write a file before it is put in its place; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.partial")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Renames a complete file to its final name, once its bytes are on disk."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    partial = partial_path(path)
+    partial.write_text(text, encoding="utf-8")
+    put_in_place(partial, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON atomically; refuses NaN and infinities, which are no JSON."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Saves tensors and plain data atomically."""
+    partial = partial_path(path)
+    torch.save(state, partial)
+    put_in_place(partial, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Loads what `save_checkpoint` wrote; executes no code that the file may hold."""
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,102 @@
+"""The named terms of the objective (Eq. 8 and the gate's) and their weighted sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cramlab.batch import Batch, Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights and prices. Terms that a mixer does not return are left out.
+
+    Attributes:
+        read_price: what a read must save to be worth it, in nats plus squared error (ours; the benefit gate).
+        gate_weight: of the benefit gate's loss.
+        benefit_cap: largest weight of a token in the gate's loss, nats.
+        retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
+        no_read_weight: of the task loss without reads, once the encoding phase has ended.
+        consolidation_weight: w_cons of Eq. 8.
+        episodic_price: lambda_E of Eq. 8, for the Gumbel router.
+        semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
+    """
+
+    read_price: float = 0.1
+    gate_weight: float = 1.0
+    benefit_cap: float = 2.0
+    retrieval_emphasis: float = 10.0
+    no_read_weight: float = 0.5
+    consolidation_weight: float = 1.0
+    episodic_price: float = 0.1
+    semantic_reward: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"training.loss.{name} = {value} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLosses:
+    """Loss of each token, (B, T) each: `retrieval` in nats, `dynamics` squared; zero where there is no such target."""
+
+    retrieval: Tensor
+    dynamics: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Both, (B, T)."""
+        return self.retrieval + self.dynamics
+
+
+def token_losses(predictions: Predictions, batch: Batch) -> TokenLosses:
+    """Cross-entropy at retrieval tokens and squared error at dynamics tokens."""
+    nats = F.cross_entropy(predictions.logits.transpose(1, 2), batch.retrieval_target, reduction="none")
+    squared = (predictions.level - batch.dynamics_target).square()
+    return TokenLosses(
+        retrieval=torch.where(batch.retrieval_mask, nats, 0.0), dynamics=torch.where(batch.dynamics_mask, squared, 0.0)
+    )
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true entries of a mask; 0 where there are none. Scalar."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def task_loss(losses: TokenLosses, batch: Batch, where: Tensor | None = None) -> Tensor:
+    """Mean nats of an answer plus mean squared error of a level, over all tokens or those of `where` (B, T). Scalar."""
+    retrieval, dynamics = batch.retrieval_mask, batch.dynamics_mask
+    if where is not None:
+        retrieval, dynamics = retrieval & where, dynamics & where
+    return masked_mean(losses.retrieval, retrieval) + masked_mean(losses.dynamics, dynamics)
+
+
+def gate_loss(
+    gate_logit: Tensor, with_read: TokenLosses, without: TokenLosses, read: Tensor, batch: Batch, config: LossConfig
+) -> Tensor:
+    """Weighted cross-entropy of "reading pays" at the tokens that were read. Scalar.
+
+    The benefit of a read is the token's loss without it minus its loss with it; reading pays when that exceeds the
+    price, and a mistake costs the distance between the two (the regret), capped. Source: ours.
+
+    Args:
+        gate_logit: (B, T).
+        with_read: losses of the pass with reads.
+        without: losses of the pass without them.
+        read: tokens that were read, bool (B, T).
+        batch: for its retrieval mask.
+        config: price, cap and emphasis.
+    """
+    with torch.no_grad():
+        margin = without.total - with_read.total - config.read_price
+        weight = margin.abs().clamp(max=config.benefit_cap) * read
+        weight = weight * torch.where(batch.retrieval_mask, config.retrieval_emphasis, 1.0)
+        pays = (margin > 0).to(gate_logit.dtype)
+    nats = F.binary_cross_entropy_with_logits(gate_logit, pays, reduction="none")
+    return (nats * weight).sum() / read.sum().clamp(min=1)

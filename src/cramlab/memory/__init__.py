@@ -1,0 +1,18 @@
+"""The method: three memories, consolidation between them, and the routers that choose."""
+
+from cramlab.memory.episodic import EpisodicMemoryConfig
+from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
+from cramlab.memory.routing import RouterConfig
+from cramlab.memory.semantic import AdapterConfig, SlotsConfig
+from cramlab.memory.working import WorkingMemoryConfig
+
+__all__ = [
+    "AdapterConfig",
+    "CRAMConfig",
+    "CRAMLayer",
+    "CRAMState",
+    "EpisodicMemoryConfig",
+    "RouterConfig",
+    "SlotsConfig",
+    "WorkingMemoryConfig",
+]

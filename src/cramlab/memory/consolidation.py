@@ -1,0 +1,38 @@
+"""Consolidation: how well the semantic memory reproduces what the episodic one returned, and the loss that makes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_EPS = 1e-6
+
+
+def quality(answer: Tensor, retrieved: Tensor, where: Tensor, sigma: float) -> Tensor:
+    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (B, T), without gradient; NaN where nothing was read.
+
+    Args:
+        answer: f_sem, (B, T, D).
+        retrieved: r_E, (B, T, D).
+        where: tokens that read, bool (B, T).
+        sigma: tolerance, as a share of the size of what this token retrieved. Differs: the paper's sigma is an
+            absolute number, which means nothing when the size of r_E drifts in training. The token's own size keeps q
+            causal; a mean over the batch would let the future in.
+    """
+    with torch.no_grad():
+        power = retrieved.square().sum(dim=-1).clamp(min=_EPS)
+        error = (answer - retrieved).square().sum(dim=-1) / power
+        return torch.where(where, torch.exp(-error / sigma**2), torch.nan)
+
+
+def consolidation_loss(answer: Tensor, retrieved: Tensor) -> Tensor:
+    """Mean over the R tokens that read of `||f_sem - stopgrad(r_E)||^2` (Eq. 5), over the mean power of r_E. Scalar.
+
+    Args:
+        answer: f_sem, (R, D). The caller computes it from a detached input: a gradient into the shared input keeps
+            in-context retrieval from ever being learned.
+        retrieved: r_E, (R, D); detached here.
+    """
+    target = retrieved.detach()
+    power = target.square().sum(dim=-1).mean().clamp(min=_EPS)
+    return (answer - target).square().sum(dim=-1).mean() / power

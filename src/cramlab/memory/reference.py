@@ -1,0 +1,130 @@
+"""The slow obvious twin of `CRAMLayer`: one token at a time, equation by equation. Only tests import it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cramlab.memory.layer import CRAMLayer
+from cramlab.memory.semantic import Slots
+from cramlab.mixer import Path
+
+
+def reference_layer(
+    layer: CRAMLayer, x: Tensor, gaps: Tensor, *, valid: Tensor, reads: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `layer` should answer, computed with its weights but none of its code paths.
+
+    Args:
+        layer: any router but `random` and `oracle`, which `reads` can stand in for.
+        x: (B, T, D).
+        gaps: (B, T).
+        valid: false on padding, (B, T).
+        reads: tokens that read whatever the router says, (B, T); None: none.
+
+    Returns:
+        Output (B, T, D) and the tokens that read by the router's rule or by force, (B, T). Evaluation mode.
+    """
+    outputs, read_masks = [], []
+    for b in range(x.shape[0]):
+        ys, used = [], []
+        state = torch.zeros(layer.config.working.d_state)
+        entries: list[tuple[Tensor, Tensor]] = []
+        for t in range(x.shape[1]):
+            if not valid[b, t]:
+                ys.append(torch.zeros(layer.d_model))
+                used.append(False)
+                continue
+            state, working = _working(layer, x[b, t], gaps[b, t], state)
+            h = layer.norm(working)
+            entries.append((layer.episodic.w_key(h), layer.episodic.w_value(h)))
+            if layer.config.episodic.capacity is not None:
+                entries = entries[-layer.config.episodic.capacity :]
+            forced = reads is not None and bool(reads[b, t])
+            y, read = _answer(layer, (x[b, t], gaps[b, t]), working, h, entries, forced)
+            ys.append(y)
+            used.append(read)
+        outputs.append(torch.stack(ys))
+        read_masks.append(torch.tensor(used))
+    return torch.stack(outputs), torch.stack(read_masks)
+
+
+def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`s = exp(-rate gap) s + u`, then Eq. 2."""
+    memory = layer.working
+    config = memory.config
+    width = config.d_state // config.n_timescales
+    decay = torch.stack([torch.exp(-memory.log_rate[i // width].exp() * gap) for i in range(config.d_state)])
+    state = decay * state + memory.write(x)
+    h = memory.norm(state)
+    pace = torch.sigmoid(memory.w_tau.weight[:, 0] * torch.log(1 + gap) + memory.w_tau.bias)
+    for _ in range(config.refine_steps):
+        h = h + config.refine_dt * pace * torch.tanh(memory.w1.weight @ h + memory.w2(x))
+    return state, memory.w_out(h) + x
+
+
+def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Eq. 3, head by head."""
+    n_heads = layer.config.episodic.n_heads
+    d_head = layer.d_model // n_heads
+    query = layer.episodic.w_query(h)
+    heads = []
+    for i in range(n_heads):
+        part = slice(i * d_head, (i + 1) * d_head)
+        scores = torch.stack([query[part] @ key[part] / math.sqrt(d_head) for key, _ in entries])
+        weights = torch.exp(scores - scores.max())
+        weights = weights / weights.sum()
+        heads.append(
+            sum((w * value[part] for w, (_, value) in zip(weights, entries, strict=True)), torch.zeros(d_head))
+        )
+    return layer.episodic.w_out(torch.cat(heads))
+
+
+def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Semantic answer (Eq. 4 or slots) and familiarity features."""
+    memory = layer.semantic
+    if not isinstance(memory, Slots):
+        return memory.w_up(memory.w_down(h).clamp(min=0)), torch.zeros(0)
+    query = memory.w_query(h)
+    cosine = torch.stack([query @ key / (query.norm() * key.norm()) for key in memory.keys])
+    value = torch.softmax(memory.log_scale.exp() * cosine, dim=0) @ memory.values + memory.bias
+    p = torch.softmax(memory.config.sharpness * cosine, dim=0)
+    entropy = -(p * torch.log(p)).sum() / math.log(memory.config.n_slots)
+    return value, torch.stack([cosine.max(), entropy])
+
+
+def _answer(
+    layer: CRAMLayer,
+    token: tuple[Tensor, Tensor],
+    working: Tensor,
+    h: Tensor,
+    entries: list[tuple[Tensor, Tensor]],
+    forced: bool,
+) -> tuple[Tensor, bool]:
+    """The layer's output for one token (x, gap), and whether it used a read."""
+    value, familiarity = _know(layer, h)
+    name = layer.config.router.name
+    if name == "gumbel":
+        return _answer_by_path(layer, token, working, _retrieve(layer, h, entries), value)
+    if name == "benefit":
+        gate = layer.gate
+        hidden = gate.hidden(torch.cat([h, familiarity]))
+        forced = forced or bool(gate.gain * gate.out(hidden * torch.sigmoid(hidden)) > 0)
+    read = forced or name == "always"
+    return working + (_retrieve(layer, h, entries) if read else value), read
+
+
+def _answer_by_path(
+    layer: CRAMLayer, token: tuple[Tensor, Tensor], working: Tensor, retrieved: Tensor, value: Tensor
+) -> tuple[Tensor, bool]:
+    """Eq. 6 and 7 without sampling: the most probable path answers alone."""
+    x, gap = token
+    router = layer.gumbel
+    q = torch.exp(-((value - retrieved) ** 2).sum() / (retrieved**2).sum() / layer.config.router.sigma**2)
+    size = torch.sqrt((working**2).mean())
+    uncertainty = torch.log(1 + torch.exp(router.uncertainty(x)[0]))
+    hidden = router.hidden(torch.stack([torch.log(1 + gap), size, q, uncertainty]))
+    path = int(router.out(hidden * torch.sigmoid(hidden)).argmax())
+    return (working, retrieved, value)[path], path == Path.EPISODIC

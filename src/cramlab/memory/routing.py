@@ -1,0 +1,104 @@
+"""Routers: which memory answers a token.
+
+`gumbel` is the paper's (Eq. 7) and must read before it can decide. `benefit` is ours and decides from the token's own
+state. `always`, `never`, `random` and `oracle` are controls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cramlab.mixer import Path, Routing
+
+RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Which router, and its sizes.
+
+    Attributes:
+        name: "benefit" (ours), "gumbel" (paper), or a control: "always", "never", "oracle", "random".
+        d_hidden: hidden width of the benefit gate or of the paper's g.
+        random_frac: share of tokens that the random router lets read, 0 to 1.
+        sigma: tolerance of Eq. 6, as a share of the size of what was retrieved.
+    """
+
+    name: RouterName = "benefit"
+    d_hidden: int = 256
+    random_frac: float = 0.05
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        names = RouterName.__args__  # type: ignore[attr-defined]
+        if self.name not in names:
+            raise ValueError(f'router.name = "{self.name}" is unknown; give one of {", ".join(names)}')
+        if self.d_hidden < 1:
+            raise ValueError(f"router.d_hidden = {self.d_hidden} must be at least 1")
+        if not 0 <= self.random_frac <= 1:
+            raise ValueError(f"router.random_frac = {self.random_frac} is not a share; give a number from 0 to 1")
+        if not self.sigma > 0:
+            raise ValueError(f"router.sigma = {self.sigma} must be positive")
+
+
+class BenefitGate(nn.Module):
+    """Whether reading would lower the loss by more than its price, judged from the token's own state.
+
+    Trained as a weighted classification of counterfactual benefit (`losses.gate_loss`). It sees a detached h, so it
+    never shapes what it looks at, and the familiarity that the semantic memory reports; through the latter its loss
+    also teaches the semantic memory to tell what it knows from what it does not. Source: ours.
+    """
+
+    # With Adam, a fixed gain on the output works like a higher learning rate; familiarity is learned markedly faster.
+    gain = 4.0
+
+    def __init__(self, config: RouterConfig, d_model: int, n_familiarity_features: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(d_model + n_familiarity_features, config.d_hidden)
+        self.out = nn.Linear(config.d_hidden, 1)
+
+    def forward(self, h: Tensor, familiarity: Tensor) -> Tensor:
+        """The logit of reading, (B, T), from detached h (B, T, D) and familiarity features (B, T, M)."""
+        z = F.silu(self.hidden(torch.cat([h, familiarity], dim=-1)))
+        return self.gain * self.out(z).squeeze(-1)
+
+
+class GumbelRouter(nn.Module):
+    """`pi = softmax(g(z))` over working, episodic, semantic, with z = [gap, state size, q, uncertainty] (Eq. 7).
+
+    q is known only after a read, so this router scores every token. Differs: the paper does not say what "prediction
+    uncertainty" is; ours is a learned scalar of the token.
+    """
+
+    def __init__(self, config: RouterConfig, d_model: int) -> None:
+        super().__init__()
+        self.uncertainty = nn.Linear(d_model, 1)
+        self.hidden = nn.Linear(4, config.d_hidden)
+        self.out = nn.Linear(config.d_hidden, len(Path))
+
+    def forward(self, x: Tensor, gaps: Tensor, working: Tensor, quality: Tensor) -> Tensor:
+        """The logits of the three paths, (B, T, 3)."""
+        size = working.square().mean(dim=-1).sqrt()
+        uncertainty = F.softplus(self.uncertainty(x)).squeeze(-1)
+        z = torch.stack([torch.log1p(gaps), size, quality, uncertainty], dim=-1)
+        return self.out(F.silu(self.hidden(z)))
+
+
+def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
+    """Path weights (B, T, 3): a soft Gumbel-softmax sample in training, the one-hot argmax without a temperature."""
+    if routing.temperature is None:
+        return F.one_hot(logits.argmax(dim=-1), len(Path)).to(logits.dtype)
+    uniform = torch.rand(logits.shape, generator=routing.generator, device=logits.device, dtype=logits.dtype)
+    noise = -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
+    return torch.softmax((logits + noise) / routing.temperature, dim=-1)
+
+
+def chance(shape: torch.Size | tuple[int, ...], share: float, routing: Routing, device: torch.device) -> Tensor:
+    """True with probability `share`, independently, bool of the given shape."""
+    return torch.rand(shape, generator=routing.generator, device=device) < share

@@ -1,0 +1,145 @@
+"""Working memory: leaky integrators over irregular gaps, then a few refinement steps per token (Eq. 2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
+
+
+def elapsed_within(gaps: Tensor) -> Tensor:
+    """Time from each earlier token of a chunk to each later one.
+
+    Summed pair by pair and not as a difference of clock times, so that small gaps survive after a huge one.
+
+    Args:
+        gaps: time since the previous token, (..., C).
+
+    Returns:
+        (..., C, C); entry [i, j] is the time from j to i for i >= j and `_NEVER` above the diagonal.
+    """
+    size = gaps.shape[-1]
+    pairs = torch.ones(size, size, dtype=torch.bool, device=gaps.device)
+    elapsed = torch.where(pairs.tril(-1), gaps[..., :, None], 0.0).cumsum(dim=-2)
+    return elapsed.masked_fill(pairs.triu(1), _NEVER)
+
+
+def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t at once, chunk by chunk.
+
+    Args:
+        u: inputs, (B, T, G, E): G timescales with E channels each.
+        gaps: (B, T), >= 0.
+        rates: one a timescale, in 1 / time units, (G,), > 0.
+        state: s before the first token, (B, G, E).
+        chunk: tokens solved by one matrix product.
+
+    Returns:
+        s at every token, (B, T, G, E), and after the last one, (B, G, E).
+
+    Source: ours (the paper leaves the passing of state between tokens open).
+    """
+    n_batch, n_tokens, n_timescales, width = u.shape
+    size = min(chunk, n_tokens)
+    padding = -n_tokens % size
+    # A padded token has gap 0 and input 0, which leaves the state as it is.
+    u = nn.functional.pad(u, (0, 0, 0, 0, 0, padding))
+    gaps = nn.functional.pad(gaps, (0, padding))
+    n_chunks = u.shape[1] // size
+    u = u.view(n_batch, n_chunks, size, n_timescales, width).transpose(2, 3)  # (B, n, G, C, E)
+    gaps = gaps.view(n_batch, n_chunks, 1, size)
+    kernel = torch.exp(-rates[:, None, None] * elapsed_within(gaps))  # (B, n, G, C, C)
+    fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1))  # (B, n, G, C): of what came before the chunk
+    within = kernel @ u  # (B, n, G, C, E)
+    before = []
+    for i in range(n_chunks):
+        before.append(state)
+        state = fading[:, i, :, -1, None] * state + within[:, i, :, -1]
+    s = within + fading[..., None] * torch.stack(before, dim=1)[:, :, :, None]
+    return s.transpose(2, 3).reshape(n_batch, -1, n_timescales, width)[:, :n_tokens], state
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkingMemoryConfig:
+    """Sizes of the working memory. All ours: the paper leaves h(0), K and dt open.
+
+    Attributes:
+        d_state: width of the state.
+        n_timescales: number of decay rates; each owns d_state / n_timescales channels.
+        longest: longest initial time constant, in time units; the shortest is 1. The rates are learned.
+        refine_steps: K, steps of Eq. 2 a token, from h(0) = the normalised state.
+        refine_dt: dt of Eq. 2.
+    """
+
+    d_state: int = 64
+    n_timescales: int = 8
+    longest: float = 1000.0
+    refine_steps: int = 1
+    refine_dt: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.n_timescales < 1 or self.d_state % self.n_timescales:
+            raise ValueError(
+                f"working.d_state = {self.d_state} is no multiple of working.n_timescales = {self.n_timescales}; "
+                "change one of them"
+            )
+        if self.longest < 1:
+            raise ValueError(f"working.longest = {self.longest} must be at least 1 time unit")
+        if self.refine_steps < 0:
+            raise ValueError(f"working.refine_steps = {self.refine_steps} must be 0 or more")
+
+
+class WorkingMemory(nn.Module):
+    """A bank of leaky integrators, refined by Eq. 2. State: (B, n_timescales, d_state / n_timescales).
+
+    Source: paper sec. 4, Eq. 2. Differs: h(0) is the normalised state of the integrators, which carry information
+    from token to token; the paper does not say what does.
+    """
+
+    def __init__(self, config: WorkingMemoryConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        rates = torch.logspace(0.0, -math.log10(config.longest), config.n_timescales)
+        self.log_rate = nn.Parameter(rates.log())
+        self.write = nn.Linear(d_model, config.d_state, bias=False)
+        self.norm = nn.LayerNorm(config.d_state, bias=False)
+        self.w_tau = nn.Linear(1, config.d_state)
+        self.w1 = nn.Linear(config.d_state, config.d_state, bias=False)
+        self.w2 = nn.Linear(d_model, config.d_state)
+        self.w_out = nn.Linear(config.d_state, d_model, bias=False)
+
+    def initial_state(self, n_batch: int) -> Tensor:
+        """Nothing remembered: zeros, (B, G, E)."""
+        width = self.config.d_state // self.config.n_timescales
+        return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width)
+
+    def forward(self, x: Tensor, gaps: Tensor, state: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Answers every token from the recurrence.
+
+        Args:
+            x: (B, T, D).
+            gaps: time since the previous valid token, (B, T).
+            state: from `initial_state` or the previous call.
+            valid: false on padding, (B, T); padding leaves the state untouched.
+
+        Returns:
+            `f_CT = W_o h(K) + x`, (B, T, D), and the state after the last token.
+        """
+        u = self.write(x)
+        if valid is not None:
+            u = u * valid[..., None]
+            gaps = gaps * valid
+        u = u.unflatten(-1, state.shape[1:])  # (B, T, G, E)
+        s, state = decay_scan(u, gaps, self.log_rate.exp(), state)
+        h = self.norm(s.flatten(2))
+        if self.config.refine_steps:
+            pace = self.config.refine_dt * torch.sigmoid(self.w_tau(torch.log1p(gaps)[..., None]))
+            drive = self.w2(x)
+            for _ in range(self.config.refine_steps):
+                h = h + pace * torch.tanh(self.w1(h) + drive)
+        return self.w_out(h) + x, state

@@ -1,0 +1,121 @@
+"""What is measured: retrieval, dynamics and three shares of attention that are never mixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from cramlab.batch import Batch, Predictions
+from cramlab.mixer import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Counts of one or more batches; they add up with `+`, so that a long test set needs no memory.
+
+    Attributes:
+        n_correct: correct answers, by slice; "all" is every retrieval token.
+        n_queries: retrieval tokens, by slice.
+        squared_error: sum over dynamics tokens.
+        n_levels: dynamics tokens.
+    """
+
+    n_correct: Mapping[str, int] = field(default_factory=dict)
+    n_queries: Mapping[str, int] = field(default_factory=dict)
+    squared_error: float = 0.0
+    n_levels: int = 0
+
+    def __add__(self, other: Scores) -> Scores:
+        """The scores of both sets of batches together."""
+        return Scores(
+            n_correct=_add(self.n_correct, other.n_correct),
+            n_queries=_add(self.n_queries, other.n_queries),
+            squared_error=self.squared_error + other.squared_error,
+            n_levels=self.n_levels + other.n_levels,
+        )
+
+    def retrieval_acc(self, name: str = "all") -> float:
+        """Share of correct answers in a slice; NaN where the slice is empty."""
+        n = self.n_queries.get(name, 0)
+        return self.n_correct[name] / n if n else math.nan
+
+    @property
+    def dynamics_mse(self) -> float:
+        """Mean squared error of the next level; NaN without levels."""
+        return self.squared_error / self.n_levels if self.n_levels else math.nan
+
+
+def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in (*a, *(n for n in b if n not in a))}
+
+
+def score(predictions: Predictions, batch: Batch) -> Scores:
+    """Compares predictions with a batch's targets, over all tokens and over each of its slices.
+
+    Raises:
+        ValueError: when the predictions do not have the batch's shape.
+    """
+    shape = batch.retrieval_target.shape
+    if predictions.level.shape != shape or predictions.logits.shape[:2] != shape:
+        raise ValueError(
+            f"predictions.level has shape {tuple(predictions.level.shape)} and predictions.logits "
+            f"{tuple(predictions.logits.shape)}; give {tuple(shape)} and {(*shape, 'n_classes')}"
+        )
+    hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
+    masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
+    error = (predictions.level - batch.dynamics_target).double().square()
+    return Scores(
+        n_correct={name: int((hit & mask).sum()) for name, mask in masks.items()},
+        n_queries={name: int(mask.sum()) for name, mask in masks.items()},
+        squared_error=float((error * batch.dynamics_mask).sum()),
+        n_levels=int(batch.dynamics_mask.sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionUse:
+    """Sums over tokens, averaged over layers; adds up with `+`.
+
+    Attributes:
+        gate: probabilities of reading.
+        attended: tokens whose output uses attention.
+        scored: tokens scored against the buffer for any reason.
+        n_tokens: tokens that are not padding.
+    """
+
+    gate: float = 0.0
+    attended: float = 0.0
+    scored: float = 0.0
+    n_tokens: int = 0
+
+    def __add__(self, other: AttentionUse) -> AttentionUse:
+        """The use of both sets of batches together."""
+        return AttentionUse(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def fracs(self) -> dict[str, float]:
+        """`gate_mean_frac` (soft), `attention_frac` (chosen path) and `reads_frac` (everything scored), 0 to 1."""
+        n = max(self.n_tokens, 1)
+        return {
+            "gate_mean_frac": self.gate / n,
+            "attention_frac": self.attended / n,
+            "reads_frac": self.scored / n,
+        }
+
+
+def attention_use(traces: Sequence[Trace], valid: Tensor) -> AttentionUse:
+    """Counts what the layers did with the valid tokens (B, T) of a batch."""
+    n_layers = len(traces)
+    return AttentionUse(
+        gate=sum(float((t.gate_prob.double() * valid).sum()) for t in traces) / n_layers,
+        attended=sum(int((t.attended & valid).sum()) for t in traces) / n_layers,
+        scored=sum(int((t.scored & valid).sum()) for t in traces) / n_layers,
+        n_tokens=int(valid.sum()),
+    )
+
+
+def consolidation_ratio(end: float, start: float) -> float:
+    """Attention use at the end over use at the start of training (paper sec. 6); NaN without a start."""
+    return end / start if start else math.nan

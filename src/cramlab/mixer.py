@@ -1,0 +1,130 @@
+"""The one contract between a model and whatever mixes tokens: `Mixer`, `Routing`, `MixerOutput`, `Cost`."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Path(enum.IntEnum):
+    """Which memory answered a token."""
+
+    WORKING = 0
+    EPISODIC = 1
+    SEMANTIC = 2
+
+
+class Routing(NamedTuple):
+    """What the caller asks of a router on one call. The default is the router's own rule, as decoding uses it.
+
+    Attributes:
+        read_all: every valid token reads (the encoding phase).
+        audits: tokens that read whatever the router says, bool (B, T), so that training sees what skipping costs.
+        counterfactual: also return the output that the layer would have given without its reads.
+        temperature: of sampled routers; None means no sampling.
+        oracle_reads: bool (B, T), for the oracle router alone.
+        generator: source of every random choice in the call; None means torch's global one.
+    """
+
+    read_all: bool = False
+    audits: Tensor | None = None
+    counterfactual: bool = False
+    temperature: float | None = None
+    oracle_reads: Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+class Trace(NamedTuple):
+    """What a mixer did with each token. All (B, T).
+
+    Attributes:
+        path: `Path` chosen by the router, int64.
+        attended: the token's output uses attention over the buffer, bool.
+        scored: the token was scored against the buffer for any reason, audits included, bool.
+        gate_prob: probability that the router gives to reading, 0 to 1.
+        gate_logit: the same before the sigmoid; None for a router that is not trained on benefit.
+        quality: how well the semantic answer matches what was read (Eq. 6), 0 to 1; NaN where unknown.
+    """
+
+    path: Tensor
+    attended: Tensor
+    scored: Tensor
+    gate_prob: Tensor
+    gate_logit: Tensor | None = None
+    quality: Tensor | None = None
+
+
+class MixerOutput(NamedTuple):
+    """Everything that a call produced; nothing is left behind on the module.
+
+    A named tuple, like all that passes through a model: Lightning Fabric walks tuples but refuses frozen dataclasses.
+
+    Attributes:
+        y: output, (B, T, D).
+        state: to be passed to the next call on the continuation of the same sequences.
+        trace: what was done with each token.
+        aux: named scalar losses, unweighted.
+        y_without_reads: the output without any read, (B, T, D); None unless asked for.
+    """
+
+    y: Tensor
+    state: Any
+    trace: Trace
+    aux: dict[str, Tensor]
+    y_without_reads: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Forward cost of a mixer on one sequence, multiply and add counted as two.
+
+    Attributes:
+        projection_flops: of all work whose amount does not depend on the reads.
+        read_flops: of scoring and mixing, when the stated share of tokens reads.
+        state_bytes: carried from token to token when decoding, at 4 bytes a number.
+    """
+
+    projection_flops: float
+    read_flops: float
+    state_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """All of it."""
+        return self.projection_flops + self.read_flops
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes information between tokens, causally."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        gaps: Tensor,
+        state: Any = None,
+        *,
+        valid: Tensor | None = None,
+        routing: Routing | None = None,
+    ) -> MixerOutput:
+        """Mixes `x` (B, T, D) given `gaps` (B, T) and what came before (`state`).
+
+        Tokens where `valid` (B, T) is false are padding: they change no state and no other token.
+        """
+
+    @abstractmethod
+    def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
+        """Forward cost on one sequence of `seq_len` tokens of which `read_frac` read."""
+
+
+class MixerConfig(Protocol):
+    """A frozen dataclass that knows how to build its mixer."""
+
+    def build(self, d_model: int) -> Mixer:
+        """A freshly initialised mixer of width `d_model`."""
+        ...

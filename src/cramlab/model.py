@@ -1,0 +1,194 @@
+"""A sequence model: embedding, blocks of mixer and MLP, two heads. It names no concrete mixer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cramlab.batch import Batch, InputSpec, Predictions
+from cramlab.mixer import MixerConfig, MixerOutput, Routing, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything around the mixer is the same for all mixers.
+
+    Attributes:
+        mixer: config of the mixer of every layer.
+        d_model: width.
+        n_layers: blocks.
+        d_mlp: hidden width of the MLP.
+        n_frequencies: sine and cosine pairs that embed a gap or horizon; learned, from 0.01 to 3 radians a time unit.
+        norm: "pre" (default) or "post", the paper's Add&Norm.
+    """
+
+    mixer: MixerConfig
+    d_model: int = 128
+    n_layers: int = 1
+    d_mlp: int = 256
+    n_frequencies: int = 12
+    norm: Literal["pre", "post"] = "pre"
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        for name in ("d_model", "n_layers", "d_mlp", "n_frequencies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if self.norm not in ("pre", "post"):
+            raise ValueError(f'model.norm = "{self.norm}" is unknown; give "pre" or "post"')
+
+
+class ModelOutput(NamedTuple):
+    """What one call produced.
+
+    Attributes:
+        predictions: both heads.
+        state: one a layer, for the continuation.
+        traces: one a layer.
+        aux: named losses of the mixers, averaged over layers.
+        without_reads: predictions as if the layer `counterfactual_layer` had not read; None unless asked for. When it
+            is the last layer, only the tokens that read there are computed; the others are zero.
+    """
+
+    predictions: Predictions
+    state: tuple[Any, ...]
+    traces: tuple[Trace, ...]
+    aux: dict[str, Tensor]
+    without_reads: Predictions | None
+
+
+class Embedding(nn.Module):
+    """Sums the embeddings of all channels and of gap and horizon; (B, T, D)."""
+
+    def __init__(self, spec: InputSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, config.d_model) for size in spec.vocab_sizes)
+        self.continuous = nn.Linear(spec.n_continuous, config.d_model)
+        self.frequencies = nn.Parameter(torch.logspace(-2.0, 0.5, config.n_frequencies))
+        self.time = nn.Linear(2 * (2 * config.n_frequencies + 1), config.d_model, bias=False)
+
+    def forward(self, discrete: Tensor, continuous: Tensor, gaps: Tensor, horizons: Tensor) -> Tensor:
+        """Embeds the inputs of a `Batch`."""
+        x = self.continuous(continuous)
+        for i, table in enumerate(self.tables):
+            x = x + table(discrete[..., i])
+        times = torch.stack([gaps, horizons], dim=-1)  # (B, T, 2)
+        phase = times[..., None] * self.frequencies
+        features = torch.cat([phase.sin(), phase.cos(), torch.log1p(times)[..., None]], dim=-1)
+        return x + self.time(features.flatten(-2))
+
+
+class Block(nn.Module):
+    """Mixer and MLP, each added to the residual stream and normalised before ("pre") or after ("post")."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.mixer = config.mixer.build(config.d_model)
+        self.mixer_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.mlp_in = nn.Linear(config.d_model, config.d_mlp)
+        self.mlp_out = nn.Linear(config.d_mlp, config.d_model)
+
+    def mix(self, x: Tensor, gaps: Tensor, state: Any, valid: Tensor | None, routing: Routing | None) -> MixerOutput:
+        """The mixer's answer to x, before it is added."""
+        return self.mixer(self.mixer_norm(x) if self.pre else x, gaps, state, valid=valid, routing=routing)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Adds the mixer's answer, then applies the MLP."""
+        if self.pre:
+            x = x + mixed
+            return x + self.mlp_out(F.silu(self.mlp_in(self.mlp_norm(x))))
+        x = self.mixer_norm(x + mixed)
+        return self.mlp_norm(x + self.mlp_out(F.silu(self.mlp_in(x))))
+
+
+class SequenceModel(nn.Module):
+    """Embedding, blocks, heads; built from a `ModelConfig` and a task's `InputSpec`."""
+
+    def __init__(self, config: ModelConfig, spec: InputSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.embedding = Embedding(spec, config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        self.level_head = nn.Linear(config.d_model, 1)
+        self.answer_head = nn.Linear(config.d_model, spec.n_classes)
+        nn.init.zeros_(self.level_head.weight)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return cast("list[Block]", list(self.layers))
+
+    def forward(
+        self,
+        batch: Batch,
+        state: tuple[Any, ...] | None = None,
+        *,
+        routing: Routing | None = None,
+        counterfactual_layer: int | None = None,
+    ) -> ModelOutput:
+        """Predicts next levels and answers.
+
+        Args:
+            batch: inputs; targets and masks other than `valid` are not looked at.
+            state: of a previous call, to continue the same sequences.
+            routing: see `Routing`.
+            counterfactual_layer: also predict what this layer's reads change, by running the rest of the model a
+                second time without them.
+        """
+        valid = None if bool(batch.valid.all()) else batch.valid
+        routing = routing or Routing()
+        x = self.embedding(batch.discrete, batch.continuous, batch.gaps, batch.horizons)
+        silent: Tensor | None = None  # the residual stream in which the counterfactual layer did not read
+        without_reads: Predictions | None = None
+        states, traces, auxes = [], [], []
+        for i, block in enumerate(self.blocks):
+            before = None if state is None else state[i]
+            asked = routing._replace(counterfactual=i == counterfactual_layer)
+            mixed = block.mix(x, batch.gaps, before, valid, asked)
+            if mixed.y_without_reads is not None and i + 1 == len(self.blocks):
+                # Nothing after the last mixer looks at other tokens, so the tokens that read are enough.
+                without_reads = self._predict_some(mixed.trace.attended, x, mixed.y_without_reads, batch)
+            elif silent is not None:
+                silent = block.finish(silent, block.mix(silent, batch.gaps, before, valid, asked).y)
+            elif mixed.y_without_reads is not None:
+                silent = block.finish(x, mixed.y_without_reads)
+            x = block.finish(x, mixed.y)
+            states.append(mixed.state)
+            traces.append(mixed.trace)
+            auxes.append(mixed.aux)
+        aux = {name: torch.stack([a[name] for a in auxes]).mean() for name in auxes[0]}
+        if silent is not None:
+            without_reads = self._predict(silent, batch.continuous[..., 0])
+        return ModelOutput(
+            predictions=self._predict(x, batch.continuous[..., 0]),
+            state=tuple(states),
+            traces=tuple(traces),
+            aux=aux,
+            without_reads=without_reads,
+        )
+
+    def _predict(self, x: Tensor, level: Tensor) -> Predictions:
+        """Both heads on x (..., D); the level head predicts the change of `level` (...)."""
+        x = self.norm(x)
+        return Predictions(level=level + self.level_head(x).squeeze(-1), logits=self.answer_head(x))
+
+    def _predict_some(self, where: Tensor, x: Tensor, mixed: Tensor, batch: Batch) -> Predictions:
+        """Finishes the last block and predicts for the tokens of `where` (B, T); zero elsewhere."""
+        level = batch.continuous[..., 0]
+        if bool(where.all()):
+            return self._predict(self.blocks[-1].finish(x, mixed), level)
+        index = where.flatten().nonzero().squeeze(-1)
+        x, mixed = (t.flatten(0, 1).index_select(0, index) for t in (x, mixed))
+        some = self._predict(self.blocks[-1].finish(x, mixed), level.flatten()[index])
+        n_tokens, n_classes = where.numel(), self.spec.n_classes
+        return Predictions(
+            level=level.new_zeros(n_tokens).index_copy(0, index, some.level).view_as(level),
+            logits=x.new_zeros(n_tokens, n_classes).index_copy(0, index, some.logits).view(*where.shape, n_classes),
+        )

@@ -1,0 +1,149 @@
+"""Results: one JSON document a run, with a schema. Analysis and reports see records and nothing else."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import importlib.resources
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+import torch
+
+from cramlab.files import write_json
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
+
+
+class RecordError(ValueError):
+    """A file that is no record of this version; the message says what is wrong and what to do."""
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema that every record meets."""
+    text = importlib.resources.files("cramlab").joinpath("record.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def header() -> dict[str, Any]:
+    """What a record says of the code and machine it came from."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "revision": _revision(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "n_cores": os.cpu_count(),
+            "n_threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Commit of the source tree, with `+` when it has been changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities, which are no JSON, as null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Validates a record and writes it whole or not at all."""
+    record = _finite(record)
+    validate(record, str(path))
+    write_json(path, record)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; a broken file is named."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is not JSON ({error}); it may have been cut off: run again") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads and validates one record.
+
+    Raises:
+        RecordError: when the file is no JSON, of another schema version, or does not meet the schema.
+    """
+    record = read_json(path)
+    validate(record, str(path))
+    return record
+
+
+def validate(record: Any, name: str) -> None:
+    """Raises `RecordError` unless the record has this version and meets the schema."""
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{name} has schema_version {version!r}, this cramlab reads {SCHEMA_VERSION}; "
+            "regenerate the record, or read it with the cramlab version that wrote it"
+        )
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(record))
+    if error is not None:
+        where = ".".join(str(p) for p in error.absolute_path) or "the record"
+        raise RecordError(f"{name}: {where}: {error.message}")
+
+
+def find(paths: list[Path]) -> list[Path]:
+    """The record files named by or lying under the given paths, in order of name.
+
+    Raises:
+        RecordError: when a path does not exist or holds no record.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
+        below = sorted(p for p in path.rglob("*.json") if p.name not in ("config.json",))
+        if not below:
+            raise RecordError(f"{path} holds no record; is the run finished?")
+        found += below
+    return found

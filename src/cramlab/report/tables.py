@@ -1,0 +1,136 @@
+"""Results as tables: means over seeds, with intervals and what they rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with a 95% interval; `low` and `high` are None where there is nothing to compute one from."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    def format(self, digits: int) -> str:
+        """`0.998 [0.996, 1.000]`."""
+        text = f"{self.mean:.{digits}f}"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def seed_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's t interval; a mean alone for one seed."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean=mean)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def share_interval(share: float, n: int) -> Interval:
+    """A share of n trials with Wilson's interval: for one seed, how far its own test set leaves it uncertain."""
+    result = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return Interval(mean=share, low=float(result.low), high=float(result.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One mixer at one size, over its seeds."""
+
+    experiment: str
+    size: str
+    mixer: str
+    seeds: tuple[int, ...]
+    recurring: Interval
+    novel: Interval
+    dynamics_mse: Interval
+    attention_frac: Interval
+    reads_frac: Interval
+    oracle_attention_frac: float
+    train_reads_frac: Interval
+    minutes: Interval
+
+
+def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
+    """Finished records by experiment, size and mixer. Two records of one seed count as two."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for record in found:
+        if record["status"] == "finished":
+            groups.setdefault((record["experiment"], record["size"], record["mixer"]), []).append(record)
+    return [_row(*key, group) for key, group in sorted(groups.items())]
+
+
+def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) -> Row:
+    tests = [record["metrics"]["test"] for record in group]
+
+    def over_seeds(name: str) -> Interval:
+        return seed_interval([test[name] for test in tests if test[name] is not None] or [math.nan])
+
+    def accuracy(name: str) -> Interval:
+        value, n = tests[0][f"retrieval_acc_{name}"], tests[0][f"n_queries_{name}"]
+        return share_interval(value, n) if len(tests) == 1 and n else over_seeds(f"retrieval_acc_{name}")
+
+    return Row(
+        experiment=experiment,
+        size=size,
+        mixer=mixer,
+        seeds=tuple(sorted(record["seed"] for record in group)),
+        recurring=accuracy("recurring"),
+        novel=accuracy("novel"),
+        dynamics_mse=over_seeds("dynamics_mse"),
+        attention_frac=over_seeds("attention_frac"),
+        reads_frac=over_seeds("reads_frac"),
+        oracle_attention_frac=float(np.mean([record["oracle"]["attention_frac"] for record in group])),
+        train_reads_frac=seed_interval([record["train_reads_frac"] for record in group]),
+        minutes=seed_interval([record["elapsed_s"] / 60 for record in group]),
+    )
+
+
+COLUMNS = (
+    "experiment", "size", "mixer", "seeds", "retrieval, recurring", "retrieval, novel", "dynamics MSE",
+    "attention_frac", "/ oracle", "reads_frac", "training reads", "minutes",
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row's text, in the order of `COLUMNS`."""
+    oracle = row.oracle_attention_frac
+    return (
+        row.experiment,
+        row.size,
+        row.mixer,
+        ", ".join(str(seed) for seed in row.seeds),
+        row.recurring.format(4),
+        row.novel.format(4),
+        row.dynamics_mse.format(5),
+        row.attention_frac.format(5),
+        f"{row.attention_frac.mean / oracle:.2f}" if oracle else "-",
+        row.reads_frac.format(5),
+        row.train_reads_frac.format(3),
+        f"{row.minutes.mean:.1f}",
+    )
+
+
+def results_table(found: Iterable[dict[str, Any]]) -> Table:
+    """For the terminal."""
+    table = Table(*COLUMNS, title="test split, 95% intervals")
+    for row in summarise(found):
+        table.add_row(*cells(row))
+    return table
+
+
+def markdown_table(found: Iterable[dict[str, Any]]) -> str:
+    """For README and docs."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(found)]
+    return "\n".join(lines) + "\n"

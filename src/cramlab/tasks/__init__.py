@@ -1,0 +1,1 @@
+"""Tasks: data from a seed; none of them knows a model."""

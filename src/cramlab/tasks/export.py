@@ -1,0 +1,110 @@
+"""SRCD as files for other trainers: `.npz` or Parquet, with a datasheet and a content hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cramlab.files import partial_path, put_in_place, write_json
+from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, sample
+from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc
+
+FIELDS = {
+    "kind": "0 flow, 1 write, 2 query",
+    "value": "value written, 0 to n_values - 1; n_values where nothing is written",
+    "key_id": "id of the key; -1 where there is none or the key is a vector without an id",
+    "key": "vector key as observed, key_dim numbers; zero where there is none",
+    "gap": "time since the previous event",
+    "horizon": "time until the next event",
+    "level": "level at this event",
+    "next_level": "target of the dynamics head",
+    "answer": "target of the retrieval head, -1 where nothing is asked",
+    "recurring": "the query asks for a recurring pattern",
+    "novel": "the query asks for a binding made for this sequence",
+    "rebound": "the query asks for a recurring key that means another value in this sequence",
+    "write_position": "where the queried binding was written; -1 where nothing is asked. No input",
+}
+
+
+def content_hash(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes in order of name: the same for both file formats."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequences: int) -> dict[str, Any]:
+    """Writes the first `n_sequences` of a split to `path` and its datasheet beside it.
+
+    Args:
+        config: the generator.
+        path: ends in `.npz` (one array a field, (n_sequences, seq_len, ...)) or `.parquet` (one row a token, with
+            `sequence` and `position`; needs the extra `cramlab[parquet]`).
+        seed: of the data.
+        split: "train", "validation" or "test".
+        n_sequences: how many.
+
+    Returns:
+        The datasheet, as written to `PATH.datasheet.json`.
+
+    Raises:
+        ValueError: for another ending or fewer than one sequence.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f'path "{path}" ends in "{path.suffix}"; give a name that ends in .npz or .parquet')
+    if n_sequences < 1:
+        raise ValueError(f"n_sequences = {n_sequences} must be at least 1")
+    samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
+    arrays = {name: np.stack([s[name] for s in samples]) for name in FIELDS}
+    partial = partial_path(path)
+    if path.suffix == ".npz":
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    else:
+        _write_parquet(partial, arrays)
+    put_in_place(partial, path)
+    datasheet = {
+        "task": "srcd",
+        "version": VERSION,
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "split": split,
+        "n_sequences": n_sequences,
+        "n_queries": int((arrays["answer"] >= 0).sum()),
+        "fields": FIELDS,
+        "sha256": content_hash(arrays),
+        "oracle": {
+            "retrieval_acc": 1.0,
+            "dynamics_mse": config.dynamics_floor,
+            "attention_frac": float((arrays["novel"] | arrays["rebound"]).mean()),
+        },
+        "floors": {"chance": chance_acc(config), "memoriser": memoriser_acc(config)},
+        "licence": "Apache-2.0; synthetic, holds nothing about people",
+    }
+    write_json(path.with_name(path.name + ".datasheet.json"), datasheet)
+    return datasheet
+
+
+def _write_parquet(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError('writing Parquet needs pyarrow; install "cramlab[parquet]" or export to .npz') from error
+    n_sequences, seq_len = arrays["kind"].shape
+    columns: dict[str, Any] = {
+        "sequence": np.repeat(np.arange(n_sequences), seq_len),
+        "position": np.tile(np.arange(seq_len), n_sequences),
+    }
+    for name, array in arrays.items():
+        flat = array.reshape(n_sequences * seq_len, -1)
+        columns[name] = list(flat) if array.ndim == 3 else flat[:, 0]
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)

@@ -1,0 +1,143 @@
+"""Measures a model on a split, under the very rule that decoding uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cramlab import records
+from cramlab.batch import Batch
+from cramlab.catalog import MIXERS
+from cramlab.config import ConfigError, from_dict, nearest
+from cramlab.files import load_checkpoint
+from cramlab.metrics import AttentionUse, Scores, attention_use, score
+from cramlab.mixer import Routing
+from cramlab.model import ModelConfig, ModelOutput, SequenceModel
+from cramlab.tasks.srcd import Split, SRCDConfig
+from cramlab.training.run import RunConfig, Stage, TrainingConfig
+
+_EVAL_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one pass over a split gave.
+
+    Attributes:
+        scores: retrieval and dynamics.
+        use: attention.
+        oracle_attention_frac: the least attention that these very sequences allow.
+    """
+
+    scores: Scores
+    use: AttentionUse
+    oracle_attention_frac: float
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """By the names of the record; None where a slice is empty."""
+        n = self.scores.n_queries
+
+        def acc(name: str) -> float | None:
+            return self.scores.retrieval_acc(name) if n.get(name) else None
+
+        return {
+            "retrieval_acc": acc("all"),
+            "retrieval_acc_recurring": acc("recurring"),
+            "retrieval_acc_novel": acc("novel"),
+            "retrieval_acc_rebound": acc("rebound"),
+            "dynamics_mse": self.scores.dynamics_mse,
+            **self.use.fracs(),
+            "n_queries": n["all"],
+            "n_queries_recurring": n["recurring"],
+            "n_queries_novel": n["novel"],
+            "n_tokens": self.use.n_tokens,
+            "oracle_attention_frac": self.oracle_attention_frac,
+        }
+
+
+def batches(task: SRCDConfig, *, seed: int, split: Split, n_sequences: int, batch_size: int) -> Iterator[Batch]:
+    """The first `n_sequences` of a split."""
+    data = task.dataset(seed=seed, split=split, batch_size=batch_size)
+    for start in range(0, n_sequences, batch_size):
+        last = min(batch_size, n_sequences - start)
+        yield (
+            data.batch(start)
+            if last == batch_size
+            else task.dataset(seed=seed, split=split, batch_size=last).batch(start)
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    model: SequenceModel,
+    data: Iterator[Batch],
+    *,
+    read_all: bool = False,
+    forward: Callable[..., ModelOutput] | None = None,
+) -> Evaluation:
+    """Runs the model over batches without learning.
+
+    Args:
+        model: left in the mode, training or not, that it was in.
+        data: batches.
+        read_all: measure the encoding phase instead of the router's own rule.
+        forward: called in the model's place, where it is wrapped; None: the model.
+
+    Returns:
+        Sums over all batches.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(0)
+    scores, use, n_oracle = Scores(), AttentionUse(), 0
+    for batch in data:
+        batch = batch.to(device)
+        routing = Routing(read_all=read_all, oracle_reads=batch.oracle_reads, generator=generator)
+        output = (forward or model)(batch, routing=routing)
+        scores = scores + score(output.predictions, batch)
+        use = use + attention_use(output.traces, batch.valid)
+        n_oracle += int((batch.oracle_reads & batch.valid).sum())
+    model.train(was_training)
+    return Evaluation(scores=scores, use=use, oracle_attention_frac=n_oracle / max(use.n_tokens, 1))
+
+
+def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Measures a run's checkpoint on the test split.
+
+    Args:
+        folder: of the run, with `config.json` and `checkpoint.pt`.
+
+    Returns:
+        The run's name and the metrics of the record.
+
+    Raises:
+        ConfigError: when the config names a mixer or field that this version does not know.
+    """
+    data = records.read_json(folder / "config.json")
+    if data["mixer"] not in MIXERS:
+        raise ConfigError(
+            f'{folder / "config.json"}: mixer "{data["mixer"]}" is unknown{nearest(data["mixer"], MIXERS)}'
+        )
+    like = RunConfig(
+        experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
+        model=ModelConfig(mixer=MIXERS[data["mixer"]]()),
+    )  # fmt: skip
+    config = from_dict(data, like)
+    model = SequenceModel(config.model, config.task.input_spec)
+    model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
+    torch.set_num_threads(config.training.n_threads)
+    return config.name, evaluate(model, split_batches(config, "test")).metrics()
+
+
+def split_batches(config: RunConfig, split: Split, stage: Stage | None = None) -> Iterator[Batch]:
+    """The sequences that a run validates or tests on, at a stage's length; None: the last one's."""
+    task = config.task_at(stage or config.training.stages[-1])
+    n_tokens = config.training.n_test_tokens if split == "test" else config.training.n_validation_tokens
+    n_sequences = max(1, n_tokens // task.seq_len)
+    batch_size = max(1, min(n_sequences, _EVAL_BATCH_TOKENS // task.seq_len))
+    return batches(task, seed=config.seed, split=split, n_sequences=n_sequences, batch_size=batch_size)

@@ -1,0 +1,93 @@
+"""Several runs side by side, one process and one core each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from cramlab import records
+from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.run import RunConfig
+
+
+def run_jobs(
+    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Trains every config into `out/NAME`, at most `n_jobs` at a time.
+
+    Args:
+        configs: runs with different names.
+        out: folder of all of them.
+        resume: continue those that were interrupted, skip those that are finished.
+        n_jobs: processes at a time; a single run stays in this process.
+        progress: called in this process with each new row of each run.
+
+    Returns:
+        The records, in the order of the configs.
+
+    Raises:
+        RunFailedError: when any run failed; the others have been finished first.
+    """
+    if len(configs) == 1:
+        return [train(configs[0], out / configs[0].name, resume=resume, progress=progress)]
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    waiting = list(configs)
+    running: dict[str, BaseProcess] = {}
+    failures: dict[str, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_jobs:
+                config = waiting.pop(0)
+                job = context.Process(target=_job, args=(config, out / config.name, resume, events), daemon=True)
+                job.start()
+                running[config.name] = job
+            try:
+                kind, name, payload = events.get(timeout=0.5)
+            except queue.Empty:
+                _notice_deaths(running, failures)
+                continue
+            if kind == "row" and progress is not None:
+                progress(payload)
+            elif kind == "failed":
+                failures[name] = payload
+            if kind in ("failed", "finished"):
+                running.pop(name).join()
+    finally:
+        for job in running.values():
+            job.terminate()
+    if failures:
+        raise RunFailedError("; ".join(f"{name}: {message}" for name, message in failures.items()))
+    return [records.read(out / config.name / "record.json") for config in configs]
+
+
+def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) -> None:
+    """A process that was killed sends no word of it."""
+    for name, job in list(running.items()):
+        if job.exitcode not in (None, 0):
+            failures[name] = f"its process ended with exit code {job.exitcode}; continue with --resume"
+            running.pop(name)
+
+
+def _job(config: RunConfig, out: Path, resume: bool, events: Any) -> None:
+    """Body of a child process."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
+    except (RunFailedError, FileExistsError, records.RecordError, ValueError) as error:
+        events.put(("failed", config.name, str(error)))
+    else:
+        events.put(("finished", config.name, None))
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process when its parent has been killed, so that no run goes on unseen."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

@@ -1,0 +1,367 @@
+"""One training loop, read from top to bottom: encode, then route; short sequences first, then long."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cramlab import records
+from cramlab.batch import Batch
+from cramlab.config import config_hash, to_dict
+from cramlab.files import load_checkpoint, save_checkpoint, write_json
+from cramlab.losses import gate_loss, task_loss, token_losses
+from cramlab.metrics import consolidation_ratio
+from cramlab.mixer import Routing
+from cramlab.model import ModelOutput, SequenceModel
+from cramlab.training.evaluate import Evaluation, evaluate, split_batches
+from cramlab.training.run import RunConfig, Stage
+from cramlab.training.samples import record_samples
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class RunFailedError(RuntimeError):
+    """Training stopped on a non-finite loss; the record says where."""
+
+
+def new_progress() -> dict[str, Any]:
+    """All that changes in a run besides weights and optimiser; plain data, so that it can be saved and resumed."""
+    return {
+        "step": 0,
+        "stage": 0,
+        "stage_step": 0,
+        "n_sequences": 0,  # training sequences drawn so far
+        "n_tokens": 0,  # training tokens seen so far
+        "n_reads": 0.0,  # of which scored against the buffer
+        "encoding": True,
+        "encoding_ended_step": None,
+        "encoding_attention_frac": None,
+        "best": {},  # best validation metrics of the last stage
+        "evals_since_best": 0,
+        "cooldown_from_step": None,
+        "validation": None,
+        "series": [],
+        "elapsed_s": 0.0,
+    }
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains one model and writes `record.json`, `config.json` and `checkpoint.pt` under `out`.
+
+    Args:
+        config: the run.
+        out: its folder.
+        resume: continue from the checkpoint in `out`, if there is one; the loss curve is the one that an
+            uninterrupted run would have had.
+        progress: called with each new row of the series.
+
+    Returns:
+        The record.
+
+    Raises:
+        RunFailedError: when a loss term is not finite; the record has been written and says so.
+        FileExistsError: when `out` holds another run, or this one and `resume` is false.
+    """
+    training = config.training
+    checkpoint = out / "checkpoint.pt"
+    _refuse_to_overwrite(config, out, resume)
+    if resume and (out / "record.json").exists():
+        record = records.read(out / "record.json")
+        if record["status"] == "finished":
+            return record
+    torch.set_num_threads(training.n_threads)
+    fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        plain = SequenceModel(config.model, config.task.input_spec)
+    adamw = torch.optim.AdamW(plain.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    model, optimizer = fabric.setup(plain, adamw)
+    run = new_progress()
+    if resume and checkpoint.exists():
+        saved = load_checkpoint(checkpoint)
+        plain.load_state_dict(saved["model"])
+        adamw.load_state_dict(saved["optimizer"])
+        run = saved["progress"]
+    write_json(out / "config.json", to_dict(config))
+    model.train()
+    clock = _Clock(run["elapsed_s"])
+
+    while not _finished(config, run):
+        stage = training.stages[run["stage"]]
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(config, run)
+
+        # One step: draw a batch, sum the terms, stop on anything that is not a number, update.
+        batch = _training_batch(config, stage, run, fabric)
+        routing = _training_routing(config, run, batch)
+        output = model(batch, routing=routing, counterfactual_layer=_counterfactual_layer(config, run))
+        terms = _loss_terms(config, run, output, batch)
+        run["step"] += 1
+        run["stage_step"] += 1
+        _count_reads(run, output, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        _stop_if_not_finite(config, run, terms, out, clock)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip)
+        optimizer.step()
+
+        # Once in a while: validate, and let what it shows end phases, stages and the run.
+        due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
+        if due:
+            _validate(config, run, plain, model, stage)
+        if due or run["step"] % training.log_every_steps == 0:
+            row = _row(config, run, stage, terms, output, batch, with_validation=due)
+            run["series"].append(row)
+            if progress is not None:
+                progress(row | {"elapsed_s": clock.seconds(), "max_steps": training.max_steps, "name": config.name})
+        if due:
+            run["elapsed_s"] = clock.seconds()
+            state = {"model": plain.state_dict(), "optimizer": adamw.state_dict(), "progress": run}
+            save_checkpoint(checkpoint, state)
+
+    test = evaluate(plain, split_batches(config, "test"), forward=model)
+    record = _record(config, run, plain, clock, test=test)
+    records.write(out / "record.json", record)
+    return record
+
+
+class _Clock:
+    """Seconds of work, also across a resume."""
+
+    def __init__(self, before_s: float) -> None:
+        self._start_s = time.perf_counter() - before_s
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start_s
+
+
+def _refuse_to_overwrite(config: RunConfig, out: Path, resume: bool) -> None:
+    """Nothing that the user has is lost: a folder in use needs `resume`, and only for the same config."""
+    if not (out / "config.json").exists():
+        return
+    if not resume:
+        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+    held = records.read_json(out / "config.json")
+    if held != to_dict(config):
+        changed = sorted(_differing_fields(held, to_dict(config)))
+        raise FileExistsError(
+            f"{out} holds a run with another config (differs in {', '.join(changed)}); "
+            "choose another --out or give the same settings"
+        )
+
+
+def _differing_fields(a: Any, b: Any, path: str = "") -> set[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        fields = a.keys() | b.keys()
+        return {d for f in fields for d in _differing_fields(a.get(f), b.get(f), f"{path}.{f}".lstrip("."))}
+    return set() if a == b else {path}
+
+
+def _finished(config: RunConfig, run: dict[str, Any]) -> bool:
+    cooled_down = run["cooldown_from_step"] is not None and (
+        run["step"] >= run["cooldown_from_step"] + config.training.cooldown_steps
+    )
+    return cooled_down or run["step"] >= config.training.max_steps
+
+
+def _learning_rate(config: RunConfig, run: dict[str, Any]) -> float:
+    """Warm-up, constant, and a linear fall to zero once the cool-down has begun or the steps run out."""
+    training, step = config.training, run["step"]
+    left = training.max_steps - step
+    if run["cooldown_from_step"] is not None:
+        left = min(left, run["cooldown_from_step"] + training.cooldown_steps - step)
+    warm = min(1.0, (step + 1) / max(training.warmup_steps, 1))
+    cool = min(1.0, left / max(training.cooldown_steps, 1))
+    return training.learning_rate * warm * cool
+
+
+def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any], fabric: Fabric) -> Batch:
+    """The next batch of this process, at the stage's length; a function of the config and of how many came before."""
+    start = run["n_sequences"] + fabric.global_rank * stage.batch_size
+    data = config.task_at(stage).dataset(seed=config.seed, split="train", batch_size=stage.batch_size)
+    run["n_sequences"] += stage.batch_size * fabric.world_size
+    return data.batch(start).to(fabric.device)
+
+
+def _training_routing(config: RunConfig, run: dict[str, Any], batch: Batch) -> Routing:
+    """Everything reads while encoding; afterwards the router's choice and a random audit of it."""
+    generator = torch.Generator(device=batch.gaps.device)
+    generator.manual_seed(config.seed * 1_000_003 + run["step"])
+    if run["encoding"]:
+        return Routing(read_all=True, generator=generator, oracle_reads=batch.oracle_reads)
+    share = torch.where(batch.retrieval_mask, config.training.audit_supervised_frac, config.training.audit_frac)
+    return Routing(
+        audits=torch.rand(share.shape, generator=generator, device=share.device) < share,
+        temperature=config.training.temperature,
+        oracle_reads=batch.oracle_reads,
+        generator=generator,
+    )
+
+
+def _counterfactual_layer(config: RunConfig, run: dict[str, Any]) -> int:
+    """Layers take turns at going without their reads."""
+    return run["step"] % config.model.n_layers
+
+
+def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
+    """The weighted terms of the objective, by name; a mixer contributes those that it has."""
+    weights = config.training.loss
+    losses = token_losses(output.predictions, batch)
+    terms = {"task": task_loss(losses, batch)}
+    if "consolidation" in output.aux:
+        terms["consolidation"] = weights.consolidation_weight * output.aux["consolidation"]
+    if "episodic_use" in output.aux:
+        ramp = _price_ramp(config, run)
+        terms["episodic_price"] = ramp * weights.episodic_price * output.aux["episodic_use"]
+        terms["semantic_reward"] = -ramp * weights.semantic_reward * output.aux["semantic_use"]
+    elif output.without_reads is not None:
+        trace = output.traces[_counterfactual_layer(config, run)]
+        without = token_losses(output.without_reads, batch)
+        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, trace.attended)
+        if trace.gate_logit is not None:
+            terms["gate"] = weights.gate_weight * gate_loss(
+                trace.gate_logit, losses, without, trace.attended, batch, weights
+            )
+    return terms
+
+
+def _price_ramp(config: RunConfig, run: dict[str, Any]) -> float:
+    if run["encoding"]:
+        return 0.0
+    return min(1.0, (run["step"] - run["encoding_ended_step"]) / max(config.training.price_ramp_steps, 1))
+
+
+def _count_reads(run: dict[str, Any], output: ModelOutput, batch: Batch) -> None:
+    n = batch.n_tokens
+    run["n_tokens"] += n
+    run["n_reads"] += sum(int((t.scored & batch.valid).sum()) for t in output.traces) / len(output.traces)
+
+
+def _stop_if_not_finite(
+    config: RunConfig, run: dict[str, Any], terms: dict[str, Tensor], out: Path, clock: _Clock
+) -> None:
+    """Leaves a valid record that names step, term and seed, then raises."""
+    bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+    if not bad:
+        return
+    failure = {"step": run["step"], "term": bad[0], "seed": config.seed}
+    message = f"loss term {bad[0]!r} is not finite at step {run['step']} with seed {config.seed}"
+    records.write(out / "record.json", _record(config, run, None, clock, failure=failure | {"message": message}))
+    raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / 'record.json'}")
+
+
+def _validate(config: RunConfig, run: dict[str, Any], plain: SequenceModel, model: nn.Module, stage: Stage) -> None:
+    """Measures the model at the stage's length and draws the consequences."""
+    training = config.training
+    evaluation = evaluate(plain, split_batches(config, "validation", stage), read_all=run["encoding"], forward=model)
+    metrics = evaluation.metrics()
+    run["validation"] = metrics
+    if run["encoding_attention_frac"] is None:
+        run["encoding_attention_frac"] = metrics["attention_frac"]
+    retrieval_acc = evaluation.scores.retrieval_acc()
+    if run["encoding"] and retrieval_acc >= training.encoding_target:
+        run["encoding"], run["encoding_ended_step"] = False, run["step"]
+    last = run["stage"] == len(training.stages) - 1
+    arrived = stage.until is not None and not run["encoding"] and retrieval_acc >= stage.until
+    if not last and (arrived or run["stage_step"] >= stage.max_steps):
+        run["stage"] += 1
+        run["stage_step"] = 0
+    elif last and not run["encoding"]:
+        _watch_for_the_end(config, run, metrics)
+
+
+# How much better than the best so far counts as an improvement: absolute for accuracy, relative for the others.
+_MARGINS = {"retrieval_acc": 0.001, "dynamics_mse": 0.01, "attention_frac": 0.02}
+
+
+def _watch_for_the_end(config: RunConfig, run: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Begins the cool-down when no watched metric has improved for `patience_evals` validations."""
+    best = run["best"]
+    improved = False
+    for name, margin in _MARGINS.items():
+        value = metrics[name]
+        if name == "retrieval_acc":
+            better = value > best.get(name, -math.inf) + margin
+        else:
+            better = value < best.get(name, math.inf) * (1 - margin)
+        if better:
+            best[name] = value
+            improved = True
+    run["evals_since_best"] = 0 if improved else run["evals_since_best"] + 1
+    if run["evals_since_best"] >= config.training.patience_evals and run["cooldown_from_step"] is None:
+        run["cooldown_from_step"] = run["step"]
+
+
+def _row(
+    config: RunConfig,
+    run: dict[str, Any],
+    stage: Stage,
+    terms: dict[str, Tensor],
+    output: ModelOutput,
+    batch: Batch,
+    *,
+    with_validation: bool,
+) -> dict[str, Any]:
+    """One row of the record's series."""
+    hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
+    scored = sum(int((t.scored & batch.valid).sum()) for t in output.traces) / len(output.traces)
+    return {
+        "step": run["step"],
+        "seq_len": config.task_at(stage).seq_len,
+        "phase": "encoding" if run["encoding"] else "routed",
+        "cooling_down": run["cooldown_from_step"] is not None,
+        "learning_rate": _learning_rate(config, run),
+        "loss": {name: float(value.detach()) for name, value in terms.items()},
+        "train_retrieval_acc": int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1),
+        "train_reads_frac": scored / batch.n_tokens,
+        "validation": run["validation"] if with_validation else None,
+    }
+
+
+def _record(
+    config: RunConfig,
+    run: dict[str, Any],
+    model: SequenceModel | None,
+    clock: _Clock,
+    *,
+    test: Evaluation | None = None,
+    failure: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The run as one JSON document (see `records`)."""
+    metrics = None if test is None else test.metrics()
+    return {
+        **records.header(),
+        "experiment": config.experiment,
+        "size": config.size,
+        "mixer": config.mixer,
+        "seed": config.seed,
+        "config": to_dict(config),
+        "config_hash": config_hash(config),
+        "status": "failed" if failure else "finished",
+        "failure": failure,
+        "series": run["series"],
+        "samples": [] if model is None else record_samples(model, config.task, seed=config.seed),
+        "metrics": {"validation": run["validation"], "test": metrics},
+        "oracle": {
+            "attention_frac": config.task.expected_attention_frac if test is None else test.oracle_attention_frac,
+            "dynamics_mse": config.task.dynamics_floor,
+        },
+        "consolidation_ratio": None
+        if metrics is None or not run["encoding_attention_frac"]
+        else consolidation_ratio(float(metrics["attention_frac"] or 0), run["encoding_attention_frac"]),
+        "n_steps": run["step"],
+        "encoding_ended_step": run["encoding_ended_step"],
+        "cooldown_from_step": run["cooldown_from_step"],
+        "n_train_tokens": run["n_tokens"],
+        "train_reads_frac": run["n_reads"] / max(run["n_tokens"], 1),
+        "n_parameters": None if model is None else sum(p.numel() for p in model.parameters()),
+        "elapsed_s": clock.seconds(),
+    }

@@ -1,0 +1,54 @@
+"""A few test sequences, token by token: which memory answered, and what was forecast. For the report's raster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cramlab.mixer import Path, Routing
+from cramlab.model import SequenceModel
+from cramlab.tasks.srcd import FLOW, QUERY, WRITE, SRCDConfig
+
+_KINDS = {FLOW: "f", WRITE: "w", QUERY: "q"}
+_PATHS = {Path.WORKING: "w", Path.EPISODIC: "e", Path.SEMANTIC: "s"}
+
+
+@torch.no_grad()
+def record_samples(
+    model: SequenceModel, task: SRCDConfig, *, seed: int, n_sequences: int = 3, n_tokens: int = 256
+) -> list[dict[str, Any]]:
+    """The last `n_tokens` tokens of the first test sequences, as the record keeps them.
+
+    Returns:
+        A dict a sequence. Strings have one character a token: `kind` f(low) w(rite) q(uery), `history` r(ecurring)
+        n(ovel) b (rebound) or `.`, `path` of the last layer w(orking) e(pisodic) s(emantic), `correct` 1 0 or `.`.
+        `level`, `forecast`: lists, the next level and its prediction.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batch = task.dataset(seed=seed, split="test", batch_size=n_sequences).batch(0).to(device)
+    generator = torch.Generator(device=device).manual_seed(0)
+    output = model(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
+    model.train(was_training)
+    hit = output.predictions.logits.argmax(dim=-1) == batch.retrieval_target
+    samples = []
+    for b in range(n_sequences):
+        tokens = range(max(0, task.seq_len - n_tokens), task.seq_len)
+        history = ["." for _ in range(task.seq_len)]
+        for name, mark in (("recurring", "r"), ("novel", "n"), ("rebound", "b")):
+            for t in batch.slices[name][b].nonzero().flatten().tolist():
+                history[t] = mark
+        samples.append(
+            {
+                "first_token": tokens.start,
+                "kind": "".join(_KINDS[int(batch.discrete[b, t, 0])] for t in tokens),
+                "history": "".join(history[t] for t in tokens),
+                "path": "".join(_PATHS[Path(int(output.traces[-1].path[b, t]))] for t in tokens),
+                "correct": "".join(str(int(hit[b, t])) if batch.retrieval_mask[b, t] else "." for t in tokens),
+                "level": [round(float(batch.dynamics_target[b, t]), 4) for t in tokens],
+                "forecast": [round(float(output.predictions.level[b, t]), 4) for t in tokens],
+            }
+        )
+    return samples
