@@ -11,7 +11,9 @@ from cramlab.training.run import RunConfig, Stage, TrainingConfig
 # distractors. 4,096 tokens a step in the short stages, 8,192 at the paper's length.
 _SHORT = Stage(seq_len=64, batch_size=64, max_steps=600, until=0.97)
 TRAINING: dict[str, TrainingConfig] = {
+    # Seconds long, for tests and CI: long enough to leave the encoding phase, too short to learn much.
     "tiny": TrainingConfig(
+        encoding_target=0.2,
         stages=(Stage(batch_size=16),),
         max_steps=60,
         warmup_steps=10,
@@ -20,13 +22,13 @@ TRAINING: dict[str, TrainingConfig] = {
         n_validation_tokens=1024,
         n_test_tokens=4096,
     ),
-    "small": TrainingConfig(stages=(_SHORT, Stage(batch_size=16)), max_steps=2000),
+    "small": TrainingConfig(stages=(_SHORT, Stage(batch_size=16)), max_steps=2400),
     "medium": TrainingConfig(
-        stages=(_SHORT, Stage(seq_len=256, batch_size=16, max_steps=600), Stage(batch_size=8)), max_steps=2000
+        stages=(_SHORT, Stage(seq_len=256, batch_size=16, max_steps=600), Stage(batch_size=8)), max_steps=2600
     ),
     "paper": TrainingConfig(
         stages=(_SHORT, Stage(seq_len=256, batch_size=16, max_steps=800), Stage(batch_size=4)),
-        max_steps=2000,
+        max_steps=2600,
         n_validation_tokens=32_768,
         n_test_tokens=262_144,
     ),

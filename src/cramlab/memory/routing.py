@@ -94,8 +94,8 @@ def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
     """Path weights (B, T, 3): a soft Gumbel-softmax sample in training, the one-hot argmax without a temperature."""
     if routing.temperature is None:
         return F.one_hot(logits.argmax(dim=-1), len(Path)).to(logits.dtype)
-    uniform = torch.rand(logits.shape, generator=routing.generator, device=logits.device, dtype=logits.dtype)
-    noise = -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
+    exponential = torch.empty_like(logits).exponential_(generator=routing.generator)
+    noise = -exponential.clamp(min=torch.finfo(logits.dtype).tiny).log()
     return torch.softmax((logits + noise) / routing.temperature, dim=-1)
 
 

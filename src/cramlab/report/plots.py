@@ -106,7 +106,7 @@ def losses_over_steps(record: dict[str, Any]) -> str:
 def routing_raster(record: dict[str, Any]) -> str:
     """Token by token, which memory answered; queries marked recurring or novel, wrong answers crossed."""
     samples = record["samples"]
-    figure = Figure(figsize=(11, 0.6 + 0.75 * len(samples)), layout="constrained")
+    figure = Figure(figsize=(11, 1.0 + 0.8 * len(samples)), layout="constrained")
     rows = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
     letters = list(_PATH_COLOURS)
     for axes, sample in zip(rows, samples, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.loop import Progress, RunFailedError, refuse_to_overwrite, train
 from cramlab.training.run import RunConfig
 
 
@@ -33,7 +33,10 @@ def run_jobs(
 
     Raises:
         RunFailedError: when any run failed; the others have been finished first.
+        FileExistsError: when a folder holds another run; none has been started.
     """
+    for config in configs:  # before any of them has begun
+        refuse_to_overwrite(config, out / config.name, resume=resume)
     if len(configs) == 1:
         return [train(configs[0], out / configs[0].name, resume=resume, progress=progress)]
     context = multiprocessing.get_context("spawn")

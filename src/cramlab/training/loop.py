@@ -71,7 +71,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
     """
     training = config.training
     checkpoint = out / "checkpoint.pt"
-    _refuse_to_overwrite(config, out, resume)
+    refuse_to_overwrite(config, out, resume=resume)
     if resume and (out / "record.json").exists():
         record = records.read(out / "record.json")
         if record["status"] == "finished":
@@ -143,7 +143,7 @@ class _Clock:
         return time.perf_counter() - self._start_s
 
 
-def _refuse_to_overwrite(config: RunConfig, out: Path, resume: bool) -> None:
+def refuse_to_overwrite(config: RunConfig, out: Path, *, resume: bool) -> None:
     """Nothing that the user has is lost: a folder in use needs `resume`, and only for the same config."""
     if not (out / "config.json").exists():
         return

@@ -1,0 +1,365 @@
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cramlab.memory import (
+    AdapterConfig,
+    CRAMConfig,
+    EpisodicMemoryConfig,
+    RouterConfig,
+    SlotsConfig,
+    WorkingMemoryConfig,
+)
+from cramlab.memory.consolidation import consolidation_loss, quality
+from cramlab.memory.reference import reference_layer
+from cramlab.mixer import Path, Routing
+
+D = 16
+ROUTERS = ("benefit", "gumbel", "always", "never")
+LENGTHS = (1, 2, 63, 100)
+
+
+def make(router="benefit", *, capacity=None, semantic=None, n_heads=2, **router_changes):
+    config = CRAMConfig(
+        working=WorkingMemoryConfig(d_state=8, n_timescales=4, refine_steps=2),
+        episodic=EpisodicMemoryConfig(n_heads=n_heads, capacity=capacity),
+        semantic=semantic or SlotsConfig(n_slots=12, d_match=6),
+        router=RouterConfig(name=router, d_hidden=10, **router_changes),
+    )
+    layer = config.build(D).eval()
+    if router == "benefit":  # a fresh gate says the same of all tokens; move its threshold to their middle
+        logits = layer(*example(50)).trace.gate_logit
+        with torch.no_grad():
+            layer.gate.out.bias -= logits.median() / layer.gate.gain
+    return layer
+
+
+def example(n_tokens, n_batch=3):
+    return torch.randn(n_batch, n_tokens, D), torch.rand(n_batch, n_tokens) * 2
+
+
+def all_valid(gaps):
+    return torch.ones_like(gaps, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("n_tokens", LENGTHS)
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("capacity", [None, 5])
+def test_layer_equals_its_slow_twin(router, n_tokens, capacity):
+    layer = make(router, capacity=capacity)
+    x, gaps = example(n_tokens, n_batch=2)
+    output = layer(x, gaps)
+    if router == "benefit" and n_tokens > 2:
+        assert 0.2 < output.trace.attended.float().mean() < 0.8
+    y, reads = reference_layer(layer, x, gaps, valid=all_valid(gaps))
+    assert torch.allclose(output.y, y, atol=1e-5)
+    assert torch.equal(output.trace.attended, reads)
+
+
+@pytest.mark.parametrize("semantic", [SlotsConfig(n_slots=12, d_match=6), AdapterConfig(), AdapterConfig(rank=3)])
+@pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
+def test_gradients_equal_those_of_the_slow_twin(router, semantic):
+    layer = make(router, capacity=20, semantic=semantic)
+    x, gaps = example(33, n_batch=2)
+    x.requires_grad_()
+    forced = torch.rand(gaps.shape) < 0.3
+    weight = torch.randn(2, 33, D)
+    routing = Routing(audits=forced)
+    if router == "gumbel":
+        forced, routing = None, Routing()
+    parameters = [x, *layer.parameters()]
+    fast = torch.autograd.grad((layer(x, gaps, routing=routing).y * weight).sum(), parameters, allow_unused=True)
+    y, _ = reference_layer(layer, x, gaps, valid=all_valid(gaps), reads=forced)
+    slow = torch.autograd.grad((y * weight).sum(), parameters, allow_unused=True)
+    for a, b in zip(fast, slow, strict=True):
+        a = torch.zeros(()) if a is None else a
+        b = torch.zeros(()) if b is None else b
+        assert torch.allclose(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("capacity", [None, 7])
+def test_one_token_steps_equal_one_pass(router, capacity):
+    layer = make(router, capacity=capacity)
+    x, gaps = example(40)
+    whole = layer(x, gaps)
+    state, parts, reads = None, [], []
+    for t in range(40):
+        output = layer(x[:, t : t + 1], gaps[:, t : t + 1], state)
+        state = output.state
+        parts.append(output.y)
+        reads.append(output.trace.attended)
+        if capacity is not None:
+            assert state.buffer.n_places <= capacity
+    assert torch.allclose(torch.cat(parts, dim=1), whole.y, atol=1e-5)
+    assert torch.equal(torch.cat(reads, dim=1), whole.trace.attended)
+    assert torch.allclose(state.working, whole.state.working, atol=1e-5)
+    assert torch.allclose(state.buffer.keys, whole.state.buffer.keys, atol=1e-5)
+    assert torch.allclose(state.buffer.times, whole.state.buffer.times, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunks", [(1, 39), (39, 1), (13, 14, 13)])
+def test_uneven_chunks_equal_one_pass(chunks):
+    layer = make(capacity=9)
+    x, gaps = example(40)
+    state, parts, start = None, [], 0
+    for n in chunks:
+        output = layer(x[:, start : start + n], gaps[:, start : start + n], state)
+        state, start = output.state, start + n
+        parts.append(output.y)
+    assert torch.allclose(torch.cat(parts, dim=1), layer(x, gaps).y, atol=1e-5)
+
+
+PADDINGS = {
+    "left": lambda n: torch.arange(n) >= 6,
+    "right": lambda n: torch.arange(n) < n - 6,
+    "interior": lambda n: (torch.arange(n) < 8) | (torch.arange(n) >= 14),
+    "everything": lambda n: torch.zeros(n, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("n_batch", [1, 3])
+@pytest.mark.parametrize("capacity", [None, 5])
+@pytest.mark.parametrize("warm", [False, True])
+def test_padding_never_leaks(padding, router, n_batch, capacity, warm):
+    layer = make(router, capacity=capacity)
+    x, gaps = example(25, n_batch)
+    state = layer(*example(11, n_batch)).state if warm else None
+    valid = all_valid(gaps)
+    valid[0] = PADDINGS[padding](25)
+    padded = layer(x, gaps, state, valid=valid)
+    rubbish = torch.where(valid[..., None], x, 1e3 * torch.randn_like(x))
+    assert torch.equal(layer(rubbish, torch.where(valid, gaps, 7.0), state, valid=valid).y, padded.y)
+    assert (padded.y[~valid] == 0).all()
+    assert not padded.trace.scored[~valid].any()
+    keep = valid[0]
+    first = (
+        None if state is None else type(state)(state.working[:1], type(state.buffer)(*(t[:1] for t in state.buffer)))
+    )
+    alone = layer(x[:1, keep], gaps[:1, keep], first) if keep.any() else None
+    if alone is not None:
+        assert torch.allclose(padded.y[0, keep], alone.y[0], atol=1e-5)
+        assert torch.allclose(padded.state.working[0], alone.state.working[0], atol=1e-5)
+        filled = padded.state.buffer.filled[0]
+        assert torch.allclose(padded.state.buffer.keys[0, filled], alone.state.buffer.keys[0], atol=1e-5)
+        assert torch.allclose(padded.state.buffer.times[0, filled], alone.state.buffer.times[0], atol=1e-4)
+    following = torch.randn(n_batch, 4, D), torch.rand(n_batch, 4)
+    assert torch.isfinite(layer(*following, padded.state).y).all()
+    if alone is not None:
+        expected = layer(following[0][:1], following[1][:1], alone.state).y
+        assert torch.allclose(layer(*following, padded.state).y[:1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_future_does_not_reach_the_past(router):
+    layer = make(router)
+    x, gaps = example(30)
+    changed, later = x.clone(), gaps.clone()
+    changed[:, 20:] = torch.randn(3, 10, D)
+    later[:, 20:] = torch.rand(3, 10)
+    assert torch.allclose(layer(changed, later).y[:, :20], layer(x, gaps).y[:, :20], atol=1e-6)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_sequences_do_not_reach_each_other(router):
+    layer = make(router)
+    x, gaps = example(30)
+    assert torch.allclose(layer(x, gaps).y[1:2], layer(x[1:2], gaps[1:2]).y, atol=1e-5)
+
+
+def test_batch_size_equal_to_width_is_nothing_special():
+    layer = make(capacity=6)
+    x, gaps = example(D, n_batch=D)
+    output = layer(x, gaps)
+    for b in (0, D - 1):
+        assert torch.allclose(output.y[b], layer(x[b : b + 1], gaps[b : b + 1]).y[0], atol=1e-5)
+
+
+def test_always_reading_an_unbounded_buffer_is_plain_attention():
+    layer = make("always", n_heads=4)
+    x, gaps = example(50)
+    working, _ = layer.working(x, gaps, layer.working.initial_state(3))
+    h = layer.norm(working)
+    memory = layer.episodic
+    q, k, v = (w(h).unflatten(-1, (4, -1)).transpose(1, 2) for w in (memory.w_query, memory.w_key, memory.w_value))
+    attention = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    assert torch.equal(layer(x, gaps).y, working + memory.w_out(attention))
+
+
+def test_routing_off_is_bit_identical_to_the_layer_without_episodic_memory():
+    layer = make("never")
+    x, gaps = example(50)
+    working, _ = layer.working(x, gaps, layer.working.initial_state(3))
+    assert torch.equal(layer(x, gaps).y, working + layer.semantic(layer.norm(working)))
+
+
+def test_routed_reads_equal_dense_reads():
+    layer = make(capacity=11)
+    x, gaps = example(60)
+    reads = torch.rand(gaps.shape) < 0.3
+    h = torch.randn_like(x)
+    written = layer.episodic.write(h, gaps, layer.episodic.initial_buffer(3), None)
+    dense = layer.episodic.read(h, None, written)
+    routed = layer.episodic.read(h, reads, written)
+    assert torch.allclose(routed[reads], dense[reads], atol=1e-6)
+    assert (routed[~reads] == 0).all()
+
+
+def test_only_reading_tokens_are_scored(monkeypatch):
+    """A counter inside the score computation sees the reads of the trace, padded to the longest row, and no more."""
+    layer = make()
+    scored = []
+    real = F.scaled_dot_product_attention
+
+    def counting(q, *args, **kwargs):
+        scored.append(q.shape[0] * q.shape[2])
+        return real(q, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    x, gaps = example(60, n_batch=1)
+    trace = layer(x, gaps).trace
+    assert 0 < int(trace.scored.sum()) < 60
+    assert scored == [int(trace.scored.sum())]
+    scored.clear()
+    make("never")(x, gaps)
+    assert scored == []
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_mutates_nothing(router, training):
+    layer = make(router).train(training)
+    x, gaps = example(20)
+    state = layer(x, gaps).state
+    kept = [t.clone() for t in (x, gaps, state.working, *state.buffer)]
+    weights = {name: value.clone() for name, value in layer.state_dict().items()}
+    attributes = set(vars(layer))
+    layer(x, gaps, state, routing=Routing(counterfactual=True, audits=torch.rand(gaps.shape) < 0.5))
+    assert all(torch.equal(a, b) for a, b in zip(kept, (x, gaps, state.working, *state.buffer), strict=True))
+    assert all(torch.equal(weights[name], value) for name, value in layer.state_dict().items())
+    assert set(vars(layer)) == attributes
+
+
+def test_the_gate_decides_without_a_read():
+    """Scrambling the episodic memory changes answers, never decisions."""
+    layer = make()
+    x, gaps = example(60)
+    before = layer(x, gaps).trace
+    with torch.no_grad():
+        for parameter in layer.episodic.parameters():
+            parameter.normal_()
+    assert torch.equal(layer(x, gaps).trace.attended, before.attended)
+    assert torch.equal(before.attended, before.scored)
+
+
+def test_the_gumbel_router_is_charged_for_every_read_that_q_needs():
+    trace = make("gumbel")(*example(60)).trace
+    assert trace.scored.all()
+    assert not trace.attended.all()
+
+
+def test_gumbel_samples_come_from_the_given_generator():
+    layer = make("gumbel")
+    x, gaps = example(30)
+
+    def draw(seed):
+        return layer(x, gaps, routing=Routing(temperature=1.0, generator=torch.Generator().manual_seed(seed))).y
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_random_router_reads_at_its_rate_and_oracle_reads_what_it_is_told():
+    x, gaps = example(400)
+    layer = make("random", random_frac=0.25)
+    trace = layer(x, gaps, routing=Routing(generator=torch.Generator().manual_seed(0))).trace
+    assert trace.attended.float().mean().item() == pytest.approx(0.25, abs=0.06)
+    told = torch.rand(gaps.shape) < 0.1
+    assert torch.equal(make("oracle")(x, gaps, routing=Routing(oracle_reads=told)).trace.attended, told)
+    with pytest.raises(ValueError, match="oracle_reads"):
+        make("oracle")(x, gaps)
+
+
+def test_counterfactual_is_the_output_without_reads():
+    layer, twin = make("benefit"), make("never")
+    twin.load_state_dict({n: v for n, v in layer.state_dict().items() if not n.startswith("gate")})
+    x, gaps = example(30)
+    output = layer(x, gaps, routing=Routing(read_all=True, counterfactual=True))
+    assert output.trace.attended.all()
+    assert torch.equal(output.y_without_reads, twin(x, gaps).y)
+
+
+def test_consolidation_teaches_the_semantic_memory_and_nothing_else():
+    layer = make().train()
+    x, gaps = example(30)
+    x.requires_grad_()
+    aux = layer(x, gaps, routing=Routing(read_all=True)).aux
+    aux["consolidation"].backward()
+    assert x.grad is None
+    taught = {name for name, p in layer.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert taught
+    assert all(name.startswith("semantic.") for name in taught)
+
+
+def test_without_any_read_the_consolidation_loss_is_zero():
+    layer = make("never").train()
+    assert layer(*example(5)).aux["consolidation"].item() == 0.0
+
+
+def test_quality_and_consolidation_loss_by_hand():
+    retrieved = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    answer = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
+    where = torch.tensor([[True, True]])
+    q = quality(answer, retrieved, where, sigma=2.0)
+    assert q[0, 0].item() == 1.0
+    assert q[0, 1].item() == pytest.approx(torch.tensor(-0.25).exp().item())
+    assert torch.isnan(quality(answer, retrieved, ~where, sigma=2.0)).all()
+    assert consolidation_loss(answer[0], retrieved[0]).item() == pytest.approx((0 + 1) / (25 + 1))
+
+
+def test_path_names_the_memory_that_answered():
+    trace = make("always")(*example(5)).trace
+    assert (trace.path == Path.EPISODIC).all()
+    assert (make("never")(*example(5)).trace.path == Path.SEMANTIC).all()
+
+
+def test_cost_falls_with_the_reads_and_matches_counted_flops():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = make("never", semantic=AdapterConfig(rank=3))
+    assert layer.cost(100, read_frac=0.0).read_flops == 0
+    assert layer.cost(100, read_frac=0.5).flops < layer.cost(100).flops
+    x, gaps = example(128, n_batch=1)
+    with FlopCounterMode(display=False) as counter:
+        layer(x, gaps)
+    counted = counter.get_total_flops()
+    assert layer.cost(128, read_frac=0.0).flops == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("build", "field"),
+    [
+        (lambda: EpisodicMemoryConfig(capacity=0), "episodic.capacity"),
+        (lambda: EpisodicMemoryConfig(n_heads=0), "episodic.n_heads"),
+        (lambda: make(n_heads=3), "n_heads"),
+        (lambda: RouterConfig(name="benefits"), "router.name"),
+        (lambda: RouterConfig(random_frac=2.0), "router.random_frac"),
+        (lambda: RouterConfig(sigma=0.0), "router.sigma"),
+        (lambda: SlotsConfig(n_slots=0), "semantic.n_slots"),
+        (lambda: AdapterConfig(rank=0), "semantic.rank"),
+    ],
+)
+def test_bad_sizes_are_refused_by_name(build, field):
+    with pytest.raises(ValueError, match=field):
+        build()
+
+
+def test_paper_variant_is_the_paper_s():
+    config = CRAMConfig.paper()
+    assert config.router.name == "gumbel"
+    layer = dataclasses.replace(config).build(64)
+    assert layer.semantic.w_down.out_features == 64 // 16
