@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import datetime
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ class ProgressDisplay:
     def __init__(self, names: list[str], console: Console | None = None) -> None:
         self.console = console or Console()
         self._rows: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, str] = {}
         self._validation: dict[str, dict[str, Any]] = {}
         self._names = names
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2, transient=True)
@@ -38,6 +39,7 @@ class ProgressDisplay:
     def __call__(self, row: dict[str, Any]) -> None:
         """Takes a row of `train`'s progress."""
         name = row["name"]
+        self._left[name] = time_left(self._rows.get(name), row)
         self._rows[name] = row
         if row["validation"] is not None:
             self._validation[name] = row["validation"]
@@ -64,7 +66,7 @@ class ProgressDisplay:
             "novel": number(validation.get("retrieval_acc_novel"), ".3f"),
             "attention": number(validation.get("attention_frac"), ".4f"),
             "optimum": number(validation.get("oracle_attention_frac"), ".4f"),
-            "left": time_left(row),
+            "left": self._left[name],
         }
 
     def _table(self) -> Table:
@@ -87,7 +89,9 @@ class ProgressDisplay:
         return table
 
 
-def time_left(row: dict[str, Any]) -> str:
-    """At most this long, at the mean pace so far; a run that stops improving ends sooner."""
-    left_s = row["elapsed_s"] / max(row["step"], 1) * (row["max_steps"] - row["step"])
-    return time.strftime("%H:%M:%S", time.gmtime(left_s))
+def time_left(before: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """Time to the last step at the pace of the newest rows, as H:MM:SS; a run that stops improving ends sooner."""
+    n_steps = row["step"] - (before["step"] if before else 0)
+    seconds = row["elapsed_s"] - (before["elapsed_s"] if before else 0.0)
+    left_s = seconds / max(n_steps, 1) * (row["max_steps"] - row["step"])
+    return str(datetime.timedelta(seconds=round(left_s)))

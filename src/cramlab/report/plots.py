@@ -106,7 +106,9 @@ def losses_over_steps(record: dict[str, Any]) -> str:
 def routing_raster(record: dict[str, Any]) -> str:
     """Token by token, which memory answered; queries marked recurring or novel, wrong answers crossed."""
     samples = record["samples"]
-    figure = Figure(figsize=(11, 1.0 + 0.8 * len(samples)), layout="constrained")
+    height = 0.6 + 0.75 * len(samples)
+    figure = Figure(figsize=(11, height))
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.05 / height, bottom=0.5 / height, hspace=0.5)
     rows = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
     letters = list(_PATH_COLOURS)
     for axes, sample in zip(rows, samples, strict=True):

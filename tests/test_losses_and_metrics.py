@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+
+from cramlab.batch import Predictions
+from cramlab.losses import LossConfig, TokenLosses, gate_loss, task_loss, token_losses
+from cramlab.metrics import AttentionUse, attention_use, consolidation_ratio, score
+from cramlab.mixer import Trace
+from cramlab.tasks.srcd import TINY
+from cramlab.tasks.srcd_oracles import oracle
+
+
+def batch_of(n=2):
+    return TINY.dataset(seed=0, split="train", batch_size=n).batch(0)
+
+
+def test_task_loss_is_mean_nats_plus_mean_squared_error():
+    batch = batch_of()
+    predictions = Predictions(level=batch.dynamics_target + 0.5, logits=torch.zeros(*batch.gaps.shape, TINY.n_values))
+    losses = token_losses(predictions, batch)
+    assert task_loss(losses, batch).item() == pytest.approx(math.log(TINY.n_values) + 0.25, rel=1e-5)
+    assert (losses.retrieval[~batch.retrieval_mask] == 0).all()
+    only = torch.zeros_like(batch.valid)
+    assert task_loss(losses, batch, only).item() == 0.0
+
+
+def test_gate_loss_by_hand():
+    batch = batch_of(1)
+    zero = torch.zeros_like(batch.gaps)
+    read = torch.zeros_like(batch.valid)
+    read[0, :3] = True
+    batch = batch._replace(retrieval_mask=torch.zeros_like(batch.valid).index_fill_(1, torch.tensor([0]), True))
+    without = zero.clone()
+    without[0, :3] = torch.tensor([5.0, 0.3, 0.0])
+    config = LossConfig(read_price=0.1, benefit_cap=2.0, retrieval_emphasis=10.0)
+    logit = torch.tensor([[1.0, -1.0, 0.5]])
+    logit = torch.cat([logit, torch.zeros(1, batch.gaps.shape[1] - 3)], dim=1)
+    loss = gate_loss(
+        logit,
+        TokenLosses(retrieval=zero, dynamics=zero),
+        TokenLosses(retrieval=without, dynamics=zero),
+        read,
+        batch,
+        config,
+    )
+    # pays by 4.9, capped at 2 and stressed tenfold; pays by 0.2; does not pay, by 0.1
+    nats = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1)), math.log(1 + math.exp(0.5))]
+    assert loss.item() == pytest.approx((20 * nats[0] + 0.2 * nats[1] + 0.1 * nats[2]) / 3, rel=1e-5)
+
+
+def test_negative_weights_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"training\.loss\.read_price"):
+        LossConfig(read_price=-1.0)
+
+
+def test_scores_add_up():
+    a, b = batch_of(2), TINY.dataset(seed=0, split="train", batch_size=2).batch(2)
+    both = TINY.dataset(seed=0, split="train", batch_size=4).batch(0)
+    apart = score(oracle(TINY, a), a) + score(oracle(TINY, b), b)
+    together = score(oracle(TINY, both), both)
+    assert apart.n_correct == together.n_correct
+    assert apart.n_queries == together.n_queries
+    assert apart.dynamics_mse == pytest.approx(together.dynamics_mse)
+    assert math.isnan(apart.retrieval_acc("rebound"))
+    assert together.n_queries["all"] == together.n_queries["recurring"] + together.n_queries["novel"]
+
+
+def test_score_counts_what_is_right():
+    batch = batch_of(2)
+    right = oracle(TINY, batch)
+    wrong = Predictions(level=right.level, logits=right.logits.roll(1, dims=-1))
+    assert score(wrong, batch).retrieval_acc() == 0.0
+    assert score(right, batch).retrieval_acc() == 1.0
+    shifted = Predictions(level=batch.dynamics_target + 2.0, logits=right.logits)
+    assert score(shifted, batch).dynamics_mse == pytest.approx(4.0)
+
+
+def test_predictions_of_another_shape_are_refused():
+    batch = batch_of(2)
+    right = oracle(TINY, batch)
+    with pytest.raises(ValueError, match=r"predictions\.level"):
+        score(Predictions(level=right.level[:1], logits=right.logits), batch)
+
+
+def test_three_shares_stay_apart_and_padding_is_not_counted():
+    def mask(*values):
+        return torch.tensor([values], dtype=torch.bool)
+
+    trace = Trace(
+        path=torch.zeros(1, 4, dtype=torch.int64),
+        attended=mask(1, 0, 0, 1),
+        scored=mask(1, 1, 0, 1),
+        gate_prob=torch.tensor([[0.9, 0.3, 0.0, 1.0]]),
+    )
+    use = attention_use([trace, trace], mask(1, 1, 1, 0))
+    assert use.fracs() == pytest.approx({"gate_mean_frac": 0.4, "attention_frac": 1 / 3, "reads_frac": 2 / 3})
+    assert (use + use).fracs() == pytest.approx(use.fracs())
+    assert AttentionUse().fracs()["reads_frac"] == 0.0
+
+
+def test_consolidation_ratio():
+    assert consolidation_ratio(0.015, 1.0) == 0.015
+    assert math.isnan(consolidation_ratio(0.1, 0.0))

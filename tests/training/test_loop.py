@@ -1,0 +1,210 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cramlab import records
+from cramlab.config import override
+from cramlab.experiments.srcd import run_config
+from cramlab.files import load_checkpoint, save_checkpoint
+from cramlab.training import RunFailedError, Stage, train
+from cramlab.training.evaluate import evaluate_checkpoint
+from cramlab.training.jobs import run_jobs
+from cramlab.training.loop import _learning_rate, new_progress
+
+
+def tiny(mixer="cram", seed=0, *overrides):
+    config = run_config(mixer=mixer, size="tiny", seed=seed)
+    for assignment in overrides:
+        config = override(config, assignment)
+    return config
+
+
+def curve(record):
+    return [(row["step"], row["loss"], row["validation"]) for row in record["series"]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return out, train(tiny(), out)
+
+
+def test_the_same_seed_gives_the_same_bits(uninterrupted, tmp_path):
+    out, record = uninterrupted
+    torch.manual_seed(123)
+    again = train(tiny(), tmp_path)
+    assert curve(again) == curve(record)
+    assert again["metrics"] == record["metrics"]
+    first, second = (load_checkpoint(folder / "checkpoint.pt")["model"] for folder in (out, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_gives_another_run(uninterrupted, tmp_path):
+    assert curve(train(tiny(seed=1), tmp_path)) != curve(uninterrupted[1])
+
+
+def test_the_tiny_run_goes_through_both_phases(uninterrupted):
+    record = uninterrupted[1]
+    assert {row["phase"] for row in record["series"]} == {"encoding", "routed"}
+    assert record["encoding_ended_step"] is not None
+    last = record["series"][-1]
+    assert last["train_reads_frac"] < 0.5
+    assert record["metrics"]["test"]["reads_frac"] == record["metrics"]["test"]["attention_frac"] < 0.5
+    assert set(last["loss"]) == {"task", "consolidation", "no_read", "gate"}
+    assert 0.5 < record["train_reads_frac"] < 1.0
+
+
+@pytest.mark.parametrize("mixer", ["cram-paper", "cram-random", "transformer"])
+def test_other_mixers_train_and_are_counted(mixer, tmp_path):
+    record = train(tiny(mixer, 0, "training.encoding_target=0"), tmp_path)
+    expected = {"cram-paper": 1.0, "transformer": 1.0, "cram-random": 0.05}[mixer]
+    assert record["metrics"]["test"]["reads_frac"] == pytest.approx(expected, abs=0.02)
+    if mixer == "cram-paper":
+        assert {"episodic_price", "semantic_reward"} <= set(record["series"][-1]["loss"])
+        assert record["train_reads_frac"] == 1.0
+
+
+def test_a_killed_process_resumes_on_the_same_curve(uninterrupted, tmp_path):
+    """SIGKILL once the first checkpoint stands, at whatever line the process happens to be."""
+    command = [sys.executable, "-m", "cramlab.cli", "run", "srcd/cram", "--size", "tiny", "--out", str(tmp_path)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    folder = tmp_path / "cram-seed0"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists():
+        assert job.poll() is None, job.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    assert job.returncode == -signal.SIGKILL
+    assert not (folder / "record.json").exists()
+    step = load_checkpoint(folder / "checkpoint.pt")["progress"]["step"]
+    assert 0 < step < 60
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = records.read(folder / "record.json")
+    assert curve(record) == curve(uninterrupted[1])
+    assert record["metrics"]["test"] == uninterrupted[1]["metrics"]["test"]
+
+
+def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path) == {"step": 1}
+
+
+def test_a_folder_in_use_is_never_overwritten(uninterrupted):
+    out, record = uninterrupted
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(tiny(), out)
+    with pytest.raises(FileExistsError, match=r"training\.learning_rate"):
+        train(tiny("cram", 0, "training.learning_rate=0.5"), out, resume=True)
+    assert train(tiny(), out, resume=True) == records.read(out / "record.json")
+    assert records.read(out / "record.json")["elapsed_s"] == record["elapsed_s"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_record(tmp_path):
+    config = tiny("cram", 5, "training.learning_rate=1e30", "training.warmup_steps=0")
+    with pytest.raises(RunFailedError, match=r"term 'task' is not finite at step \d+ with seed 5"):
+        train(config, tmp_path)
+    record = records.read(tmp_path / "record.json")
+    assert record["status"] == "failed"
+    assert record["failure"]["seed"] == 5
+    assert record["failure"]["term"] == "task"
+    assert record["metrics"]["test"] is None
+
+
+def test_the_test_split_is_touched_once_and_only_at_the_end(tmp_path, monkeypatch):
+    from cramlab.tasks import srcd
+
+    drawn = []
+    real = srcd.sample
+
+    def spy(config, *, seed, split, index):
+        drawn.append((split, index))
+        return real(config, seed=seed, split=split, index=index)
+
+    monkeypatch.setattr(srcd, "sample", spy)
+    config = tiny()
+    train(config, tmp_path)
+    first = next(i for i, (split, _) in enumerate(drawn) if split == "test")
+    assert all(split == "test" for split, _ in drawn[first:])
+    n_sequences = config.training.n_test_tokens // config.task.seq_len
+    evaluated = [index for split, index in drawn[first:] if split == "test"]
+    assert evaluated[:n_sequences] == list(range(n_sequences))
+    assert len(evaluated) == n_sequences + 3  # the three sequences drawn for the report are shown, not scored
+    train_indices = [index for split, index in drawn if split == "train"]
+    assert train_indices == list(range(len(train_indices)))  # no training sequence comes twice
+
+
+def test_stages_follow_each_other_by_what_validation_shows(tmp_path):
+    config = tiny()
+    stages = (
+        Stage(seq_len=32, batch_size=16, max_steps=100, until=0.0),
+        Stage(seq_len=48, batch_size=8, max_steps=20),
+        Stage(batch_size=4),
+    )
+    training = dataclasses.replace(config.training, stages=stages, max_steps=80, encoding_target=0.0)
+    record = train(dataclasses.replace(config, training=training), tmp_path)
+    lengths = {row["step"]: row["seq_len"] for row in record["series"]}
+    assert (lengths[20], lengths[40], lengths[60], lengths[80]) == (32, 48, 64, 64)
+
+
+def test_the_rate_cools_down_when_validation_stops_improving(tmp_path):
+    config = tiny(
+        "transformer", 0, "training.learning_rate=1e-9", "training.max_steps=500", "training.patience_evals=2"
+    )
+    config = override(override(config, "training.encoding_target=0"), "training.cooldown_steps=20")
+    record = train(config, tmp_path)
+    assert record["cooldown_from_step"] is not None
+    assert record["n_steps"] == record["cooldown_from_step"] + 20 < 500
+
+
+def test_learning_rate_warms_up_stays_and_falls():
+    config = tiny("cram", 0, "training.warmup_steps=10", "training.cooldown_steps=20", "training.max_steps=100")
+    full = config.training.learning_rate
+
+    def rate(step, **changes):
+        return _learning_rate(config, new_progress() | {"step": step} | changes)
+
+    assert rate(0) == pytest.approx(full / 10)
+    assert rate(9) == rate(50) == rate(79) == full
+    assert rate(90) == pytest.approx(full / 2)
+    assert rate(50, cooldown_from_step=40) == pytest.approx(full / 2)
+
+
+def test_evaluating_the_checkpoint_gives_the_record_s_figures(uninterrupted):
+    out, record = uninterrupted
+    name, metrics = evaluate_checkpoint(out)
+    assert name == "cram-seed0"
+    assert metrics == record["metrics"]["test"]
+
+
+def test_two_runs_side_by_side_equal_two_alone(uninterrupted, tmp_path):
+    rows = []
+    configs = [tiny(), tiny("transformer")]
+    found = run_jobs(configs, tmp_path, resume=False, n_jobs=2, progress=rows.append)
+    assert [record["mixer"] for record in found] == ["cram", "transformer"]
+    assert curve(found[0]) == curve(uninterrupted[1])
+    assert {row["name"] for row in rows} == {"cram-seed0", "transformer-seed0"}
+
+
+def test_one_failure_does_not_take_the_others_with_it(tmp_path):
+    bad = tiny("transformer", 0, "training.learning_rate=1e30", "training.warmup_steps=0")
+    with pytest.raises(RunFailedError, match=r"transformer-seed0: .*not finite"):
+        run_jobs([bad, tiny()], tmp_path, resume=False, n_jobs=2)
+    assert records.read(tmp_path / "cram-seed0" / "record.json")["status"] == "finished"
+    assert records.read(tmp_path / "transformer-seed0" / "record.json")["status"] == "failed"
