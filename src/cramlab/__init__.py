@@ -1,1 +1,28 @@
-"""cramlab."""
+"""cramlab: how much of a model's attention is really needed, and can it learn to need less?
+
+The public names; everything else is found by its module: tasks in `cramlab.tasks`, the method in `cramlab.memory`,
+training in `cramlab.training`, experiments in `cramlab.experiments`.
+"""
+
+from cramlab.batch import Batch, InputSpec, Predictions
+from cramlab.memory import CRAMConfig, CRAMLayer
+from cramlab.metrics import score
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing
+from cramlab.model import ModelConfig, SequenceModel
+from cramlab.tasks.srcd import SRCDConfig
+
+__all__ = [
+    "Batch",
+    "CRAMConfig",
+    "CRAMLayer",
+    "Cost",
+    "InputSpec",
+    "Mixer",
+    "MixerOutput",
+    "ModelConfig",
+    "Predictions",
+    "Routing",
+    "SRCDConfig",
+    "SequenceModel",
+    "score",
+]

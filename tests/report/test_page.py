@@ -84,6 +84,15 @@ def test_rows_average_over_seeds(found):
     assert row.attention_frac.low < row.attention_frac.mean < row.attention_frac.high
 
 
+def test_dynamics_error_is_shown_against_the_control(found):
+    rows = {row.mixer: row for row in summarise(found)}
+    assert rows["transformer"].dynamics_ratio == 1.0
+    assert rows["cram"].dynamics_ratio == pytest.approx(
+        found[0]["metrics"]["test"]["dynamics_mse"] / found[1]["metrics"]["test"]["dynamics_mse"]
+    )
+    assert summarise(found[:1])[0].dynamics_ratio is None
+
+
 def test_intervals_by_hand():
     interval = seed_interval([1.0, 2.0, 3.0])
     assert (interval.mean, interval.low) == (2.0, pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-4))

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from cramlab.report import plots
-from cramlab.report.tables import COLUMNS, cells, summarise
+from cramlab.report.tables import COLUMNS, cells, origin, summarise
 
 
 def render(found: list[dict[str, Any]]) -> str:
@@ -24,7 +24,7 @@ def render(found: list[dict[str, Any]]) -> str:
         attention=plots.attention_over_steps(trained) if trained else "",
         retrieval=plots.retrieval_over_steps(trained) if trained else "",
         runs=[_run(record) for record in trained],
-        origins=sorted({_origin(record) for record in found}),
+        origins=sorted({origin(record) for record in found}),
     )
 
 
@@ -40,14 +40,3 @@ def _run(record: dict[str, Any]) -> dict[str, Any]:
         "raster": plots.routing_raster(record) if record["samples"] else "",
         "forecast": plots.forecast(record) if record["samples"] else "",
     }
-
-
-def _origin(record: dict[str, Any]) -> str:
-    """Date, hardware, code and versions in one line."""
-    hardware, versions = record["hardware"], record["versions"]
-    processor = hardware["accelerator"] or hardware["processor"] or hardware["machine"]
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    return (
-        f"{record['date']}, {processor}, {hardware['n_threads']} of {hardware['n_cores']} cores; "
-        f"code {record['revision'] or 'without a checkout'}; {libraries}"
-    )

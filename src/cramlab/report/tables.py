@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def share_interval(share: float, n: int) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One mixer at one size, over its seeds."""
+    """One mixer at one size, over its seeds; `dynamics_ratio` is to the mean error of `transformer`, if it is there."""
 
     experiment: str
     size: str
@@ -54,6 +55,7 @@ class Row:
     recurring: Interval
     novel: Interval
     dynamics_mse: Interval
+    dynamics_ratio: float | None
     attention_frac: Interval
     reads_frac: Interval
     oracle_attention_frac: float
@@ -67,7 +69,14 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
     for record in found:
         if record["status"] == "finished":
             groups.setdefault((record["experiment"], record["size"], record["mixer"]), []).append(record)
-    return [_row(*key, group) for key, group in sorted(groups.items())]
+    rows = [_row(*key, group) for key, group in sorted(groups.items())]
+    control = {(row.experiment, row.size): row.dynamics_mse.mean for row in rows if row.mixer == "transformer"}
+    return [
+        dataclasses.replace(row, dynamics_ratio=row.dynamics_mse.mean / control[row.experiment, row.size])
+        if (row.experiment, row.size) in control
+        else row
+        for row in rows
+    ]
 
 
 def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) -> Row:
@@ -88,6 +97,7 @@ def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) ->
         recurring=accuracy("recurring"),
         novel=accuracy("novel"),
         dynamics_mse=over_seeds("dynamics_mse"),
+        dynamics_ratio=None,
         attention_frac=over_seeds("attention_frac"),
         reads_frac=over_seeds("reads_frac"),
         oracle_attention_frac=float(np.mean([record["oracle"]["attention_frac"] for record in group])),
@@ -98,7 +108,7 @@ def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) ->
 
 COLUMNS = (
     "experiment", "size", "mixer", "seeds", "retrieval, recurring", "retrieval, novel", "dynamics MSE",
-    "attention_frac", "/ oracle", "reads_frac", "training reads", "minutes",
+    "/ transformer", "attention_frac", "/ oracle", "reads_frac", "training reads", "minutes",
 )  # fmt: skip
 
 
@@ -113,8 +123,9 @@ def cells(row: Row) -> tuple[str, ...]:
         row.recurring.format(4),
         row.novel.format(4),
         row.dynamics_mse.format(5),
+        "-" if row.dynamics_ratio is None else f"{row.dynamics_ratio:.3f}",
         row.attention_frac.format(5),
-        f"{row.attention_frac.mean / oracle:.2f}" if oracle else "-",
+        f"{row.attention_frac.mean / oracle:.3f}" if oracle else "-",
         row.reads_frac.format(5),
         row.train_reads_frac.format(3),
         f"{row.minutes.mean:.1f}",
@@ -125,8 +136,8 @@ def results_table(found: Iterable[dict[str, Any]]) -> Table:
     """For the terminal: one column a mixer, so that it fits."""
     columns = [cells(row) for row in summarise(found)]
     table = Table(title="test split, 95% intervals", show_header=False)
-    for i, name in enumerate(COLUMNS):
-        table.add_row(name, *(column[i] for column in columns), end_section=name == "seeds")
+    for name, *values in zip(COLUMNS, *columns, strict=True):
+        table.add_row(name, *values, end_section=name == "seeds")
     return table
 
 
@@ -135,3 +146,14 @@ def markdown_table(found: Iterable[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(found)]
     return "\n".join(lines) + "\n"
+
+
+def origin(record: dict[str, Any]) -> str:
+    """Date, hardware, code and versions of a record in one line."""
+    hardware, versions = record["hardware"], record["versions"]
+    processor = hardware["accelerator"] or hardware["processor"] or hardware["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return (
+        f"{record['date']}, {processor}, {hardware['n_threads']} of {hardware['n_cores']} cores a run; "
+        f"code {record['revision'] or 'without a checkout'}; {libraries}"
+    )

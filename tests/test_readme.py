@@ -1,0 +1,78 @@
+"""What README shows is run, and its figures are those of the records."""
+
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cramlab import records
+from cramlab.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDS = sorted((ROOT / "results").rglob("*.json"))
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_run_and_are_short(example, capsys):
+    assert len(example.read_text().splitlines()) < 60
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_shell_lines_are_understood():
+    lines = [line.partition("#")[0].split() for line in re.findall(r"^cramlab .*$", README, flags=re.MULTILINE)]
+    assert lines
+    for line in lines:
+        _parser().parse_args(line[1:])
+
+
+def test_make_commands_exist_and_ci_runs_the_test_command():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+def test_the_table_is_made_from_the_records():
+    spec = importlib.util.spec_from_file_location("collect_results", ROOT / "tools" / "collect_results.py")
+    collect_results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(collect_results)
+    shown = README.partition(collect_results.BEGIN)[2].partition(collect_results.END)[0].strip()
+    assert shown == collect_results.tables(ROOT / "results").strip()
+
+
+def test_every_record_is_valid_and_in_its_place():
+    assert RECORDS
+    for path in RECORDS:
+        record = records.read(path)
+        expected = Path(record["experiment"], record["size"], f"{record['mixer']}-seed{record['seed']}.json")
+        assert path.relative_to(ROOT / "results") == expected
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_the_records_hold_what_readme_says(size):
+    """Retrieval as good as full attention's, reads at the optimum, dynamics no worse."""
+    found = [r for r in map(records.read, RECORDS) if r["size"] == size and r["experiment"] == "srcd"]
+    crams = {r["seed"]: r for r in found if r["mixer"] == "cram"}
+    controls = {r["seed"]: r for r in found if r["mixer"] == "transformer"}
+    assert crams.keys() == controls.keys() >= ({0, 1, 2} if size == "small" else {0})
+    for seed, record in crams.items():
+        test, control = record["metrics"]["test"], controls[seed]["metrics"]["test"]
+        assert min(test["retrieval_acc_recurring"], test["retrieval_acc_novel"]) >= 0.99
+        assert min(control["retrieval_acc_recurring"], control["retrieval_acc_novel"]) >= 0.99
+        assert test["attention_frac"] <= 1.2 * record["oracle"]["attention_frac"]
+        assert test["reads_frac"] == test["attention_frac"]
+        assert test["dynamics_mse"] <= 1.05 * control["dynamics_mse"]
+        for run in (record, controls[seed]):
+            assert run["cooldown_from_step"] is not None  # ended by its own validation, not by the step limit
+            assert not run["revision"].endswith("+")
