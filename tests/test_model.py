@@ -69,7 +69,13 @@ def test_padded_tokens_change_nothing(name):
     valid = batch.valid.clone()
     valid[:, :5] = False
     valid[0, 50:] = False
-    padded = model(batch._replace(valid=valid)).predictions.level
+    rubbish = torch.where(valid[..., None], batch.continuous, torch.nan)
+    ids = torch.where(valid[..., None], batch.discrete, 10**6)
+    padded_batch = batch._replace(valid=valid, continuous=rubbish, discrete=ids)
+    padded_batch = padded_batch._replace(gaps=torch.where(valid, batch.gaps, torch.nan))
+    padded = model(padded_batch).predictions.level
+    padded[valid].sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     alone = model(cut(batch, slice(5, None))).predictions.level
     assert torch.allclose(padded[1:, 5:], alone[1:], atol=1e-4)
     assert torch.allclose(padded[0, 5:50], alone[0, :45], atol=1e-4)

@@ -60,6 +60,15 @@ class Batch(NamedTuple):
         """Number of tokens that are not padding."""
         return int(self.valid.sum())
 
+    def with_zero_padding(self) -> Batch:
+        """The same batch with zeros in all inputs of padding, whatever stood there."""
+        return self._replace(
+            discrete=torch.where(self.valid[..., None], self.discrete, 0),
+            continuous=torch.where(self.valid[..., None], self.continuous, 0.0),
+            gaps=torch.where(self.valid, self.gaps, 0.0),
+            horizons=torch.where(self.valid, self.horizons, 0.0),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}

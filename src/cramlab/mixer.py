@@ -122,6 +122,25 @@ class Mixer(nn.Module, ABC):
         """Forward cost on one sequence of `seq_len` tokens of which `read_frac` read."""
 
 
+def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) -> tuple[Tensor, Tensor]:
+    """X and gaps with zeros on padding, so that nothing that stands there, not even a NaN, can reach a valid token.
+
+    Raises:
+        ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and not negative on valid tokens.
+    """
+    if x.ndim != 3 or x.shape[-1] != d_model:
+        raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, tokens, {d_model})")
+    for name, given in (("gaps", gaps), ("valid", valid)):
+        if given is not None and given.shape != x.shape[:2]:
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; give {tuple(x.shape[:2])}, one entry a token")
+    if valid is not None:
+        x, gaps = torch.where(valid[..., None], x, 0.0), torch.where(valid, gaps, 0.0)
+    good = torch.isfinite(gaps) & (gaps >= 0)
+    if not bool(good.all()):
+        raise ValueError(f"gaps holds {gaps[~good][0].item()}; give times since the previous event, finite, 0 or more")
+    return x, gaps
+
+
 class MixerConfig(Protocol):
     """A frozen dataclass that knows how to build its mixer."""
 

@@ -144,6 +144,8 @@ class SequenceModel(nn.Module):
         """
         valid = None if bool(batch.valid.all()) else batch.valid
         routing = routing or Routing()
+        if valid is not None:
+            batch = batch.with_zero_padding()
         x = self.embedding(batch.discrete, batch.continuous, batch.gaps, batch.horizons)
         silent: Tensor | None = None  # the residual stream in which the counterfactual layer did not read
         without_reads: Predictions | None = None

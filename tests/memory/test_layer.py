@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cramlab.baselines import TransformerConfig
 from cramlab.memory import (
     AdapterConfig,
     CRAMConfig,
@@ -132,8 +133,9 @@ def test_padding_never_leaks(padding, router, n_batch, capacity, warm):
     valid = all_valid(gaps)
     valid[0] = PADDINGS[padding](25)
     padded = layer(x, gaps, state, valid=valid)
-    rubbish = torch.where(valid[..., None], x, 1e3 * torch.randn_like(x))
-    assert torch.equal(layer(rubbish, torch.where(valid, gaps, 7.0), state, valid=valid).y, padded.y)
+    for rubbish, gap in ((1e3, 7.0), (float("nan"), float("nan"))):
+        x_rubbish, gap_rubbish = torch.where(valid[..., None], x, rubbish), torch.where(valid, gaps, gap)
+        assert torch.equal(layer(x_rubbish, gap_rubbish, state, valid=valid).y, padded.y)
     assert (padded.y[~valid] == 0).all()
     assert not padded.trace.scored[~valid].any()
     keep = valid[0]
@@ -356,6 +358,40 @@ def test_cost_falls_with_the_reads_and_matches_counted_flops():
 def test_bad_sizes_are_refused_by_name(build, field):
     with pytest.raises(ValueError, match=field):
         build()
+
+
+@pytest.mark.parametrize("gap", [-1.0, float("nan"), float("inf")])
+def test_impossible_gaps_are_refused_except_on_padding(gap):
+    layer = make()
+    x, gaps = example(5)
+    gaps[1, 3] = gap
+    with pytest.raises(ValueError, match="gaps holds"):
+        layer(x, gaps)
+    valid = all_valid(gaps)
+    valid[1, 3] = False
+    assert torch.isfinite(layer(x, gaps, valid=valid).y).all()
+    with pytest.raises(ValueError, match="gaps holds"):
+        TransformerConfig(n_heads=2).build(D)(x, gaps)
+
+
+def test_inputs_that_do_not_fit_are_refused_by_name():
+    layer = make()
+    x, gaps = example(5)
+    with pytest.raises(ValueError, match="x has shape"):
+        layer(x[..., :3], gaps)
+    with pytest.raises(ValueError, match="gaps has shape"):
+        layer(x, gaps[:, :3])
+    with pytest.raises(ValueError, match="valid has shape"):
+        layer(x, gaps, valid=all_valid(gaps)[:1])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e12])
+def test_zero_and_huge_gaps_are_nothing_special(size):
+    layer = make()
+    x, gaps = example(20)
+    gaps = torch.full_like(gaps, size)
+    y, _ = reference_layer(layer, x, gaps, valid=all_valid(gaps))
+    assert torch.allclose(layer(x, gaps).y, y, atol=1e-5)
 
 
 def test_paper_variant_is_the_paper_s():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace
+from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class CausalAttention(Mixer):
         routing: Routing | None = None,
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
+        x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         q, k, v = self.w_qkv(x).chunk(3, dim=-1)
         filled = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
         plain = state is None and valid is None

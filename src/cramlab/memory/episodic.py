@@ -84,13 +84,13 @@ class EpisodicMemory(nn.Module):
 
         Args:
             h: (B, T, D).
-            gaps: (B, T).
+            gaps: (B, T); zero on padding.
             buffer: from `initial_buffer` or `evict`.
             valid: false on padding, which is not written; (B, T).
         """
         if valid is None:
             valid = torch.ones_like(gaps, dtype=torch.bool)
-        now = (gaps * valid).cumsum(dim=-1)
+        now = gaps.cumsum(dim=-1)
         total = now[:, -1:]
         return Buffer(
             keys=torch.cat([buffer.keys, self.w_key(h)], dim=1),

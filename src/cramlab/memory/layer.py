@@ -13,7 +13,7 @@ from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig, SlotsConfig
 from cramlab.memory.working import WorkingMemory, WorkingMemoryConfig
-from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace
+from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,17 @@ class CRAMLayer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `aux` holds "consolidation" (Eq. 5) and, for `gumbel`, the router terms of Eq. 8."""
+        """See `Mixer.forward`. `aux` holds "consolidation" (Eq. 5) and, for `gumbel`, the router terms of Eq. 8.
+
+        Raises:
+            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number.
+        """
         routing = routing or Routing()
+        x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         if state is None:
             n_batch = x.shape[0]
             state = CRAMState(working=self.working.initial_state(n_batch), buffer=self.episodic.initial_buffer(n_batch))
-        working, working_state = self.working(x, gaps, state.working, valid)
+        working, working_state = self.working(x, gaps, state.working)
         h = self.norm(working)
         written = self.episodic.write(h, gaps, state.buffer, valid)
         if self.config.router.name == "gumbel":

@@ -118,23 +118,18 @@ class WorkingMemory(nn.Module):
         width = self.config.d_state // self.config.n_timescales
         return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width)
 
-    def forward(self, x: Tensor, gaps: Tensor, state: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Answers every token from the recurrence.
 
         Args:
-            x: (B, T, D).
-            gaps: time since the previous valid token, (B, T).
+            x: (B, T, D); zero on padding, which then leaves the state untouched.
+            gaps: time since the previous token, (B, T); zero on padding.
             state: from `initial_state` or the previous call.
-            valid: false on padding, (B, T); padding leaves the state untouched.
 
         Returns:
             `f_CT = W_o h(K) + x`, (B, T, D), and the state after the last token.
         """
-        u = self.write(x)
-        if valid is not None:
-            u = u * valid[..., None]
-            gaps = gaps * valid
-        u = u.unflatten(-1, state.shape[1:])  # (B, T, G, E)
+        u = self.write(x).unflatten(-1, state.shape[1:])  # (B, T, G, E)
         s, state = decay_scan(u, gaps, self.log_rate.exp(), state)
         h = self.norm(s.flatten(2))
         if self.config.refine_steps:
