@@ -9,6 +9,8 @@ import pytest
 
 from cramlab import records
 from cramlab.cli import _parser
+from cramlab.config import override
+from cramlab.experiments.srcd import run_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,10 +32,13 @@ def test_examples_run_and_are_short(example, capsys):
 
 
 def test_shell_lines_are_understood():
-    lines = [line.partition("#")[0].split() for line in re.findall(r"^cramlab .*$", README, flags=re.MULTILINE)]
-    assert lines
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
+    lines = [line.partition("#")[0].split() for line in shell.splitlines() if line.startswith("cramlab")]
+    assert len(lines) >= 5
     for line in lines:
-        _parser().parse_args(line[1:])
+        args = _parser().parse_args(line[1:])
+        for assignment in getattr(args, "overrides", []):
+            override(run_config(mixer="cram", size="small", seed=1), assignment)
 
 
 def test_make_commands_exist_and_ci_runs_the_test_command():
