@@ -117,21 +117,30 @@ def _configs(name: str, size: str, seed: int) -> list:
         return EXPERIMENTS[experiment](size=size, seed=seed)
     if mixer not in MIXERS:
         raise UsageError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
-    return [run_config(mixer=mixer, size=size, seed=seed)]
+    return [run_config(mixer=mixer, size=size, seed=seed, experiment=experiment)]
 
 
 def _run(args: argparse.Namespace) -> None:
+    import torch
+
     from cramlab.config import override
+    from cramlab.model import SequenceModel
     from cramlab.progress import ProgressDisplay
     from cramlab.report.tables import results_table
     from cramlab.training.jobs import run_jobs
 
     configs = _configs(args.name, args.size, args.seed)
     for assignment in args.overrides:
-        try:
+        if (field := assignment.partition("=")[0]) in ("experiment", "size", "mixer", "seed"):
+            raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
+    try:  # a config or model that refuses a value says which field and why
+        for assignment in args.overrides:
             configs = [override(config, assignment) for config in configs]
-        except ValueError as error:  # a config that refuses its value says which field and why
-            raise UsageError(str(error)) from error
+        with torch.device("meta"):
+            for config in configs:
+                SequenceModel(config.model, config.task.input_spec)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out} is a file; give a folder")
     with ProgressDisplay([config.name for config in configs]) as display:
@@ -208,6 +217,8 @@ def _leaves(config: object, prefix: str = "") -> list[tuple[str, object]]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             leaves += _leaves(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple):
+            leaves += [(f"# {prefix}{field.name}[{i}], set by the size", item) for i, item in enumerate(value)]
         else:
             leaves.append((f"{prefix}{field.name}", value))
     return leaves

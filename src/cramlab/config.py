@@ -42,6 +42,14 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def differing(a: Any, b: Any, path: str = "") -> dict[str, Any]:
+    """The paths of all leaves in which two results of `to_dict` differ, with their values in `a`."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        fields = sorted(a.keys() | b.keys())
+        return {p: v for f in fields for p, v in differing(a.get(f), b.get(f), _join(path, f)).items()}
+    return {} if a == b else {path: a}
+
+
 def from_dict(data: Any, like: T) -> T:
     """The inverse of `to_dict`, guided by a config of the same shape.
 

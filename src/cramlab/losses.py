@@ -20,7 +20,7 @@ class LossConfig:
         gate_weight: of the benefit gate's loss.
         benefit_cap: largest weight of a token in the gate's loss, nats.
         retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
-        no_read_weight: of the task loss without reads, once the encoding phase has ended.
+        no_read_weight: of the task loss without reads.
         consolidation_weight: w_cons of Eq. 8.
         episodic_price: lambda_E of Eq. 8, for the Gumbel router.
         semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
@@ -57,8 +57,10 @@ class TokenLosses:
 
 def token_losses(predictions: Predictions, batch: Batch) -> TokenLosses:
     """Cross-entropy at retrieval tokens and squared error at dynamics tokens."""
-    nats = F.cross_entropy(predictions.logits.transpose(1, 2), batch.retrieval_target, reduction="none")
-    squared = (predictions.level - batch.dynamics_target).square()
+    answers = torch.where(batch.retrieval_mask, batch.retrieval_target, 0)
+    levels = torch.where(batch.dynamics_mask, batch.dynamics_target, 0.0)
+    nats = F.cross_entropy(predictions.logits.transpose(1, 2), answers, reduction="none")
+    squared = (predictions.level - levels).square()
     return TokenLosses(
         retrieval=torch.where(batch.retrieval_mask, nats, 0.0), dynamics=torch.where(batch.dynamics_mask, squared, 0.0)
     )

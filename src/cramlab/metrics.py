@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from cramlab.batch import Batch, Predictions
@@ -70,7 +71,7 @@ def score(predictions: Predictions, batch: Batch) -> Scores:
     return Scores(
         n_correct={name: int((hit & mask).sum()) for name, mask in masks.items()},
         n_queries={name: int(mask.sum()) for name, mask in masks.items()},
-        squared_error=float((error * batch.dynamics_mask).sum()),
+        squared_error=float(torch.where(batch.dynamics_mask, error, 0.0).sum()),
         n_levels=int(batch.dynamics_mask.sum()),
     )
 

@@ -24,8 +24,9 @@ class Routing(NamedTuple):
 
     Attributes:
         read_all: every valid token reads (the encoding phase).
-        audits: tokens that read whatever the router says, bool (B, T), so that training sees what skipping costs.
-        counterfactual: also return the output that the layer would have given without its reads.
+        audits: tokens that read whatever a learning gate says, bool (B, T), so that training sees what skipping
+            costs. Other routers take no notice.
+        counterfactual: also return the output that the layer would have given without its reads, where it can.
         temperature: of sampled routers; None means no sampling.
         oracle_reads: bool (B, T), for the oracle router alone.
         generator: source of every random choice in the call; None means torch's global one.
@@ -43,7 +44,7 @@ class Trace(NamedTuple):
     """What a mixer did with each token. All (B, T).
 
     Attributes:
-        path: `Path` chosen by the router, int64.
+        path: `Path` chosen by the router, int64; the largest weight of a soft one.
         attended: the token's output uses attention over the buffer, bool.
         scored: the token was scored against the buffer for any reason, audits included, bool.
         gate_prob: probability that the router gives to reading, 0 to 1.

@@ -49,6 +49,7 @@ class ModelOutput(NamedTuple):
         predictions: both heads.
         state: one a layer, for the continuation.
         traces: one a layer.
+        counterfactual_traces: of the layers that ran a second time, above `counterfactual_layer`.
         aux: named losses of the mixers, averaged over layers.
         without_reads: predictions as if the layer `counterfactual_layer` had not read; None unless asked for. When it
             is the last layer, only the tokens that read there are computed; the others are zero.
@@ -57,6 +58,7 @@ class ModelOutput(NamedTuple):
     predictions: Predictions
     state: tuple[Any, ...]
     traces: tuple[Trace, ...]
+    counterfactual_traces: tuple[Trace, ...]
     aux: dict[str, Tensor]
     without_reads: Predictions | None
 
@@ -149,7 +151,7 @@ class SequenceModel(nn.Module):
         x = self.embedding(batch.discrete, batch.continuous, batch.gaps, batch.horizons)
         silent: Tensor | None = None  # the residual stream in which the counterfactual layer did not read
         without_reads: Predictions | None = None
-        states, traces, auxes = [], [], []
+        states, traces, second_traces, auxes = [], [], [], []
         for i, block in enumerate(self.blocks):
             before = None if state is None else state[i]
             asked = routing._replace(counterfactual=i == counterfactual_layer)
@@ -158,7 +160,9 @@ class SequenceModel(nn.Module):
                 # Nothing after the last mixer looks at other tokens, so the tokens that read are enough.
                 without_reads = self._predict_some(mixed.trace.attended, x, mixed.y_without_reads, batch)
             elif silent is not None:
-                silent = block.finish(silent, block.mix(silent, batch.gaps, before, valid, asked).y)
+                again = block.mix(silent, batch.gaps, before, valid, asked)
+                second_traces.append(again.trace)
+                silent = block.finish(silent, again.y)
             elif mixed.y_without_reads is not None:
                 silent = block.finish(x, mixed.y_without_reads)
             x = block.finish(x, mixed.y)
@@ -172,6 +176,7 @@ class SequenceModel(nn.Module):
             predictions=self._predict(x, batch.continuous[..., 0]),
             state=tuple(states),
             traces=tuple(traces),
+            counterfactual_traces=tuple(second_traces),
             aux=aux,
             without_reads=without_reads,
         )
@@ -190,7 +195,6 @@ class SequenceModel(nn.Module):
         x, mixed = (t.flatten(0, 1).index_select(0, index) for t in (x, mixed))
         some = self._predict(self.blocks[-1].finish(x, mixed), level.flatten()[index])
         n_tokens, n_classes = where.numel(), self.spec.n_classes
-        return Predictions(
-            level=level.new_zeros(n_tokens).index_copy(0, index, some.level).view_as(level),
-            logits=x.new_zeros(n_tokens, n_classes).index_copy(0, index, some.logits).view(*where.shape, n_classes),
-        )
+        levels = some.level.new_zeros(n_tokens).index_copy(0, index, some.level)
+        logits = some.logits.new_zeros(n_tokens, n_classes).index_copy(0, index, some.logits)
+        return Predictions(level=levels.view_as(level), logits=logits.view(*where.shape, n_classes))

@@ -35,8 +35,8 @@ def schema() -> dict[str, Any]:
     return json.loads(text)
 
 
-def header() -> dict[str, Any]:
-    """What a record says of the code and machine it came from."""
+def header(device: torch.device) -> dict[str, Any]:
+    """What a record says of the code and of the machine whose `device` is used."""
     return {
         "schema_version": SCHEMA_VERSION,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -47,9 +47,15 @@ def header() -> dict[str, Any]:
             "processor": _processor(),
             "n_cores": os.cpu_count(),
             "n_threads": torch.get_num_threads(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },
     }
+
+
+def continued(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The header of a run that goes on: the newest, naming every revision that had a part in it."""
+    revisions = [r for r in (before["revision"], now["revision"]) if r]
+    return now | {"revision": ", ".join(dict.fromkeys(revisions)) or None}
 
 
 def _version(package: str) -> str | None:
@@ -63,6 +69,8 @@ def _revision() -> str | None:
     """Commit of the source tree, with `+` when it has been changed; None outside a checkout."""
     here = Path(__file__).parent
     try:
+        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # not someone else's checkout
+        subprocess.run(tracked, cwd=here, capture_output=True, timeout=10, check=True)
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
             cwd=here, capture_output=True, text=True, timeout=10, check=True,
@@ -89,11 +97,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Validates a record and writes it whole or not at all."""
+def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Validates a record and writes it whole or not at all; returns it as it can be read again."""
     record = _finite(record)
     validate(record, str(path))
     write_json(path, record)
+    return record
 
 
 def read_json(path: Path) -> Any:

@@ -184,7 +184,7 @@ def test_batch_size_equal_to_width_is_nothing_special():
 def test_always_reading_an_unbounded_buffer_is_plain_attention():
     layer = make("always", n_heads=4)
     x, gaps = example(50)
-    working, _ = layer.working(x, gaps, layer.working.initial_state(3))
+    working, _, _ = layer.working(x, gaps, layer.working.initial_state(3))
     h = layer.norm(working)
     memory = layer.episodic
     q, k, v = (w(h).unflatten(-1, (4, -1)).transpose(1, 2) for w in (memory.w_query, memory.w_key, memory.w_value))
@@ -195,7 +195,7 @@ def test_always_reading_an_unbounded_buffer_is_plain_attention():
 def test_routing_off_is_bit_identical_to_the_layer_without_episodic_memory():
     layer = make("never")
     x, gaps = example(50)
-    working, _ = layer.working(x, gaps, layer.working.initial_state(3))
+    working, _, _ = layer.working(x, gaps, layer.working.initial_state(3))
     assert torch.equal(layer(x, gaps).y, working + layer.semantic(layer.norm(working)))
 
 

@@ -84,10 +84,10 @@ def test_a_small_gap_survives_after_a_huge_one():
 def test_chunks_with_carried_state_equal_one_pass(refine_steps):
     memory = WorkingMemory(WorkingMemoryConfig(d_state=16, n_timescales=4, refine_steps=refine_steps), 8)
     x, gaps = torch.randn(3, 37, 8), torch.rand(3, 37)
-    whole, end = memory(x, gaps, memory.initial_state(3))
+    whole, _, end = memory(x, gaps, memory.initial_state(3))
     state, parts = memory.initial_state(3), []
     for chunk in (slice(0, 1), slice(1, 20), slice(20, 37)):
-        y, state = memory(x[:, chunk], gaps[:, chunk], state)
+        y, _, state = memory(x[:, chunk], gaps[:, chunk], state)
         parts.append(y)
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
     assert torch.allclose(state, end, atol=1e-5)
@@ -96,7 +96,7 @@ def test_chunks_with_carried_state_equal_one_pass(refine_steps):
 def test_without_refinement_it_is_the_linear_memory():
     memory = WorkingMemory(WorkingMemoryConfig(d_state=16, n_timescales=4, refine_steps=0), 8)
     x, gaps = torch.randn(1, 5, 8), torch.rand(1, 5)
-    y, _ = memory(x, gaps, memory.initial_state(1))
+    y, _, _ = memory(x, gaps, memory.initial_state(1))
     s, _ = naive_scan(memory.write(x).unflatten(-1, (4, 4)), gaps, memory.log_rate.exp(), memory.initial_state(1))
     assert torch.allclose(y, memory.w_out(memory.norm(s.flatten(2))) + x, atol=1e-6)
 

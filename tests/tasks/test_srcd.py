@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader
 
 from cramlab.metrics import Scores, score
 from cramlab.tasks.srcd import (
@@ -251,7 +252,11 @@ def test_inputs_do_not_hold_the_answer():
         ({"n_patterns": 5}, "task.n_patterns"),
         ({"key_mode": "tokens"}, "task.key_mode"),
         ({"key_mode": "token", "n_novel_keys": 10}, "task.n_novel_keys"),
-        ({"n_values": 2}, "task.n_values"),
+        ({"n_values": 1}, "task.n_values"),
+        ({"n_values": 8, "key_mode": "token"}, "task.n_values"),
+        ({"decay": 1.5}, "task.decay"),
+        ({"decay": math.nan}, "task.decay"),
+        ({"gap_shape": math.nan}, "task.gap_shape"),
         ({"noise_std": -1.0}, "task.noise_std"),
         ({"seq_len": 0}, "task.seq_len"),
         ({"gap_shape": 0.0}, "task.gap_shape"),
@@ -265,6 +270,13 @@ def test_what_cannot_be_generated_is_refused_by_name(changes, field):
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match="train, validation, test"):
         SMALL.dataset(seed=0, split="dev", batch_size=2)
+
+
+def test_workers_of_a_loader_share_the_stream():
+    data = TINY.dataset(seed=0, split="train", batch_size=2)
+    loaded = itertools.islice(DataLoader(data, batch_size=None, num_workers=2), 4)
+    for i, batch in enumerate(loaded):
+        assert torch.equal(batch.gaps, data.batch(2 * i).gaps)
 
 
 def test_every_size_yields_batches():

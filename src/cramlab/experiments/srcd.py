@@ -35,15 +35,15 @@ TRAINING: dict[str, TrainingConfig] = {
 }
 
 
-def run_config(*, mixer: str, size: str, seed: int) -> RunConfig:
-    """One mixer on SRCD. Everything but the mixer is the same for all of them."""
+def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") -> RunConfig:
+    """One mixer on SRCD. Everything but the mixer is the same for all of them; the paper's layer keeps its Add&Norm."""
     return RunConfig(
-        experiment="srcd",
+        experiment=experiment,
         size=size,
         mixer=mixer,
         seed=seed,
         task=SIZES[size],
-        model=ModelConfig(mixer=MIXERS[mixer]()),
+        model=ModelConfig(mixer=MIXERS[mixer](), norm="post" if mixer == "cram-paper" else "pre"),
         training=TRAINING[size],
     )
 
@@ -56,4 +56,4 @@ def srcd(*, size: str, seed: int) -> list[RunConfig]:
 def srcd_routers(*, size: str, seed: int) -> list[RunConfig]:
     """Routers compared: the paper's layer, and ours with every token, no token, random or the right tokens read."""
     mixers = ("cram-paper", "cram-always", "cram-never", "cram-random", "cram-oracle")
-    return [run_config(mixer=mixer, size=size, seed=seed) for mixer in mixers]
+    return [run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_routers") for mixer in mixers]

@@ -38,11 +38,12 @@ class EpisodicMemoryConfig:
     Attributes:
         n_heads: attention heads.
         capacity: M, entries kept; None keeps all. Every valid token is written; when full, the oldest entry goes
-            (ours: the paper says "novel events" without a rule).
+            (ours: the paper says "novel events" without a rule). 4,096: twice the paper's sequence, so that nothing
+            that a query asks for has been evicted.
     """
 
     n_heads: int = 4
-    capacity: int | None = None
+    capacity: int | None = 4096
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
@@ -133,16 +134,17 @@ class EpisodicMemory(nn.Module):
                 return self._attend(h, written, None)
             place = torch.arange(n_before, written.n_places, device=h.device).expand(h.shape[:2])
             return self._attend(h, written, visible_places(written.filled, place, self.config.capacity))
-        n_reading = int(reads.sum(dim=1).max())
-        if n_reading == 0:
-            return torch.zeros_like(h)
-        # Gather: each row's reading tokens first, in order; rows with fewer are filled up and dropped again below.
-        order = reads.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :n_reading]
-        wide = order[..., None].expand(-1, -1, h.shape[-1])
-        visible = visible_places(written.filled, order + n_before, self.config.capacity)
-        answers = self._attend(h.gather(1, wide), written, visible)
-        answers = torch.where(reads.gather(1, order)[..., None], answers, 0.0)
-        return torch.zeros_like(h).scatter(1, wide, answers)
+        # Sequence by sequence, so that rows with few reads are not filled up to the row with most.
+        answers, tokens = [h.new_zeros(0, h.shape[-1])], []
+        for b, row in enumerate(reads):
+            token = row.nonzero().squeeze(-1)
+            tokens.append(token + b * len(row))
+            if len(token):
+                one = Buffer(*(part[b : b + 1] for part in written))
+                visible = visible_places(one.filled, (token + n_before)[None], self.config.capacity)
+                answers.append(self._attend(h[b : b + 1, token], one, visible)[0])
+        found = torch.cat(answers)
+        return found.new_zeros(reads.numel(), h.shape[-1]).index_copy(0, torch.cat(tokens), found).view_as(h)
 
     def _attend(self, h: Tensor, written: Buffer, visible: Tensor | None) -> Tensor:
         """Multi-head attention; `visible` None means plain causal over equal lengths."""
@@ -169,7 +171,7 @@ def visible_places(filled: Tensor, place: Tensor, capacity: int | None) -> Tenso
     """
     places = torch.arange(filled.shape[1], device=filled.device)
     visible = filled[:, None] & (places <= place[..., None])
-    if capacity is not None:
+    if capacity is not None and capacity < filled.shape[1]:
         n_written = filled.cumsum(dim=1)
         newer = n_written.gather(1, place)[..., None] - n_written[:, None]
         visible = visible & (newer < capacity)

@@ -34,7 +34,7 @@ class CRAMConfig:
 
     @classmethod
     def paper(cls) -> CRAMConfig:
-        """Adapter of rank d/16 and the Gumbel router that sees q, trained with Eq. 8."""
+        """Adapter of rank d/16 and the Gumbel router that sees q, to be trained with Eq. 8. See docs/method.md."""
         return cls(semantic=AdapterConfig(), router=RouterConfig(name="gumbel", d_hidden=32))
 
     def build(self, d_model: int) -> CRAMLayer:
@@ -54,7 +54,7 @@ class CRAMLayer(Mixer):
 
     The working memory answers every token and prepares h. With every router but `gumbel`, a token then takes either
     a read of the buffer or the semantic answer, added to the working memory's (ours). With `gumbel` the three answers
-    are weighted by pi and summed (paper).
+    are weighted by pi and summed, and all of them look at x itself (paper).
     """
 
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
@@ -88,12 +88,18 @@ class CRAMLayer(Mixer):
         if state is None:
             n_batch = x.shape[0]
             state = CRAMState(working=self.working.initial_state(n_batch), buffer=self.episodic.initial_buffer(n_batch))
-        working, working_state = self.working(x, gaps, state.working)
-        h = self.norm(working)
-        written = self.episodic.write(h, gaps, state.buffer, valid)
+        if state.working.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"state holds {state.working.shape[0]} sequences and x {x.shape[0]}; continue the same ones"
+            )
+        working, hidden, working_state = self.working(x, gaps, state.working)
+        without: Tensor | None = None
         if self.config.router.name == "gumbel":
-            y, without, trace, aux = self._mix_soft(x, gaps, working, h, written, valid, routing)
+            written = self.episodic.write(x, gaps, state.buffer, valid)
+            y, trace, aux = self._mix_soft(x, gaps, working, hidden, written, valid, routing)
         else:
+            h = self.norm(working)
+            written = self.episodic.write(h, gaps, state.buffer, valid)
             y, without, trace, aux = self._mix_hard(working, h, written, valid, routing)
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
@@ -115,7 +121,7 @@ class CRAMLayer(Mixer):
             gate_logit = self.gate(h.detach(), self.semantic.familiarity(h.detach()))
         chosen = self._decide(h, gate_logit, routing)
         reads = chosen
-        if routing.audits is not None:
+        if routing.audits is not None and gate_logit is not None:  # only a gate that learns has use for an audit
             reads = chosen | routing.audits
         if valid is not None:
             chosen, reads = chosen & valid, reads & valid
@@ -163,18 +169,18 @@ class CRAMLayer(Mixer):
         x: Tensor,
         gaps: Tensor,
         working: Tensor,
-        h: Tensor,
+        hidden: Tensor,
         written: Buffer,
         valid: Tensor | None,
         routing: Routing,
-    ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
-        """The paper's sum of three weighted answers; every token is scored, because q needs r_E."""
-        retrieved = self.episodic.read(h, None, written)
-        answer = self.semantic(h)
-        scored = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if valid is None else valid
+    ) -> tuple[Tensor, Trace, dict[str, Tensor]]:
+        """The paper's sum of three weighted answers to x; every token is scored, because q needs r_E."""
+        retrieved = self.episodic.read(x, None, written)
+        answer = self.semantic(x)
+        scored = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
         q = quality(answer, retrieved, scored, self.config.router.sigma)
         q_known = torch.where(scored, q, 0.0)
-        logits = self.gumbel(x, gaps, working, q_known)
+        logits = self.gumbel(x, gaps, hidden, q_known)
         if routing.read_all:
             weights = torch.zeros_like(logits)
             weights[..., Path.EPISODIC] = 1.0
@@ -186,43 +192,44 @@ class CRAMLayer(Mixer):
         probs = torch.softmax(logits, dim=-1)
         aux = {}
         if self.training:
-            n_valid = scored.sum()
-            reading = (path == Path.EPISODIC) & scored
-            aux["consolidation"] = self._consolidation(h, retrieved, reading)
+            n_valid = scored.sum().clamp(min=1)
+            aux["consolidation"] = self._consolidation(x, retrieved, (path == Path.EPISODIC) & scored)
             aux["episodic_use"] = (probs[..., Path.EPISODIC] * scored).sum() / n_valid
             aux["semantic_use"] = (probs[..., Path.SEMANTIC] * q_known * scored).sum() / n_valid
         trace = Trace(
             path=path,
-            attended=(path == Path.EPISODIC) & scored,
+            attended=(weights[..., Path.EPISODIC] > 0) & scored,
             scored=scored,
             gate_prob=probs[..., Path.EPISODIC].detach(),
             quality=q,
         )
-        without = None
-        if routing.counterfactual:
-            silent = weights.clone()
-            silent[..., Path.SEMANTIC] += silent[..., Path.EPISODIC]
-            silent[..., Path.EPISODIC] = 0.0
-            without = (answers * silent[..., None, :]).sum(dim=-1)
-        return y, without, trace, aux
+        return y, trace, aux
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Hand arithmetic over the matrix products; elementwise work is left out."""
-        d, work = self.d_model, self.config.working
+        """See `Mixer.cost`. Hand arithmetic over the matrix products of one pass in evaluation; the rest is left out.
+
+        A pass in which everybody reads scores the causal half of all pairs; one in which some do scores, for those,
+        all places of the buffer, as the mask is applied to finished scores.
+        """
+        d, work, router = self.d_model, self.config.working, self.config.router
         per_token = 2 * d * work.d_state * 3 + 2 * work.refine_steps * work.d_state**2
-        per_token += 2 * work.d_state * 64  # the scan: one chunk of 64 tokens a product
+        per_token += 2 * work.d_state * min(64, seq_len)  # the scan: a product a chunk
         per_token += 2 * 2 * d * d  # keys and values, written for every token
         if isinstance(self.config.semantic, SlotsConfig):
             slots = self.config.semantic
-            per_token += 2 * (d * slots.d_match + slots.n_slots * (slots.d_match + d))
+            cosine = 2 * slots.d_match * (d + slots.n_slots)
+            per_token += cosine + 2 * slots.n_slots * d
+            if router.name == "benefit":
+                per_token += cosine  # of the familiarity, which takes another gradient
         else:
             per_token += 2 * 2 * d * (self.config.semantic.rank or max(1, d // 16))
-        if self.config.router.name == "benefit":
-            per_token += 2 * (d + self.semantic.n_familiarity_features + 1) * self.config.router.d_hidden
-        seen = (seq_len + 1) / 2
-        if self.config.episodic.capacity is not None:
-            seen = min(seen, self.config.episodic.capacity)
-        a_read = 2 * 2 * d * d + 2 * 2 * d * seen  # query and output projection, scores and mixing
+        if router.name == "benefit":
+            per_token += 2 * (d + self.semantic.n_familiarity_features + 1) * router.d_hidden
+        if router.name == "gumbel":
+            per_token += 2 * (d + (4 + len(Path)) * router.d_hidden)
+            read_frac = 1.0
+        n_places = (seq_len + 1) / 2 if read_frac == 1.0 else seq_len
+        a_read = 2 * 2 * d * d + 2 * 2 * d * n_places  # query and output projection, scores and mixing
         held = seq_len if self.config.episodic.capacity is None else min(seq_len, self.config.episodic.capacity)
         return Cost(
             projection_flops=float(per_token * seq_len),

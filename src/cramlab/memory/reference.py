@@ -37,13 +37,13 @@ def reference_layer(
                 ys.append(torch.zeros(layer.d_model))
                 used.append(False)
                 continue
-            state, working = _working(layer, x[b, t], gaps[b, t], state)
-            h = layer.norm(working)
+            state, hidden, working = _working(layer, x[b, t], gaps[b, t], state)
+            h = x[b, t] if layer.config.router.name == "gumbel" else layer.norm(working)
             entries.append((layer.episodic.w_key(h), layer.episodic.w_value(h)))
             if layer.config.episodic.capacity is not None:
                 entries = entries[-layer.config.episodic.capacity :]
             forced = reads is not None and bool(reads[b, t])
-            y, read = _answer(layer, (x[b, t], gaps[b, t]), working, h, entries, forced)
+            y, read = _answer(layer, (x[b, t], gaps[b, t], hidden), working, h, entries, forced)
             ys.append(y)
             used.append(read)
         outputs.append(torch.stack(ys))
@@ -51,7 +51,7 @@ def reference_layer(
     return torch.stack(outputs), torch.stack(read_masks)
 
 
-def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`s = exp(-rate gap) s + u`, then Eq. 2."""
     memory = layer.working
     config = memory.config
@@ -62,7 +62,7 @@ def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[T
     pace = torch.sigmoid(memory.w_tau.weight[:, 0] * torch.log(1 + gap) + memory.w_tau.bias)
     for _ in range(config.refine_steps):
         h = h + config.refine_dt * pace * torch.tanh(memory.w1.weight @ h + memory.w2(x))
-    return state, memory.w_out(h) + x
+    return state, h, memory.w_out(h) + x
 
 
 def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -97,13 +97,13 @@ def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
 
 def _answer(
     layer: CRAMLayer,
-    token: tuple[Tensor, Tensor],
+    token: tuple[Tensor, Tensor, Tensor],
     working: Tensor,
     h: Tensor,
     entries: list[tuple[Tensor, Tensor]],
     forced: bool,
 ) -> tuple[Tensor, bool]:
-    """The layer's output for one token (x, gap), and whether it used a read."""
+    """The layer's output for one token (x, gap, h(K)), and whether it used a read."""
     value, familiarity = _know(layer, h)
     name = layer.config.router.name
     if name == "gumbel":
@@ -117,13 +117,13 @@ def _answer(
 
 
 def _answer_by_path(
-    layer: CRAMLayer, token: tuple[Tensor, Tensor], working: Tensor, retrieved: Tensor, value: Tensor
+    layer: CRAMLayer, token: tuple[Tensor, Tensor, Tensor], working: Tensor, retrieved: Tensor, value: Tensor
 ) -> tuple[Tensor, bool]:
     """Eq. 6 and 7 without sampling: the most probable path answers alone."""
-    x, gap = token
+    x, gap, hidden_state = token
     router = layer.gumbel
     q = torch.exp(-((value - retrieved) ** 2).sum() / (retrieved**2).sum() / layer.config.router.sigma**2)
-    size = torch.sqrt((working**2).mean())
+    size = torch.sqrt((hidden_state**2).mean())
     uncertainty = torch.log(1 + torch.exp(router.uncertainty(x)[0]))
     hidden = router.hidden(torch.stack([torch.log(1 + gap), size, q, uncertainty]))
     path = int(router.out(hidden * torch.sigmoid(hidden)).argmax())

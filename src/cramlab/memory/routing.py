@@ -55,7 +55,7 @@ class BenefitGate(nn.Module):
     also teaches the semantic memory to tell what it knows from what it does not. Source: ours.
     """
 
-    # With Adam, a fixed gain on the output works like a higher learning rate; familiarity is learned markedly faster.
+    # With Adam, a fixed gain on the output works like a higher learning rate of the gate alone.
     gain = 4.0
 
     def __init__(self, config: RouterConfig, d_model: int, n_familiarity_features: int) -> None:
@@ -82,9 +82,9 @@ class GumbelRouter(nn.Module):
         self.hidden = nn.Linear(4, config.d_hidden)
         self.out = nn.Linear(config.d_hidden, len(Path))
 
-    def forward(self, x: Tensor, gaps: Tensor, working: Tensor, quality: Tensor) -> Tensor:
-        """The logits of the three paths, (B, T, 3)."""
-        size = working.square().mean(dim=-1).sqrt()
+    def forward(self, x: Tensor, gaps: Tensor, hidden: Tensor, quality: Tensor) -> Tensor:
+        """The logits of the three paths, (B, T, 3), from x (B, T, D), gaps, h(K) of the working memory, and q."""
+        size = hidden.square().mean(dim=-1).sqrt()
         uncertainty = F.softplus(self.uncertainty(x)).squeeze(-1)
         z = torch.stack([torch.log1p(gaps), size, quality, uncertainty], dim=-1)
         return self.out(F.silu(self.hidden(z)))

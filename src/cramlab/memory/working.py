@@ -44,7 +44,10 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     Source: ours (the paper leaves the passing of state between tokens open).
     """
     n_batch, n_tokens, n_timescales, width = u.shape
+    if n_tokens == 0:
+        return u, state
     size = min(chunk, n_tokens)
+    gaps = gaps.clamp(max=_NEVER)
     padding = -n_tokens % size
     # A padded token has gap 0 and input 0, which leaves the state as it is.
     u = nn.functional.pad(u, (0, 0, 0, 0, 0, padding))
@@ -88,8 +91,8 @@ class WorkingMemoryConfig:
                 f"working.d_state = {self.d_state} is no multiple of working.n_timescales = {self.n_timescales}; "
                 "change one of them"
             )
-        if self.longest < 1:
-            raise ValueError(f"working.longest = {self.longest} must be at least 1 time unit")
+        if not 1 <= self.longest <= 1e9:
+            raise ValueError(f"working.longest = {self.longest} must lie between 1 and 1e9 time units")
         if self.refine_steps < 0:
             raise ValueError(f"working.refine_steps = {self.refine_steps} must be 0 or more")
 
@@ -118,7 +121,7 @@ class WorkingMemory(nn.Module):
         width = self.config.d_state // self.config.n_timescales
         return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width)
 
-    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answers every token from the recurrence.
 
         Args:
@@ -127,7 +130,7 @@ class WorkingMemory(nn.Module):
             state: from `initial_state` or the previous call.
 
         Returns:
-            `f_CT = W_o h(K) + x`, (B, T, D), and the state after the last token.
+            `f_CT = W_o h(K) + x`, (B, T, D); h(K), (B, T, d_state); and the state after the last token.
         """
         u = self.write(x).unflatten(-1, state.shape[1:])  # (B, T, G, E)
         s, state = decay_scan(u, gaps, self.log_rate.exp(), state)
@@ -137,4 +140,4 @@ class WorkingMemory(nn.Module):
             drive = self.w2(x)
             for _ in range(self.config.refine_steps):
                 h = h + pace * torch.tanh(self.w1(h) + drive)
-        return self.w_out(h) + x, state
+        return self.w_out(h) + x, h, state

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from cramlab.files import partial_path, put_in_place, write_json
-from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, sample
-from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc
+from cramlab.metrics import Scores, score
+from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, collate, sample
+from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc, oracle
 
 FIELDS = {
     "kind": "0 flow, 1 write, 2 query",
@@ -82,7 +83,7 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         "fields": FIELDS,
         "sha256": content_hash(arrays),
         "oracle": {
-            "retrieval_acc": 1.0,
+            "retrieval_acc": _oracle_acc(config, samples),
             "dynamics_mse": config.dynamics_floor,
             "attention_frac": float((arrays["novel"] | arrays["rebound"]).mean()),
         },
@@ -91,6 +92,15 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
     }
     write_json(path.with_name(path.name + ".datasheet.json"), datasheet)
     return datasheet
+
+
+def _oracle_acc(config: SRCDConfig, samples: list[dict[str, np.ndarray]]) -> float | None:
+    """Retrieval of the oracle on these very sequences; None where they ask nothing."""
+    total = Scores()
+    for one in samples:
+        batch = collate(config, [one])
+        total = total + score(oracle(config, batch), batch)
+    return total.retrieval_acc() if total.n_queries["all"] else None
 
 
 def _write_parquet(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -54,6 +54,7 @@ class Evaluation:
             "n_queries": n["all"],
             "n_queries_recurring": n["recurring"],
             "n_queries_novel": n["novel"],
+            "n_queries_rebound": n["rebound"],
             "n_tokens": self.use.n_tokens,
             "oracle_attention_frac": self.oracle_attention_frac,
         }
@@ -117,7 +118,10 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ConfigError: when the config names a mixer or field that this version does not know.
+        RecordError: when the run is not finished: its test split must not be looked at while it can still change.
     """
+    if not (folder / "record.json").exists():
+        raise records.RecordError(f"{folder} holds no finished run; continue it with --resume first")
     data = records.read_json(folder / "config.json")
     if data["mixer"] not in MIXERS:
         raise ConfigError(

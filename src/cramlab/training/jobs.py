@@ -35,6 +35,8 @@ def run_jobs(
         RunFailedError: when any run failed; the others have been finished first.
         FileExistsError: when a folder holds another run; none has been started.
     """
+    if len({config.name for config in configs}) < len(configs):
+        raise ValueError("two runs have the same name, MIXER-seedN, and would share a folder")
     for config in configs:  # before any of them has begun
         refuse_to_overwrite(config, out / config.name, resume=resume)
     if len(configs) == 1:
@@ -48,7 +50,9 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < n_jobs:
                 config = waiting.pop(0)
-                job = context.Process(target=_job, args=(config, out / config.name, resume, events), daemon=True)
+                job = context.Process(
+                    target=_job, args=(config, out / config.name, resume, events, os.getpid()), daemon=True
+                )
                 job.start()
                 running[config.name] = job
             try:
@@ -78,13 +82,15 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
             running.pop(name)
 
 
-def _job(config: RunConfig, out: Path, resume: bool, events: Any) -> None:
+def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int) -> None:
     """Body of a child process."""
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     try:
         train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
-    except (RunFailedError, FileExistsError, records.RecordError, ValueError) as error:
+    except RunFailedError as error:
         events.put(("failed", config.name, str(error)))
+    except Exception as error:  # whatever it is, the parent has to know
+        events.put(("failed", config.name, f"{type(error).__name__}: {error}"))
     else:
         events.put(("finished", config.name, None))
 

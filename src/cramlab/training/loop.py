@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.config import config_hash, to_dict
-from cramlab.files import load_checkpoint, save_checkpoint, write_json
+from cramlab.config import config_hash, differing, to_dict
+from cramlab.files import load_checkpoint, only_process_in, save_checkpoint, write_json
 from cramlab.losses import gate_loss, task_loss, token_losses
 from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
@@ -28,12 +28,13 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class RunFailedError(RuntimeError):
-    """Training stopped on a non-finite loss; the record says where."""
+    """Training stopped on a loss, gradient or validation that is no number; the record says where."""
 
 
-def new_progress() -> dict[str, Any]:
+def new_progress(header: dict[str, Any]) -> dict[str, Any]:
     """All that changes in a run besides weights and optimiser; plain data, so that it can be saved and resumed."""
     return {
+        "header": header,  # of code and machine, taken before the first step
         "step": 0,
         "stage": 0,
         "stage_step": 0,
@@ -66,16 +67,21 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
         The record.
 
     Raises:
-        RunFailedError: when a loss term is not finite; the record has been written and says so.
-        FileExistsError: when `out` holds another run, or this one and `resume` is false.
+        RunFailedError: when a loss term, the gradient or a validation is not finite; the record has been written.
+        FileExistsError: when `out` holds another run, or this one and `resume` is false, or is in use right now.
     """
-    training = config.training
-    checkpoint = out / "checkpoint.pt"
     refuse_to_overwrite(config, out, resume=resume)
     if resume and (out / "record.json").exists():
         record = records.read(out / "record.json")
         if record["status"] == "finished":
             return record
+    with only_process_in(out):
+        return _train(config, out, resume=resume, progress=progress)
+
+
+def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
+    training = config.training
+    checkpoint = out / "checkpoint.pt"
     torch.set_num_threads(training.n_threads)
     fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
     with torch.random.fork_rng():
@@ -83,20 +89,22 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
         plain = SequenceModel(config.model, config.task.input_spec)
     adamw = torch.optim.AdamW(plain.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
     model, optimizer = fabric.setup(plain, adamw)
-    run = new_progress()
+    run = new_progress(records.header(fabric.device))
     if resume and checkpoint.exists():
         saved = load_checkpoint(checkpoint)
         plain.load_state_dict(saved["model"])
         adamw.load_state_dict(saved["optimizer"])
-        run = saved["progress"]
+        run = saved["progress"] | {"header": records.continued(saved["progress"]["header"], run["header"])}
     write_json(out / "config.json", to_dict(config))
     model.train()
     clock = _Clock(run["elapsed_s"])
 
     while not _finished(config, run):
         stage = training.stages[run["stage"]]
+        phase = "encoding" if run["encoding"] else "routed"
+        learning_rate = _learning_rate(config, run)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, run)
+            group["lr"] = learning_rate
 
         # One step: draw a batch, sum the terms, stop on anything that is not a number, update.
         batch = _training_batch(config, stage, run, fabric)
@@ -105,20 +113,35 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
         terms = _loss_terms(config, run, output, batch)
         run["step"] += 1
         run["stage_step"] += 1
-        _count_reads(run, output, batch)
-        loss = torch.stack(list(terms.values())).sum()
+        n_reads = _count_reads(output, batch)
+        run["n_tokens"] += batch.n_tokens
+        run["n_reads"] += n_reads
         _stop_if_not_finite(config, run, terms, out, clock)
         optimizer.zero_grad()
-        fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip)
+        fabric.backward(torch.stack(list(terms.values())).sum())
+        norm = fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
+        assert norm is not None  # it is, when clipped by norm
+        _stop_if_not_finite(config, run, {"gradient": norm}, out, clock)
         optimizer.step()
 
         # Once in a while: validate, and let what it shows end phases, stages and the run.
+        row: dict[str, Any] = {
+            "step": run["step"],
+            "seq_len": config.task_at(stage).seq_len,
+            "phase": phase,
+            "cooling_down": run["cooldown_from_step"] is not None,
+            "learning_rate": learning_rate,
+            "loss": {name: float(value.detach()) for name, value in terms.items()},
+            "train_retrieval_acc": _retrieval_acc(output, batch),
+            "train_reads_frac": n_reads / batch.n_tokens,
+            "validation": None,
+        }
         due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
         if due:
-            _validate(config, run, plain, model, stage)
+            row["validation"] = _validate(config, run, plain, model, stage)
+            error = torch.tensor(row["validation"]["dynamics_mse"])
+            _stop_if_not_finite(config, run, {"validation dynamics": error}, out, clock)
         if due or run["step"] % training.log_every_steps == 0:
-            row = _row(config, run, stage, terms, output, batch, with_validation=due)
             run["series"].append(row)
             if progress is not None:
                 progress(row | {"elapsed_s": clock.seconds(), "max_steps": training.max_steps, "name": config.name})
@@ -128,9 +151,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
             save_checkpoint(checkpoint, state)
 
     test = evaluate(plain, split_batches(config, "test"), forward=model)
-    record = _record(config, run, plain, clock, test=test)
-    records.write(out / "record.json", record)
-    return record
+    samples = record_samples(plain, config.task, seed=config.seed, forward=model)
+    n_parameters = sum(p.numel() for p in plain.parameters())
+    record = _record(config, run, clock, test=test) | {"samples": samples, "n_parameters": n_parameters}
+    return records.write(out / "record.json", record)
 
 
 class _Clock:
@@ -151,18 +175,11 @@ def refuse_to_overwrite(config: RunConfig, out: Path, *, resume: bool) -> None:
         raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
     held = records.read_json(out / "config.json")
     if held != to_dict(config):
-        changed = sorted(_differing_fields(held, to_dict(config)))
+        changed = differing(held, to_dict(config))
         raise FileExistsError(
             f"{out} holds a run with another config (differs in {', '.join(changed)}); "
             "choose another --out or give the same settings"
         )
-
-
-def _differing_fields(a: Any, b: Any, path: str = "") -> set[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        fields = a.keys() | b.keys()
-        return {d for f in fields for d in _differing_fields(a.get(f), b.get(f), f"{path}.{f}".lstrip("."))}
-    return set() if a == b else {path}
 
 
 def _finished(config: RunConfig, run: dict[str, Any]) -> bool:
@@ -184,10 +201,10 @@ def _learning_rate(config: RunConfig, run: dict[str, Any]) -> float:
 
 
 def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any], fabric: Fabric) -> Batch:
-    """The next batch of this process, at the stage's length; a function of the config and of how many came before."""
-    start = run["n_sequences"] + fabric.global_rank * stage.batch_size
+    """The next batch, at the stage's length; a function of the config and of how many sequences came before."""
+    start = run["n_sequences"]
     data = config.task_at(stage).dataset(seed=config.seed, split="train", batch_size=stage.batch_size)
-    run["n_sequences"] += stage.batch_size * fabric.world_size
+    run["n_sequences"] += stage.batch_size
     return data.batch(start).to(fabric.device)
 
 
@@ -239,10 +256,15 @@ def _price_ramp(config: RunConfig, run: dict[str, Any]) -> float:
     return min(1.0, (run["step"] - run["encoding_ended_step"]) / max(config.training.price_ramp_steps, 1))
 
 
-def _count_reads(run: dict[str, Any], output: ModelOutput, batch: Batch) -> None:
-    n = batch.n_tokens
-    run["n_tokens"] += n
-    run["n_reads"] += sum(int((t.scored & batch.valid).sum()) for t in output.traces) / len(output.traces)
+def _count_reads(output: ModelOutput, batch: Batch) -> float:
+    """Tokens scored in this step, averaged over layers; second passes of upper layers included."""
+    traces = output.traces + output.counterfactual_traces
+    return sum(int((t.scored & batch.valid).sum()) for t in traces) / len(output.traces)
+
+
+def _retrieval_acc(output: ModelOutput, batch: Batch) -> float:
+    hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
+    return int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1)
 
 
 def _stop_if_not_finite(
@@ -253,13 +275,15 @@ def _stop_if_not_finite(
     if not bad:
         return
     failure = {"step": run["step"], "term": bad[0], "seed": config.seed}
-    message = f"loss term {bad[0]!r} is not finite at step {run['step']} with seed {config.seed}"
-    records.write(out / "record.json", _record(config, run, None, clock, failure=failure | {"message": message}))
+    message = f"term {bad[0]!r} is not finite at step {run['step']} with seed {config.seed}"
+    records.write(out / "record.json", _record(config, run, clock, failure=failure | {"message": message}))
     raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / 'record.json'}")
 
 
-def _validate(config: RunConfig, run: dict[str, Any], plain: SequenceModel, model: nn.Module, stage: Stage) -> None:
-    """Measures the model at the stage's length and draws the consequences."""
+def _validate(
+    config: RunConfig, run: dict[str, Any], plain: SequenceModel, model: nn.Module, stage: Stage
+) -> dict[str, Any]:
+    """Measures the model at the stage's length and draws the consequences; returns the metrics."""
     training = config.training
     evaluation = evaluate(plain, split_batches(config, "validation", stage), read_all=run["encoding"], forward=model)
     metrics = evaluation.metrics()
@@ -267,7 +291,8 @@ def _validate(config: RunConfig, run: dict[str, Any], plain: SequenceModel, mode
     if run["encoding_attention_frac"] is None:
         run["encoding_attention_frac"] = metrics["attention_frac"]
     retrieval_acc = evaluation.scores.retrieval_acc()
-    if run["encoding"] and retrieval_acc >= training.encoding_target:
+    # A mixer that reads nothing even when everybody may has no encoding phase to wait for.
+    if run["encoding"] and (retrieval_acc >= training.encoding_target or metrics["reads_frac"] == 0):
         run["encoding"], run["encoding_ended_step"] = False, run["step"]
     last = run["stage"] == len(training.stages) - 1
     arrived = stage.until is not None and not run["encoding"] and retrieval_acc >= stage.until
@@ -276,6 +301,7 @@ def _validate(config: RunConfig, run: dict[str, Any], plain: SequenceModel, mode
         run["stage_step"] = 0
     elif last and not run["encoding"]:
         _watch_for_the_end(config, run, metrics)
+    return metrics
 
 
 # How much better than the best so far counts as an improvement: absolute for accuracy, relative for the others.
@@ -288,6 +314,8 @@ def _watch_for_the_end(config: RunConfig, run: dict[str, Any], metrics: dict[str
     improved = False
     for name, margin in _MARGINS.items():
         value = metrics[name]
+        if value is None:
+            continue
         if name == "retrieval_acc":
             better = value > best.get(name, -math.inf) + margin
         else:
@@ -296,40 +324,16 @@ def _watch_for_the_end(config: RunConfig, run: dict[str, Any], metrics: dict[str
             best[name] = value
             improved = True
     run["evals_since_best"] = 0 if improved else run["evals_since_best"] + 1
-    if run["evals_since_best"] >= config.training.patience_evals and run["cooldown_from_step"] is None:
+    training = config.training
+    # Nearer to the step limit than that, the rate is falling already, and it is the limit that ends the run.
+    in_time = run["step"] + training.cooldown_steps <= training.max_steps
+    if run["evals_since_best"] >= training.patience_evals and run["cooldown_from_step"] is None and in_time:
         run["cooldown_from_step"] = run["step"]
-
-
-def _row(
-    config: RunConfig,
-    run: dict[str, Any],
-    stage: Stage,
-    terms: dict[str, Tensor],
-    output: ModelOutput,
-    batch: Batch,
-    *,
-    with_validation: bool,
-) -> dict[str, Any]:
-    """One row of the record's series."""
-    hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
-    scored = sum(int((t.scored & batch.valid).sum()) for t in output.traces) / len(output.traces)
-    return {
-        "step": run["step"],
-        "seq_len": config.task_at(stage).seq_len,
-        "phase": "encoding" if run["encoding"] else "routed",
-        "cooling_down": run["cooldown_from_step"] is not None,
-        "learning_rate": _learning_rate(config, run),
-        "loss": {name: float(value.detach()) for name, value in terms.items()},
-        "train_retrieval_acc": int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1),
-        "train_reads_frac": scored / batch.n_tokens,
-        "validation": run["validation"] if with_validation else None,
-    }
 
 
 def _record(
     config: RunConfig,
     run: dict[str, Any],
-    model: SequenceModel | None,
     clock: _Clock,
     *,
     test: Evaluation | None = None,
@@ -338,7 +342,7 @@ def _record(
     """The run as one JSON document (see `records`)."""
     metrics = None if test is None else test.metrics()
     return {
-        **records.header(),
+        **run["header"],
         "experiment": config.experiment,
         "size": config.size,
         "mixer": config.mixer,
@@ -348,7 +352,7 @@ def _record(
         "status": "failed" if failure else "finished",
         "failure": failure,
         "series": run["series"],
-        "samples": [] if model is None else record_samples(model, config.task, seed=config.seed),
+        "samples": [],
         "metrics": {"validation": run["validation"], "test": metrics},
         "oracle": {
             "attention_frac": config.task.expected_attention_frac if test is None else test.oracle_attention_frac,
@@ -362,6 +366,6 @@ def _record(
         "cooldown_from_step": run["cooldown_from_step"],
         "n_train_tokens": run["n_tokens"],
         "train_reads_frac": run["n_reads"] / max(run["n_tokens"], 1),
-        "n_parameters": None if model is None else sum(p.numel() for p in model.parameters()),
+        "n_parameters": None,
         "elapsed_s": clock.seconds(),
     }

@@ -9,6 +9,9 @@ from cramlab.losses import LossConfig
 from cramlab.model import ModelConfig
 from cramlab.tasks.srcd import SRCDConfig
 
+ACCELERATORS = ("cpu", "cuda", "mps", "auto")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -61,8 +64,8 @@ class TrainingConfig:
         loss: weights and prices.
         log_every_steps: steps between two rows of the record's series.
         n_threads: CPU threads.
-        accelerator: of Lightning Fabric: "cpu", "cuda", "auto".
-        precision: of Lightning Fabric: "32-true", "bf16-mixed".
+        accelerator: of Lightning Fabric, one of `ACCELERATORS`.
+        precision: of Lightning Fabric, one of `PRECISIONS`.
     """
 
     stages: tuple[Stage, ...] = (Stage(),)
@@ -101,7 +104,12 @@ class TrainingConfig:
         for name in ("audit_frac", "audit_supervised_frac", "encoding_target"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} = {getattr(self, name)} is not a share; give a number from 0 to 1")
-        for name in ("warmup_steps", "cooldown_steps", "price_ramp_steps"):
+        for name, known in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f'training.{name} = "{getattr(self, name)}" is unknown; give one of {", ".join(known)}'
+                )
+        for name in ("warmup_steps", "cooldown_steps", "price_ramp_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be 0 or more")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from cramlab.mixer import Path, Routing
-from cramlab.model import SequenceModel
+from cramlab.model import ModelOutput, SequenceModel
 from cramlab.tasks.srcd import FLOW, QUERY, WRITE, SRCDConfig
 
 _KINDS = {FLOW: "f", WRITE: "w", QUERY: "q"}
@@ -16,7 +17,13 @@ _PATHS = {Path.WORKING: "w", Path.EPISODIC: "e", Path.SEMANTIC: "s"}
 
 @torch.no_grad()
 def record_samples(
-    model: SequenceModel, task: SRCDConfig, *, seed: int, n_sequences: int = 3, n_tokens: int = 256
+    model: SequenceModel,
+    task: SRCDConfig,
+    *,
+    seed: int,
+    forward: Callable[..., ModelOutput],
+    n_sequences: int = 3,
+    n_tokens: int = 256,
 ) -> list[dict[str, Any]]:
     """The last `n_tokens` tokens of the first test sequences, as the record keeps them.
 
@@ -30,7 +37,7 @@ def record_samples(
     device = next(model.parameters()).device
     batch = task.dataset(seed=seed, split="test", batch_size=n_sequences).batch(0).to(device)
     generator = torch.Generator(device=device).manual_seed(0)
-    output = model(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
+    output = forward(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
     model.train(was_training)
     hit = output.predictions.logits.argmax(dim=-1) == batch.retrieval_target
     samples = []
