@@ -49,6 +49,24 @@ def test_gate_loss_by_hand():
     assert loss.item() == pytest.approx((20 * nats[0] + 0.2 * nats[1] + 0.1 * nats[2]) / 3, rel=1e-5)
 
 
+def test_targets_off_the_mask_are_never_read():
+    batch = batch_of()
+    keep = torch.zeros_like(batch.valid)
+    keep[:, ::2] = True
+    masked = batch._replace(
+        dynamics_mask=keep,
+        dynamics_target=torch.where(keep, batch.dynamics_target, torch.nan),
+        retrieval_target=torch.where(batch.retrieval_mask, batch.retrieval_target, -1),
+    )
+    logits = torch.randn(*batch.gaps.shape, TINY.n_values, requires_grad=True)
+    level = torch.randn(batch.gaps.shape, requires_grad=True)
+    predictions = Predictions(level=level, logits=logits)
+    task_loss(token_losses(predictions, masked), masked).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert torch.isfinite(level.grad).all()
+    assert math.isfinite(score(predictions, masked).dynamics_mse)
+
+
 def test_negative_weights_are_refused_by_name():
     with pytest.raises(ValueError, match=r"training\.loss\.read_price"):
         LossConfig(read_price=-1.0)

@@ -38,8 +38,10 @@ def tables(results: Path) -> str:
 
 def renew(page: Path, text: str) -> None:
     """Replaces what stands between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}; put them back where the table belongs")
     write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 

@@ -67,7 +67,7 @@ def score(predictions: Predictions, batch: Batch) -> Scores:
         )
     hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
     masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
-    error = (predictions.level - batch.dynamics_target).double().square()
+    error = (predictions.level.detach() - batch.dynamics_target).double().square()
     return Scores(
         n_correct={name: int((hit & mask).sum()) for name, mask in masks.items()},
         n_queries={name: int(mask.sum()) for name, mask in masks.items()},

@@ -77,11 +77,20 @@ def test_a_failed_run_is_named_and_does_not_hide_the_others(found):
 
 def test_rows_average_over_seeds(found):
     second = copy.deepcopy(found[0]) | {"seed": 1}
+    second["config"]["seed"] = 1
     second["metrics"]["test"]["attention_frac"] = 0.5
     row = next(r for r in summarise([found[0], second]) if r.mixer == "cram")
     assert row.seeds == (0, 1)
     assert row.attention_frac.mean == pytest.approx((0.5 + found[0]["metrics"]["test"]["attention_frac"]) / 2)
     assert row.attention_frac.low < row.attention_frac.mean < row.attention_frac.high
+
+
+def test_runs_of_different_configs_are_never_averaged(found):
+    other = copy.deepcopy(found[0])
+    other["config"]["task"]["rebind_frac"] = 0.05
+    rows = summarise([found[0], other, found[0]])
+    assert [row.mixer for row in rows] == ["cram, task.rebind_frac=0.0", "cram, task.rebind_frac=0.05"]
+    assert [row.seeds for row in rows] == [(0,), (0,)]
 
 
 def test_dynamics_error_is_shown_against_the_control(found):
@@ -98,6 +107,7 @@ def test_intervals_by_hand():
     assert (interval.mean, interval.low) == (2.0, pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-4))
     assert seed_interval([1.0]).low is None
     assert seed_interval([1.0]).format(2) == "1.00"
+    assert seed_interval([0.9, 1.0]).within(0.0, 1.0).high == 1.0
     wilson = share_interval(1.0, 100)
     assert (wilson.low, wilson.high) == (pytest.approx(0.9630, abs=1e-4), 1.0)
     assert wilson.format(3) == "1.000 [0.963, 1.000]"

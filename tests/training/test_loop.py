@@ -1,9 +1,11 @@
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from cramlab import records
 from cramlab.config import override
 from cramlab.experiments.srcd import run_config
-from cramlab.files import load_checkpoint, save_checkpoint
+from cramlab.files import load_checkpoint, only_process_in, save_checkpoint
 from cramlab.training import RunFailedError, Stage, train
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
@@ -60,14 +62,16 @@ def test_the_tiny_run_goes_through_both_phases(uninterrupted):
     assert 0.5 < record["train_reads_frac"] < 1.0
 
 
-@pytest.mark.parametrize("mixer", ["cram-paper", "cram-random", "transformer"])
+@pytest.mark.parametrize("mixer", ["cram-paper", "cram-random", "cram-never", "transformer"])
 def test_other_mixers_train_and_are_counted(mixer, tmp_path):
     record = train(tiny(mixer, 0, "training.encoding_target=0"), tmp_path)
-    expected = {"cram-paper": 1.0, "transformer": 1.0, "cram-random": 0.05}[mixer]
+    expected = {"cram-paper": 1.0, "transformer": 1.0, "cram-random": 0.05, "cram-never": 0.0}[mixer]
     assert record["metrics"]["test"]["reads_frac"] == pytest.approx(expected, abs=0.02)
     if mixer == "cram-paper":
         assert {"episodic_price", "semantic_reward"} <= set(record["series"][-1]["loss"])
         assert record["train_reads_frac"] == 1.0
+    if mixer == "cram-never":
+        assert record["train_reads_frac"] == 0.0
 
 
 def test_a_killed_process_resumes_on_the_same_curve(uninterrupted, tmp_path):
@@ -127,6 +131,48 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_record(tmp_path):
     assert record["metrics"]["test"] is None
 
 
+def test_a_gradient_or_validation_that_is_no_number_stops_the_run_too(tmp_path):
+    """One huge step at the very end: the loss before it was fine, the weights after it are not."""
+    config = tiny("transformer", 0, "training.learning_rate=1e30", "training.warmup_steps=0", "training.max_steps=1")
+    with pytest.raises(RunFailedError, match="is not finite at step 1"):
+        train(override(config, "training.cooldown_steps=0"), tmp_path)
+    assert records.read(tmp_path / "record.json")["status"] == "failed"
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+    with only_process_in(tmp_path / "run"), pytest.raises(FileExistsError, match="another process"):
+        train(tiny(), tmp_path / "run")
+
+
+def test_runs_end_with_their_killed_parent(tmp_path):
+    command = [sys.executable, "-m", "cramlab.cli", "run", "srcd", "--size", "tiny", "--out", str(tmp_path),
+               "--set", "training.max_steps=100000", "--set", "training.patience_evals=100000"]  # fmt: skip
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(children := _processes_of_session(job.pid)) < 3:  # the parent and two more, whatever else there is
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    while _processes_of_session(job.pid):
+        assert time.monotonic() < deadline, children
+        time.sleep(0.2)
+
+
+def _processes_of_session(session):
+    """Living processes of a session, zombies left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
 def test_the_test_split_is_touched_once_and_only_at_the_end(tmp_path, monkeypatch):
     from cramlab.tasks import srcd
 
@@ -173,6 +219,13 @@ def test_the_rate_cools_down_when_validation_stops_improving(tmp_path):
     assert record["n_steps"] == record["cooldown_from_step"] + 20 < 500
 
 
+def test_a_run_that_the_step_limit_ends_does_not_claim_to_have_converged(tmp_path):
+    still = ("learning_rate=1e-9", "max_steps=100", "patience_evals=1", "encoding_target=0", "cooldown_steps=90")
+    record = train(tiny("transformer", 0, *(f"training.{assignment}" for assignment in still)), tmp_path)
+    assert record["cooldown_from_step"] is None
+    assert record["n_steps"] == 100
+
+
 def test_learning_rate_warms_up_stays_and_falls():
     config = tiny("cram", 0, "training.warmup_steps=10", "training.cooldown_steps=20", "training.max_steps=100")
     full = config.training.learning_rate
@@ -191,6 +244,13 @@ def test_evaluating_the_checkpoint_gives_the_record_s_figures(uninterrupted):
     name, metrics = evaluate_checkpoint(out)
     assert name == "cram-seed0"
     assert metrics == record["metrics"]["test"]
+
+
+def test_an_unfinished_run_is_not_measured_on_the_test_split(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    with pytest.raises(records.RecordError, match="no finished run"):
+        evaluate_checkpoint(tmp_path / "run")
 
 
 def test_two_runs_side_by_side_equal_two_alone(uninterrupted, tmp_path):

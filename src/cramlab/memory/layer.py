@@ -208,11 +208,13 @@ class CRAMLayer(Mixer):
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
         """See `Mixer.cost`. Hand arithmetic over the matrix products of one pass in evaluation; the rest is left out.
 
-        A pass in which everybody reads scores the causal half of all pairs; one in which some do scores, for those,
-        all places of the buffer, as the mask is applied to finished scores.
+        A pass in which everybody reads an unbounded buffer scores the causal half of all pairs; any other scores, for
+        the tokens that read, all places, as the mask is applied to finished scores.
         """
         d, work, router = self.d_model, self.config.working, self.config.router
-        per_token = 2 * d * work.d_state * 3 + 2 * work.refine_steps * work.d_state**2
+        per_token = 2 * d * work.d_state * 2
+        if work.refine_steps:
+            per_token += 2 * work.d_state * (d + 1 + work.refine_steps * work.d_state)
         per_token += 2 * work.d_state * min(64, seq_len)  # the scan: a product a chunk
         per_token += 2 * 2 * d * d  # keys and values, written for every token
         if isinstance(self.config.semantic, SlotsConfig):
@@ -228,7 +230,8 @@ class CRAMLayer(Mixer):
         if router.name == "gumbel":
             per_token += 2 * (d + (4 + len(Path)) * router.d_hidden)
             read_frac = 1.0
-        n_places = (seq_len + 1) / 2 if read_frac == 1.0 else seq_len
+        unbounded = self.config.episodic.capacity is None or self.config.episodic.capacity >= seq_len
+        n_places = (seq_len + 1) / 2 if read_frac == 1.0 and unbounded else seq_len
         a_read = 2 * 2 * d * d + 2 * 2 * d * n_places  # query and output projection, scores and mixing
         held = seq_len if self.config.episodic.capacity is None else min(seq_len, self.config.episodic.capacity)
         return Cost(

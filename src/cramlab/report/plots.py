@@ -95,8 +95,7 @@ def losses_over_steps(record: dict[str, Any]) -> str:
     for name in terms:
         points = [(row["step"], row["loss"][name]) for row in record["series"] if row["loss"].get(name) is not None]
         axes.plot([p[0] for p in points], [p[1] for p in points], label=name, linewidth=1)
-    if any(value and value > 0 for row in record["series"] for value in row["loss"].values()):
-        axes.set_yscale("log", nonpositive="mask")
+    axes.set_yscale("symlog", linthresh=1e-3)  # a reward is a negative term
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("weighted loss term")
     axes.set_title(_label(record), fontsize="medium")

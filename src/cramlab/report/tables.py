@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
+from cramlab.config import differing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -20,6 +23,12 @@ class Interval:
     mean: float
     low: float | None = None
     high: float | None = None
+
+    def within(self, least: float, most: float) -> Interval:
+        """The same, cut at what the quantity can be at all."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(mean=self.mean, low=max(self.low, least), high=min(self.high, most))
 
     def format(self, digits: int) -> str:
         """`0.998 [0.996, 1.000]`."""
@@ -60,16 +69,27 @@ class Row:
     reads_frac: Interval
     oracle_attention_frac: float
     train_reads_frac: Interval
+    n_parameters: int
     minutes: Interval
 
 
 def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
-    """Finished records by experiment, size and mixer. Two records of one seed count as two."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """Finished records by experiment, size, mixer and config; only the seed may differ within a row.
+
+    The same run found twice counts once. Where one mixer comes with several configs, its rows name what differs.
+    """
+    groups: dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for record in found:
         if record["status"] == "finished":
-            groups.setdefault((record["experiment"], record["size"], record["mixer"]), []).append(record)
-    rows = [_row(*key, group) for key, group in sorted(groups.items())]
+            configs = groups.setdefault((record["experiment"], record["size"], record["mixer"]), {})
+            configs.setdefault(_seedless(record), {})[record["seed"]] = record
+    rows = []
+    for (experiment, size, mixer), configs in sorted(groups.items()):
+        first = json.loads(next(iter(configs)))
+        names = {name for text in configs for name in differing(json.loads(text), first)}  # none for one config
+        for text, seeds in configs.items():
+            label = mixer + "".join(f", {name}={_at(json.loads(text), name)}" for name in sorted(names))
+            rows.append(_row(experiment, size, label, [seeds[seed] for seed in sorted(seeds)]))
     control = {(row.experiment, row.size): row.dynamics_mse.mean for row in rows if row.mixer == "transformer"}
     return [
         dataclasses.replace(row, dynamics_ratio=row.dynamics_mse.mean / control[row.experiment, row.size])
@@ -79,36 +99,51 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
     ]
 
 
+def _seedless(record: dict[str, Any]) -> str:
+    """The config without its seed, as text."""
+    return json.dumps({name: value for name, value in record["config"].items() if name != "seed"}, sort_keys=True)
+
+
+def _at(config: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is no such field."""
+    for name in path.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
 def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) -> Row:
     tests = [record["metrics"]["test"] for record in group]
 
     def over_seeds(name: str) -> Interval:
         return seed_interval([test[name] for test in tests if test[name] is not None] or [math.nan])
 
-    def accuracy(name: str) -> Interval:
-        value, n = tests[0][f"retrieval_acc_{name}"], tests[0][f"n_queries_{name}"]
-        return share_interval(value, n) if len(tests) == 1 and n else over_seeds(f"retrieval_acc_{name}")
+    def share(name: str, count: str) -> Interval:
+        """Over seeds; for a single one, over its own queries or tokens."""
+        value, n = tests[0][name], tests[0][count]
+        return share_interval(value, n) if len(tests) == 1 and n else over_seeds(name).within(0.0, 1.0)
 
     return Row(
         experiment=experiment,
         size=size,
         mixer=mixer,
         seeds=tuple(sorted(record["seed"] for record in group)),
-        recurring=accuracy("recurring"),
-        novel=accuracy("novel"),
+        recurring=share("retrieval_acc_recurring", "n_queries_recurring"),
+        novel=share("retrieval_acc_novel", "n_queries_novel"),
         dynamics_mse=over_seeds("dynamics_mse"),
         dynamics_ratio=None,
-        attention_frac=over_seeds("attention_frac"),
-        reads_frac=over_seeds("reads_frac"),
+        attention_frac=share("attention_frac", "n_tokens"),
+        reads_frac=share("reads_frac", "n_tokens"),
         oracle_attention_frac=float(np.mean([record["oracle"]["attention_frac"] for record in group])),
         train_reads_frac=seed_interval([record["train_reads_frac"] for record in group]),
+        n_parameters=group[0]["n_parameters"] or 0,
         minutes=seed_interval([record["elapsed_s"] / 60 for record in group]),
     )
 
 
 COLUMNS = (
     "experiment", "size", "mixer", "seeds", "retrieval, recurring", "retrieval, novel", "dynamics MSE",
-    "/ transformer", "attention_frac", "/ oracle", "reads_frac", "training reads", "minutes",
+    "/ transformer", "attention_frac", "/ oracle", "reads_frac", "training reads", "parameters",
+    "minutes",
 )  # fmt: skip
 
 
@@ -128,6 +163,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.attention_frac.mean / oracle:.3f}" if oracle else "-",
         row.reads_frac.format(5),
         row.train_reads_frac.format(3),
+        f"{row.n_parameters:,}",
         f"{row.minutes.mean:.1f}",
     )
 
