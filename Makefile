@@ -28,7 +28,7 @@ lint: .venv/installed
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-# Every record behind README and docs; about an hour on two cores.
+# Every record behind README and docs; about half an hour on two cores.
 results: .venv/installed
 	for seed in 0 1 2; do $(BIN)/cramlab run srcd --size small --seed $$seed --out runs/results/srcd/small --resume || exit 1; done
 	$(BIN)/cramlab run srcd --size paper --seed 0 --out runs/results/srcd/paper --resume

@@ -77,6 +77,9 @@ def test_the_records_hold_what_readme_says(size):
         assert min(control["retrieval_acc_recurring"], control["retrieval_acc_novel"]) >= 0.99
         assert test["attention_frac"] <= 1.2 * record["oracle"]["attention_frac"]
         assert test["reads_frac"] == test["attention_frac"]
+        assert 61 <= 1 / test["reads_frac"] <= 69  # "about 1/65 of its reads"
+        assert 1.6 < record["n_parameters"] / controls[seed]["n_parameters"] < 1.75  # "two thirds more parameters"
+        assert 1.0 < test["dynamics_mse"] / control["dynamics_mse"] < 1.02  # "about 1% above the control's"
         assert test["dynamics_mse"] <= 1.05 * control["dynamics_mse"]
         for run in (record, controls[seed]):
             assert run["cooldown_from_step"] is not None  # ended by its own validation, not by the step limit
