@@ -2,8 +2,7 @@ import argparse
 
 import pytest
 
-from cramlab.cli import SIZE_NAMES, _parser, main
-from cramlab.tasks.srcd import SIZES
+from cramlab.cli import _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +31,6 @@ def test_the_command_line_is_frozen():
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }
-
-
-def test_sizes_of_the_command_are_those_of_the_task():
-    assert tuple(SIZES) == SIZE_NAMES
 
 
 def test_run_writes_a_record_and_prints_the_table(runs, capsys):

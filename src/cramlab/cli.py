@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cramlab import records
+from cramlab.catalog import MIXERS
+from cramlab.config import ConfigError, nearest, override
+from cramlab.experiments import EXPERIMENTS
+from cramlab.experiments.srcd import run_config
+from cramlab.files import write_text
+from cramlab.model import SequenceModel
+from cramlab.progress import ProgressDisplay
+from cramlab.report.page import render
+from cramlab.report.tables import results_table
+from cramlab.tasks.srcd import SIZES
+from cramlab.training.evaluate import evaluate_checkpoint
+from cramlab.training.jobs import run_jobs
+from cramlab.training.loop import RunFailedError
+from cramlab.training.run import RunConfig
+
 EXIT_FAILED, EXIT_USAGE = 1, 2
-SIZE_NAMES = ("tiny", "small", "medium", "paper")
 
 
 class UsageError(Exception):
@@ -19,9 +39,6 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (failed) or 2 (bad usage)."""
     args = _parser().parse_args(argv)
-    from cramlab.config import ConfigError
-    from cramlab.records import RecordError
-    from cramlab.training.loop import RunFailedError
 
     command: Callable[[argparse.Namespace], None] = args.command
     try:
@@ -29,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ConfigError) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except (RunFailedError, RecordError, OSError) as error:
+    except (RunFailedError, records.RecordError, OSError) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -99,18 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configs(name: str, size: str, seed: int) -> list:
+def _configs(name: str, size: str, seed: int) -> list[RunConfig]:
     """The runs that a NAME stands for."""
-    from cramlab.catalog import MIXERS
-    from cramlab.config import nearest
-    from cramlab.experiments import EXPERIMENTS
-    from cramlab.experiments.srcd import run_config
-
     experiment, slash, mixer = name.partition("/")
     if experiment not in EXPERIMENTS:
         raise UsageError(f'experiment "{experiment}" is unknown{nearest(experiment, EXPERIMENTS)}')
-    if size not in SIZE_NAMES:
-        raise UsageError(f'--size "{size}" is unknown{nearest(size, SIZE_NAMES)}')
+    if size not in SIZES:
+        raise UsageError(f'--size "{size}" is unknown{nearest(size, SIZES)}')
     if seed < 0:
         raise UsageError(f"--seed {seed} must be 0 or more")
     if not slash:
@@ -121,14 +133,6 @@ def _configs(name: str, size: str, seed: int) -> list:
 
 
 def _run(args: argparse.Namespace) -> None:
-    import torch
-
-    from cramlab.config import override
-    from cramlab.model import SequenceModel
-    from cramlab.progress import ProgressDisplay
-    from cramlab.report.tables import results_table
-    from cramlab.training.jobs import run_jobs
-
     configs = _configs(args.name, args.size, args.seed)
     for assignment in args.overrides:
         if (field := assignment.partition("=")[0]) in ("experiment", "size", "mixer", "seed"):
@@ -149,31 +153,20 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from cramlab.records import RecordError
-    from cramlab.training.evaluate import evaluate_checkpoint
-
     folders = sorted(path.parent for path in args.dir.rglob("checkpoint.pt")) if args.dir.is_dir() else []
     if not folders:
-        raise RecordError(f"{args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
+        raise records.RecordError(f"{args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
     table = Table("run", "metric", "value")
     for folder in folders:
         name, metrics = evaluate_checkpoint(folder)
         for metric, value in metrics.items():
-            table.add_row(
-                name, metric, "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
-            )
+            text = f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
+            table.add_row(name, metric, text)
         table.add_section()
     Console().print(table)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from cramlab import records
-    from cramlab.files import write_text
-    from cramlab.report.page import render
-
     if args.out.suffix not in (".html", ".htm"):
         raise UsageError(f"--out {args.out} should end in .html")
     write_text(args.out, render([records.read(path) for path in records.find(args.dirs)]))
@@ -181,23 +174,15 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _ls(_: argparse.Namespace) -> None:
-    from cramlab.catalog import MIXERS
-    from cramlab.experiments import EXPERIMENTS
-
     print("experiments")
     for name, experiment in EXPERIMENTS.items():
         print(f"  {name:14}{(experiment.__doc__ or '').splitlines()[0]}")
-    print(f"sizes\n  {'  '.join(SIZE_NAMES)}")
+    print(f"sizes\n  {'  '.join(SIZES)}")
     print(f"mixers\n  {'  '.join(MIXERS)}")
 
 
 def _show(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from cramlab import records
-    from cramlab.report.tables import results_table
-
-    if Path(args.name).exists():
+    if args.name.partition("/")[0] not in EXPERIMENTS and Path(args.name).exists():
         found = [records.read(path) for path in records.find([Path(args.name)])]
         Console().print(results_table(found))
         return
@@ -209,8 +194,6 @@ def _show(args: argparse.Namespace) -> None:
 
 def _leaves(config: object, prefix: str = "") -> list[tuple[str, object]]:
     """Every field that --set can change, with its path."""
-    import dataclasses
-
     assert dataclasses.is_dataclass(config)
     leaves: list[tuple[str, object]] = []
     for field in dataclasses.fields(config):

@@ -80,6 +80,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
 
 
 def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
+    """The loop, in a folder that is this process's own. See `train`."""
     training = config.training
     checkpoint = out / "checkpoint.pt"
     torch.set_num_threads(training.n_threads)
