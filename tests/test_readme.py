@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,15 @@ def test_make_commands_exist_and_ci_runs_the_test_command():
     for target in set(re.findall(r"\bmake ([a-z]+)", README)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+def test_make_srcd_trains_and_reports(tmp_path):
+    """The recipe itself, in the environment that runs the tests."""
+    here = [f"BIN={Path(sys.executable).parent}", f"OUT={tmp_path}", "SIZE=tiny"]
+    subprocess.run(["make", "-o", ".venv/installed", "srcd", *here], cwd=ROOT, check=True, capture_output=True)
+    for mixer in ("cram", "transformer"):
+        assert records.read(tmp_path / f"{mixer}-seed0" / "record.json")["status"] == "finished"
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_the_table_is_made_from_the_records():
