@@ -25,7 +25,7 @@ def test_the_command_line_is_frozen():
         for name, parser in commands.choices.items()
     }
     assert flags == {
-        "run": ["--help", "--out", "--resume", "--seed", "--set", "--size", "name"],
+        "run": ["--engine", "--help", "--jobs", "--out", "--resume", "--seed", "--set", "--size", "name"],
         "eval": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
         "ls": ["--help"],
@@ -84,6 +84,7 @@ def test_ls_and_show(runs, capsys):
         (("run", "srcd", "--out", "x", "--set", "task.seqlen=3"), 'did you mean "seq_len"'),
         (("run", "srcd", "--out", "x", "--set", "task.seq_len=0"), "task.seq_len = 0"),
         (("run", "srcd", "--out", "x", "--set", "mixer=cram"), "would mislabel"),
+        (("run", "srcd", "--out", "x", "--jobs", "0"), "--jobs 0"),
         (("run", "srcd/transformer", "--out", "x", "--set", "model.mixer.n_heads=3"), "n_heads = 3"),
         (("run", "srcd", "--out", "x", "--set", "training.accelerator=gpux"), "training.accelerator"),
         (("run", "srcd", "--out", "x", "--set", "training.weight_decay=-1"), "training.weight_decay"),

@@ -12,6 +12,7 @@ ROW = {
     "seq_len": 64,
     "phase": "encoding",
     "cooling_down": False,
+    "last": False,
     "loss": {"task": 1.25, "gate": 0.5},
     "validation": {
         "retrieval_acc_recurring": 0.9,

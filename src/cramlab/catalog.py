@@ -5,21 +5,49 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from cramlab.baselines import TransformerConfig
-from cramlab.memory import CRAMConfig, RouterConfig
+from cramlab.baselines import (
+    MemorizerConfig,
+    MixtureOfDepthsConfig,
+    RecurrenceConfig,
+    SeqBoatConfig,
+    SlidingWindowConfig,
+    TransformerConfig,
+    TransMambaConfig,
+    jamba,
+)
+from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig
 from cramlab.mixer import MixerConfig
 
-
-def _cram_with(router: RouterConfig) -> MixerConfig:
-    return dataclasses.replace(CRAMConfig(), router=router)
+CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that draws them by lot
 
 
-MIXERS: dict[str, Callable[[], MixerConfig]] = {
+def _cram(**changes: object) -> Callable[[], MixerConfig]:
+    return lambda: dataclasses.replace(CRAMConfig(), **changes)  # type: ignore[arg-type]
+
+
+MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram": CRAMConfig,
     "cram-paper": CRAMConfig.paper,
-    "cram-always": lambda: _cram_with(RouterConfig(name="always")),
-    "cram-never": lambda: _cram_with(RouterConfig(name="never")),
-    "cram-oracle": lambda: _cram_with(RouterConfig(name="oracle")),
-    "cram-random": lambda: _cram_with(RouterConfig(name="random")),
+    # Routers that do not learn.
+    "cram-always": _cram(router=RouterConfig(name="always")),
+    "cram-never": _cram(router=RouterConfig(name="never")),
+    "cram-oracle": _cram(router=RouterConfig(name="oracle")),
+    "cram-random": _cram(router=RouterConfig(name="random", random_frac=CRAM_RATE)),
+    # Ablations. The first three differ in how they are trained; experiments know how.
+    "cram-no-consolidation": CRAMConfig,
+    "cram-no-encoding": CRAMConfig,
+    "cram-fast-semantic": CRAMConfig,
+    "cram-no-working": _cram(working=None),
+    "cram-low-rank": _cram(semantic=AdapterConfig()),
+    "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
+    "price-only": _cram(semantic=NothingConfig()),
+    # Others' ideas.
     "transformer": TransformerConfig,
+    "sliding-window": SlidingWindowConfig,
+    "recurrence": RecurrenceConfig,
+    "jamba": jamba,
+    "seqboat": SeqBoatConfig,
+    "transmamba": TransMambaConfig,
+    "mixture-of-depths": MixtureOfDepthsConfig,
+    "memorizer": MemorizerConfig,
 }

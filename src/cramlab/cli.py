@@ -16,8 +16,7 @@ from rich.table import Table
 from cramlab import records
 from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, nearest, override
-from cramlab.experiments import EXPERIMENTS
-from cramlab.experiments.srcd import run_config
+from cramlab.experiments import EXPERIMENTS, Study
 from cramlab.files import write_text
 from cramlab.model import SequenceModel
 from cramlab.progress import ProgressDisplay
@@ -27,9 +26,11 @@ from cramlab.tasks.srcd import SIZES
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
 from cramlab.training.loop import RunFailedError
+from cramlab.training.ray_jobs import run_jobs_on_ray
 from cramlab.training.run import RunConfig
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+ENGINES = {"local": run_jobs, "ray": run_jobs_on_ray}
 
 
 class UsageError(Exception):
@@ -67,19 +68,29 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="train the runs of an experiment and write their records",
-        description="Trains every run of an experiment, two at a time, one core each. Each run gets a folder "
-        "MIXER-seedN under --out with config.json, checkpoint.pt and, at the end, record.json.",
+        description="Trains every run of an experiment, a few at a time, one core each. Each run gets a folder "
+        "MIXER-seedN under --out with config.json, checkpoint.pt and, at the end, record.json. Some experiments have "
+        "several rounds, in which later runs depend on earlier records; killed at any moment, --resume continues.",
         epilog="examples: cramlab run srcd --size small --out runs/a | cramlab run srcd/cram --size tiny --out runs/b "
         "--set model.mixer.semantic.n_slots=128 --set training.max_steps=200",
     )
-    run.add_argument("name", metavar="NAME", help="experiment, or EXPERIMENT/MIXER for one mixer (see cramlab ls)")
+    run.add_argument(
+        "name", metavar="NAME", help="experiment, or EXPERIMENT/MIXER,MIXER... for some mixers (see cramlab ls)"
+    )
     run.add_argument("--size", default="small", metavar="S", help="tiny, small, medium or paper (default: small)")
-    run.add_argument("--seed", type=int, default=0, metavar="I", help="of data, weights and sampling (default: 0)")
+    run.add_argument(
+        "--seed", type=int, metavar="I", help="of data, weights and sampling (default: the experiment's own seeds)"
+    )
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
     run.add_argument("--resume", action="store_true", help="continue interrupted runs, keep finished ones")
     run.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
         help="change a field of every run's config, as shown by cramlab show; may be repeated",
+    )  # fmt: skip
+    run.add_argument("--jobs", type=int, default=2, metavar="J", help="runs at a time, one core each (default: 2)")
+    run.add_argument(
+        "--engine", choices=ENGINES, default="local",
+        help="where the runs go: processes of this machine, or a Ray cluster that shares --out (default: local)",
     )  # fmt: skip
     run.set_defaults(command=_run)
 
@@ -116,40 +127,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configs(name: str, size: str, seed: int) -> list[RunConfig]:
-    """The runs that a NAME stands for."""
-    experiment, slash, mixer = name.partition("/")
+def _study(name: str, size: str, seed: int | None) -> Study:
+    """The runs that a NAME stands for, round by round."""
+    experiment, slash, listed = name.partition("/")
     if experiment not in EXPERIMENTS:
         raise UsageError(f'experiment "{experiment}" is unknown{nearest(experiment, EXPERIMENTS)}')
     if size not in SIZES:
         raise UsageError(f'--size "{size}" is unknown{nearest(size, SIZES)}')
-    if seed < 0:
+    if seed is not None and seed < 0:
         raise UsageError(f"--seed {seed} must be 0 or more")
-    if not slash:
-        return EXPERIMENTS[experiment](size=size, seed=seed)
-    if mixer not in MIXERS:
-        raise UsageError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
-    return [run_config(mixer=mixer, size=size, seed=seed, experiment=experiment)]
+    mixers = listed.split(",") if slash else None
+    for mixer in mixers or ():
+        if mixer not in MIXERS:
+            raise UsageError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
+    return EXPERIMENTS[experiment](size=size, seed=seed, mixers=mixers)
 
 
-def _run(args: argparse.Namespace) -> None:
-    configs = _configs(args.name, args.size, args.seed)
-    for assignment in args.overrides:
-        if (field := assignment.partition("=")[0]) in ("experiment", "size", "mixer", "seed"):
-            raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
+def _overridden(configs: list[RunConfig], overrides: list[str]) -> list[RunConfig]:
+    """The runs with all --set changes, each of which must be something that a model can be built with."""
     try:  # a config or model that refuses a value says which field and why
-        for assignment in args.overrides:
+        for assignment in overrides:
             configs = [override(config, assignment) for config in configs]
         with torch.device("meta"):
             for config in configs:
                 SequenceModel(config.model, config.task.input_spec)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return configs
+
+
+def _run(args: argparse.Namespace) -> None:
+    for assignment in args.overrides:
+        if (field := assignment.partition("=")[0]) in ("experiment", "size", "mixer", "seed", "variant"):
+            raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs} must be 1 or more")
+    study = _study(args.name, args.size, args.seed)
+    configs = _overridden(next(study), args.overrides)
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out} is a file; give a folder")
-    with ProgressDisplay([config.name for config in configs]) as display:
-        found = run_jobs(configs, args.out, resume=args.resume, n_jobs=2, progress=display)
-    display.console.print(results_table(found))
+    while True:
+        with ProgressDisplay([config.name for config in configs]) as display:
+            found = ENGINES[args.engine](configs, args.out, resume=args.resume, n_jobs=args.jobs, progress=display)
+        display.console.print(results_table(found))
+        try:
+            configs = _overridden(study.send(found), args.overrides)
+        except StopIteration:
+            return
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -186,7 +210,7 @@ def _show(args: argparse.Namespace) -> None:
         found = [records.read(path) for path in records.find([Path(args.name)])]
         Console().print(results_table(found))
         return
-    for config in _configs(args.name, args.size, seed=0):
+    for config in next(_study(args.name, args.size, seed=0)):  # later rounds depend on records
         print(f"# {config.experiment}/{config.mixer}, size {config.size}")
         for path, value in _leaves(config):
             print(f"{path} = {value}")

@@ -73,7 +73,8 @@ def _restore(data: Any, like: Any, path: str) -> Any:
         values = {n: _restore(data[n], getattr(like, n), _join(path, n)) for n in known if n in data}
         return dataclasses.replace(like, **values)  # type: ignore[type-var]
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):
-        return tuple(_restore(item, like[0], f"{path}[{i}]") for i, item in enumerate(data))
+        kinds = like if len(like) == len(data) else like[:1] * len(data)  # of one kind, or one for each place
+        return tuple(_restore(data[i], kind, f"{path}[{i}]") for i, kind in enumerate(kinds))
     return tuple(data) if isinstance(data, list) else data
 
 

@@ -24,6 +24,7 @@ class LossConfig:
         consolidation_weight: w_cons of Eq. 8.
         episodic_price: lambda_E of Eq. 8, for the Gumbel router.
         semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
+        capacity_weight: of the hinge on the share of tokens that pass a mixture-of-depths router.
     """
 
     read_price: float = 0.1
@@ -34,6 +35,7 @@ class LossConfig:
     consolidation_weight: float = 1.0
     episodic_price: float = 0.1
     semantic_reward: float = 0.1
+    capacity_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""

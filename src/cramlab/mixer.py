@@ -59,6 +59,16 @@ class Trace(NamedTuple):
     gate_logit: Tensor | None = None
     quality: Tensor | None = None
 
+    @classmethod
+    def of_reads(cls, attended: Tensor, dtype: torch.dtype) -> Trace:
+        """Of a mixer that scores exactly the tokens which use attention, bool (B, T); the others recur."""
+        return cls(
+            path=torch.where(attended, int(Path.EPISODIC), int(Path.WORKING)),
+            attended=attended,
+            scored=attended,
+            gate_prob=attended.to(dtype),
+        )
+
 
 class MixerOutput(NamedTuple):
     """Everything that a call produced; nothing is left behind on the module.

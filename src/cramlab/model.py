@@ -18,7 +18,7 @@ class ModelConfig:
     """Everything around the mixer is the same for all mixers.
 
     Attributes:
-        mixer: config of the mixer of every layer.
+        mixer: config of the mixer of every layer; or a pattern of several, repeated from the first layer on.
         d_model: width.
         n_layers: blocks.
         d_mlp: hidden width of the MLP.
@@ -26,7 +26,7 @@ class ModelConfig:
         norm: "pre" (default) or "post", the paper's Add&Norm.
     """
 
-    mixer: MixerConfig
+    mixer: MixerConfig | tuple[MixerConfig, ...]
     d_model: int = 128
     n_layers: int = 1
     d_mlp: int = 256
@@ -40,6 +40,12 @@ class ModelConfig:
                 raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
         if self.norm not in ("pre", "post"):
             raise ValueError(f'model.norm = "{self.norm}" is unknown; give "pre" or "post"')
+        if self.mixer == ():
+            raise ValueError("model.mixer = () holds no mixer; give one, or a pattern of several")
+
+    def mixer_of(self, layer: int) -> MixerConfig:
+        """The config of a layer's mixer, counted from 0."""
+        return self.mixer[layer % len(self.mixer)] if isinstance(self.mixer, tuple) else self.mixer
 
 
 class ModelOutput(NamedTuple):
@@ -50,7 +56,7 @@ class ModelOutput(NamedTuple):
         state: one a layer, for the continuation.
         traces: one a layer.
         counterfactual_traces: of the layers that ran a second time, above `counterfactual_layer`.
-        aux: named losses of the mixers, averaged over layers.
+        aux: named losses of the mixers, averaged over the layers that have them.
         without_reads: predictions as if the layer `counterfactual_layer` had not read; None unless asked for. When it
             is the last layer, only the tokens that read there are computed; the others are zero.
     """
@@ -87,10 +93,10 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """Mixer and MLP, each added to the residual stream and normalised before ("pre") or after ("post")."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mixer: MixerConfig) -> None:
         super().__init__()
         self.pre = config.norm == "pre"
-        self.mixer = config.mixer.build(config.d_model)
+        self.mixer = mixer.build(config.d_model)
         self.mixer_norm = nn.LayerNorm(config.d_model, bias=False)
         self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
         self.mlp_in = nn.Linear(config.d_model, config.d_mlp)
@@ -116,7 +122,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config, self.spec = config, spec
         self.embedding = Embedding(spec, config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, config.mixer_of(layer)) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         self.level_head = nn.Linear(config.d_model, 1)
         self.answer_head = nn.Linear(config.d_model, spec.n_classes)
@@ -169,7 +175,8 @@ class SequenceModel(nn.Module):
             states.append(mixed.state)
             traces.append(mixed.trace)
             auxes.append(mixed.aux)
-        aux = {name: torch.stack([a[name] for a in auxes]).mean() for name in auxes[0]}
+        names = dict.fromkeys(name for aux in auxes for name in aux)
+        aux = {name: torch.stack([a[name] for a in auxes if name in a]).mean() for name in names}
         if silent is not None:
             without_reads = self._predict(silent, batch.continuous[..., 0])
         return ModelOutput(

@@ -73,9 +73,10 @@ class ProgressDisplay:
         table = Table(expand=True)
         for column in ("run", "step", "", "phase", "loss", "recurring", "novel", "attention", "optimum", "left"):
             table.add_column(column, min_width=16 if column == "" else None)
+        waiting = [name for name in self._names if name not in self._rows]
+        finished = [name for name, row in self._rows.items() if row["last"]]
         for name in self._names:
-            if name not in self._rows:
-                table.add_row(name, "starting")
+            if name in waiting or name in finished:
                 continue
             row, cells = self._rows[name], self._cells(name)
             phase = "cooling down" if row["cooling_down"] else row["phase"]
@@ -86,6 +87,8 @@ class ProgressDisplay:
                 f"{phase}, N={row['seq_len']}",
                 *(cells[c] for c in ("loss", "recurring", "novel", "attention", "optimum", "left")),
             )
+        if finished or waiting:
+            table.caption = f"{len(finished)} of {len(self._names)} runs trained, {len(waiting)} starting or waiting"
         return table
 
 

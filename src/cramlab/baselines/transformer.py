@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
+from cramlab.baselines.attention import attend, check_heads
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,7 @@ class CausalAttention(Mixer):
 
     def __init__(self, config: TransformerConfig, d_model: int) -> None:
         super().__init__()
-        if d_model % config.n_heads:
-            raise ValueError(
-                f"model.mixer.n_heads = {config.n_heads} does not divide model.d_model = {d_model}; change one of them"
-            )
+        check_heads(config.n_heads, d_model)
         self.config, self.d_model = config, d_model
         self.w_qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.w_out = nn.Linear(d_model, d_model, bias=False)
@@ -76,28 +73,18 @@ class CausalAttention(Mixer):
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
             filled = torch.cat([state.filled, filled], dim=1)
         cache = KeyValueCache(keys=k, values=v, filled=filled)
-        heads = (self.config.n_heads, -1)
-        q, k, v = (t.unflatten(-1, heads).transpose(1, 2) for t in (q, k, v))  # (B, H, T or S, Dh)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if plain else self._mask(filled, x.shape[1]), is_causal=plain
-        )
-        y = self.w_out(y.transpose(1, 2).flatten(2))
+        mask = None if plain else self._mask(filled, x.shape[1])
+        y = self.w_out(attend(q, k, v, self.config.n_heads, mask))
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
-        trace = Trace(
-            path=torch.full_like(attended, int(Path.EPISODIC), dtype=torch.int64),
-            attended=attended,
-            scored=attended,
-            gate_prob=attended.to(x.dtype),
-        )
-        return MixerOutput(y=y, state=cache, trace=trace, aux={})
+        return MixerOutput(y=y, state=cache, trace=Trace.of_reads(attended, x.dtype), aux={})
 
     @staticmethod
     def _mask(filled: Tensor, n_tokens: int) -> Tensor:
-        """Bool (B, 1, T, S): earlier and not padding; a token always sees itself, so that no row is empty."""
+        """Bool (B, T, S): earlier and not padding; a token always sees itself, so that no row is empty."""
         places = torch.arange(filled.shape[1], device=filled.device)
         own = places[-n_tokens:, None]
-        return ((filled[:, None] & (places <= own)) | (places == own))[:, None]
+        return (filled[:, None] & (places <= own)) | (places == own)
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
         """See `Mixer.cost`; every token reads, whatever `read_frac`."""

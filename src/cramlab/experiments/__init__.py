@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from cramlab.experiments.srcd import srcd, srcd_routers
-from cramlab.training.run import RunConfig
+from cramlab.experiments.srcd_sweeps import srcd_sweeps
+from cramlab.experiments.srcd_table import srcd_table
+from cramlab.experiments.study import Experiment, Study
 
-
-class Experiment(Protocol):
-    """Returns its runs; the docstring's first line is what `cramlab ls` shows."""
-
-    def __call__(self, *, size: str, seed: int) -> list[RunConfig]:
-        """The runs of this experiment."""
-        ...
-
-
-EXPERIMENTS: dict[str, Experiment] = {"srcd": srcd, "srcd_routers": srcd_routers}
-__all__ = ["EXPERIMENTS", "Experiment"]
+EXPERIMENTS: dict[str, Experiment] = {
+    "srcd": srcd,
+    "srcd_routers": srcd_routers,
+    "srcd_table": srcd_table,
+    "srcd_sweeps": srcd_sweeps,
+}
+__all__ = ["EXPERIMENTS", "Experiment", "Study"]

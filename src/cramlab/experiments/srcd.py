@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from cramlab.catalog import MIXERS
+from cramlab.experiments.study import Study
 from cramlab.model import ModelConfig
 from cramlab.tasks.srcd import SIZES
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
@@ -36,24 +40,35 @@ TRAINING: dict[str, TrainingConfig] = {
 
 
 def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") -> RunConfig:
-    """One mixer on SRCD. Everything but the mixer is the same for all of them; the paper's layer keeps its Add&Norm."""
+    """One mixer on SRCD. What is not named here is the same for all of them."""
+    config = MIXERS[mixer]()
+    model = ModelConfig(mixer=config, n_layers=len(config) if isinstance(config, tuple) else 1)
+    training = TRAINING[size]
+    match mixer:
+        case "cram-paper":  # keeps its Add&Norm
+            model = dataclasses.replace(model, norm="post")
+        case "price-only":  # as many parameters as the semantic memory would have
+            model = dataclasses.replace(model, d_mlp=434)
+        case "cram-no-consolidation":  # nothing teaches the semantic memory but the tokens that it answers
+            silent = dataclasses.replace(training.loss, consolidation_weight=0.0, no_read_weight=0.0)
+            training = dataclasses.replace(training, loss=silent)
+        case "cram-no-encoding":
+            training = dataclasses.replace(training, encoding_target=0.0)
+        case "cram-fast-semantic":  # the paper's sec. on practice curves
+            training = dataclasses.replace(training, semantic_rate=10.0)
+        case _:
+            pass
     return RunConfig(
-        experiment=experiment,
-        size=size,
-        mixer=mixer,
-        seed=seed,
-        task=SIZES[size],
-        model=ModelConfig(mixer=MIXERS[mixer](), norm="post" if mixer == "cram-paper" else "pre"),
-        training=TRAINING[size],
+        experiment=experiment, size=size, mixer=mixer, seed=seed, task=SIZES[size], model=model, training=training
     )
 
 
-def srcd(*, size: str, seed: int) -> list[RunConfig]:
+def srcd(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
     """CRAM and the full-attention control side by side."""
-    return [run_config(mixer=mixer, size=size, seed=seed) for mixer in ("cram", "transformer")]
+    yield [run_config(mixer=mixer, size=size, seed=seed or 0) for mixer in mixers or ("cram", "transformer")]
 
 
-def srcd_routers(*, size: str, seed: int) -> list[RunConfig]:
+def srcd_routers(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
     """Routers compared: the paper's layer, and ours with every token, no token, random or the right tokens read."""
-    mixers = ("cram-paper", "cram-always", "cram-never", "cram-random", "cram-oracle")
-    return [run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_routers") for mixer in mixers]
+    mixers = mixers or ("cram-paper", "cram-always", "cram-never", "cram-random", "cram-oracle")
+    yield [run_config(mixer=mixer, size=size, seed=seed or 0, experiment="srcd_routers") for mixer in mixers]

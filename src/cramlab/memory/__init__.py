@@ -3,7 +3,7 @@
 from cramlab.memory.episodic import EpisodicMemoryConfig
 from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
 from cramlab.memory.routing import RouterConfig
-from cramlab.memory.semantic import AdapterConfig, SlotsConfig
+from cramlab.memory.semantic import AdapterConfig, NothingConfig, SlotsConfig
 from cramlab.memory.working import WorkingMemoryConfig
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CRAMLayer",
     "CRAMState",
     "EpisodicMemoryConfig",
+    "NothingConfig",
     "RouterConfig",
     "SlotsConfig",
     "WorkingMemoryConfig",

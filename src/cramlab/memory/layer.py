@@ -12,7 +12,7 @@ from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig, SlotsConfig
-from cramlab.memory.working import WorkingMemory, WorkingMemoryConfig
+from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
 
@@ -21,13 +21,13 @@ class CRAMConfig:
     """A CRAM layer. The defaults are our best; `CRAMConfig.paper()` is the layer as the paper writes it.
 
     Attributes:
-        working: continuous-time recurrence.
+        working: continuous-time recurrence; None: the token itself, an ablation.
         episodic: buffer and attention.
-        semantic: `SlotsConfig` or `AdapterConfig`.
+        semantic: `SlotsConfig`, `AdapterConfig` or `NothingConfig`.
         router: who decides.
     """
 
-    working: WorkingMemoryConfig = field(default_factory=WorkingMemoryConfig)
+    working: WorkingMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
     episodic: EpisodicMemoryConfig = field(default_factory=EpisodicMemoryConfig)
     semantic: SemanticConfig = field(default_factory=SlotsConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -60,7 +60,7 @@ class CRAMLayer(Mixer):
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
         super().__init__()
         self.config, self.d_model = config, d_model
-        self.working = WorkingMemory(config.working, d_model)
+        self.working = NoWorkingMemory() if config.working is None else WorkingMemory(config.working, d_model)
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.episodic = EpisodicMemory(config.episodic, d_model)
         self.semantic = config.semantic.build(d_model)
@@ -212,18 +212,19 @@ class CRAMLayer(Mixer):
         the tokens that read, all places, as the mask is applied to finished scores.
         """
         d, work, router = self.d_model, self.config.working, self.config.router
-        per_token = 2 * d * work.d_state * 2
-        if work.refine_steps:
-            per_token += 2 * work.d_state * (d + 1 + work.refine_steps * work.d_state)
-        per_token += 2 * work.d_state * min(64, seq_len)  # the scan: a product a chunk
-        per_token += 2 * 2 * d * d  # keys and values, written for every token
+        per_token = 2 * 2 * d * d  # keys and values, written for every token
+        if work is not None:
+            per_token += 2 * d * work.d_state * 2
+            if work.refine_steps:
+                per_token += 2 * work.d_state * (d + 1 + work.refine_steps * work.d_state)
+            per_token += 2 * work.d_state * min(64, seq_len)  # the scan: a product a chunk
         if isinstance(self.config.semantic, SlotsConfig):
             slots = self.config.semantic
             cosine = 2 * slots.d_match * (d + slots.n_slots)
             per_token += cosine + 2 * slots.n_slots * d
             if router.name == "benefit":
                 per_token += cosine  # of the familiarity, which takes another gradient
-        else:
+        elif isinstance(self.config.semantic, AdapterConfig):
             per_token += 2 * 2 * d * (self.config.semantic.rank or max(1, d // 16))
         if router.name == "benefit":
             per_token += 2 * (d + self.semantic.n_familiarity_features + 1) * router.d_hidden
@@ -237,5 +238,5 @@ class CRAMLayer(Mixer):
         return Cost(
             projection_flops=float(per_token * seq_len),
             read_flops=float(a_read * read_frac * seq_len),
-            state_bytes=4 * (work.d_state + held * (2 * d + 1)),
+            state_bytes=4 * ((work.d_state if work else 0) + held * (2 * d + 1)),
         )

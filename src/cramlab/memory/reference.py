@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cramlab.memory.layer import CRAMLayer
-from cramlab.memory.semantic import Slots
+from cramlab.memory.semantic import Nothing, Slots
+from cramlab.memory.working import NoWorkingMemory
 from cramlab.mixer import Path
 
 
@@ -30,7 +31,7 @@ def reference_layer(
     outputs, read_masks = [], []
     for b in range(x.shape[0]):
         ys, used = [], []
-        state = torch.zeros(layer.config.working.d_state)
+        state = torch.zeros(layer.config.working.d_state if layer.config.working else 0)
         entries: list[tuple[Tensor, Tensor]] = []
         for t in range(x.shape[1]):
             if not valid[b, t]:
@@ -54,6 +55,8 @@ def reference_layer(
 def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`s = exp(-rate gap) s + u`, then Eq. 2."""
     memory = layer.working
+    if isinstance(memory, NoWorkingMemory):
+        return state, torch.zeros(1), x
     config = memory.config
     width = config.d_state // config.n_timescales
     decay = torch.stack([torch.exp(-memory.log_rate[i // width].exp() * gap) for i in range(config.d_state)])
@@ -85,6 +88,8 @@ def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]])
 def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
     """Semantic answer (Eq. 4 or slots) and familiarity features."""
     memory = layer.semantic
+    if isinstance(memory, Nothing):
+        return torch.zeros_like(h), torch.zeros(0)
     if not isinstance(memory, Slots):
         return memory.w_up(memory.w_down(h).clamp(min=0)), torch.zeros(0)
     query = memory.w_query(h)

@@ -110,5 +110,28 @@ class Slots(nn.Module):
         return F.normalize(self.w_query(h), dim=-1) @ F.normalize(self.keys, dim=-1).T
 
 
-SemanticConfig = AdapterConfig | SlotsConfig
+@dataclass(frozen=True, kw_only=True)
+class NothingConfig:
+    """No semantic memory, for the control that has the price of reads alone."""
+
+    def build(self, d_model: int) -> Nothing:  # noqa: ARG002 - as its siblings
+        """A memory that answers zero; `d_model` does not matter."""
+        return Nothing()
+
+
+class Nothing(nn.Module):
+    """Always answers zero. Source: ours, a control."""
+
+    n_familiarity_features = 0
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Zeros like h (..., D)."""
+        return torch.zeros_like(h)
+
+    def familiarity(self, h: Tensor) -> Tensor:
+        """No features, (..., 0)."""
+        return h.new_zeros(*h.shape[:-1], 0)
+
+
+SemanticConfig = AdapterConfig | SlotsConfig | NothingConfig
 SemanticMemory = Adapter | Slots

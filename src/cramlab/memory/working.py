@@ -141,3 +141,15 @@ class WorkingMemory(nn.Module):
             for _ in range(self.config.refine_steps):
                 h = h + pace * torch.tanh(self.w1(h) + drive)
         return self.w_out(h) + x, h, state
+
+
+class NoWorkingMemory(nn.Module):
+    """An ablation: answers with the token itself and remembers nothing. State: (B, 0)."""
+
+    def initial_state(self, n_batch: int) -> Tensor:
+        """Empty, (B, 0)."""
+        return torch.zeros(n_batch, 0)
+
+    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+        """As `WorkingMemory.forward`; h(K) is one zero a token."""
+        return x, torch.zeros_like(x[..., :1]), state

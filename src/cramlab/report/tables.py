@@ -80,7 +80,7 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
     """
     groups: dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for record in found:
-        if record["status"] == "finished":
+        if record["status"] == "finished" and record["metrics"]["test"] is not None:  # tuning has none
             configs = groups.setdefault((record["experiment"], record["size"], record["mixer"]), {})
             configs.setdefault(_seedless(record), {})[record["seed"]] = record
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from cramlab.metrics import AttentionUse, Scores, attention_use, score
 from cramlab.mixer import Routing
 from cramlab.model import ModelConfig, ModelOutput, SequenceModel
 from cramlab.tasks.srcd import Split, SRCDConfig
-from cramlab.training.run import RunConfig, Stage, TrainingConfig
+from cramlab.training.run import RunConfig, TrainingConfig
 
 _EVAL_BATCH_TOKENS = 8192
 
@@ -138,9 +139,11 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
     return config.name, evaluate(model, split_batches(config, "test")).metrics()
 
 
-def split_batches(config: RunConfig, split: Split, stage: Stage | None = None) -> Iterator[Batch]:
-    """The sequences that a run validates or tests on, at a stage's length; None: the last one's."""
-    task = config.task_at(stage or config.training.stages[-1])
+def split_batches(config: RunConfig, split: Split, seq_len: int | None = None) -> Iterator[Batch]:
+    """The sequences that a run validates or tests on, at a given length; None: the last stage's."""
+    task = config.task_at(config.training.stages[-1])
+    if seq_len is not None:
+        task = dataclasses.replace(task, seq_len=seq_len)
     n_tokens = config.training.n_test_tokens if split == "test" else config.training.n_validation_tokens
     n_sequences = max(1, n_tokens // task.seq_len)
     batch_size = max(1, min(n_sequences, _EVAL_BATCH_TOKENS // task.seq_len))

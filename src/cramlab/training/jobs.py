@@ -35,10 +35,7 @@ def run_jobs(
         RunFailedError: when any run failed; the others have been finished first.
         FileExistsError: when a folder holds another run; none has been started.
     """
-    if len({config.name for config in configs}) < len(configs):
-        raise ValueError("two runs have the same name, MIXER-seedN, and would share a folder")
-    for config in configs:  # before any of them has begun
-        refuse_to_overwrite(config, out / config.name, resume=resume)
+    check_jobs(configs, out, resume=resume)
     if len(configs) == 1:
         return [train(configs[0], out / configs[0].name, resume=resume, progress=progress)]
     context = multiprocessing.get_context("spawn")
@@ -72,6 +69,14 @@ def run_jobs(
     if failures:
         raise RunFailedError("; ".join(f"{name}: {message}" for name, message in failures.items()))
     return [records.read(out / config.name / "record.json") for config in configs]
+
+
+def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
+    """Raises unless every config has a folder of its own that is free or its own, before any of them has begun."""
+    if len({config.name for config in configs}) < len(configs):
+        raise ValueError("two runs have the same name, MIXER-seedN, and would share a folder")
+    for config in configs:
+        refuse_to_overwrite(config, out / config.name, resume=resume)
 
 
 def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) -> None:

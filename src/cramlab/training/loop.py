@@ -21,7 +21,7 @@ from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
 from cramlab.model import ModelOutput, SequenceModel
 from cramlab.training.evaluate import Evaluation, evaluate, split_batches
-from cramlab.training.run import RunConfig, Stage
+from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.samples import record_samples
 
 Progress = Callable[[dict[str, Any]], None]
@@ -31,7 +31,7 @@ class RunFailedError(RuntimeError):
     """Training stopped on a loss, gradient or validation that is no number; the record says where."""
 
 
-def new_progress(header: dict[str, Any]) -> dict[str, Any]:
+def new_progress(header: dict[str, Any], *, encoding: bool = True) -> dict[str, Any]:
     """All that changes in a run besides weights and optimiser; plain data, so that it can be saved and resumed."""
     return {
         "header": header,  # of code and machine, taken before the first step
@@ -41,8 +41,8 @@ def new_progress(header: dict[str, Any]) -> dict[str, Any]:
         "n_sequences": 0,  # training sequences drawn so far
         "n_tokens": 0,  # training tokens seen so far
         "n_reads": 0.0,  # of which scored against the buffer
-        "encoding": True,
-        "encoding_ended_step": None,
+        "encoding": encoding,
+        "encoding_ended_step": None if encoding else 0,
         "encoding_attention_frac": None,
         "best": {},  # best validation metrics of the last stage
         "evals_since_best": 0,
@@ -88,9 +88,9 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         plain = SequenceModel(config.model, config.task.input_spec)
-    adamw = torch.optim.AdamW(plain.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
     model, optimizer = fabric.setup(plain, adamw)
-    run = new_progress(records.header(fabric.device))
+    run = new_progress(records.header(fabric.device), encoding=training.encoding_target > 0)
     if resume and checkpoint.exists():
         saved = load_checkpoint(checkpoint)
         plain.load_state_dict(saved["model"])
@@ -105,7 +105,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         phase = "encoding" if run["encoding"] else "routed"
         learning_rate = _learning_rate(config, run)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
 
         # One step: draw a batch, sum the terms, stop on anything that is not a number, update.
         batch = _training_batch(config, stage, run, fabric)
@@ -128,6 +128,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         # Once in a while: validate, and let what it shows end phases, stages and the run.
         row: dict[str, Any] = {
             "step": run["step"],
+            "n_tokens": run["n_tokens"],
             "seq_len": config.task_at(stage).seq_len,
             "phase": phase,
             "cooling_down": run["cooldown_from_step"] is not None,
@@ -145,17 +146,38 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         if due or run["step"] % training.log_every_steps == 0:
             run["series"].append(row)
             if progress is not None:
-                progress(row | {"elapsed_s": clock.seconds(), "max_steps": training.max_steps, "name": config.name})
+                progress(
+                    row
+                    | {
+                        "elapsed_s": clock.seconds(),
+                        "max_steps": training.max_steps,
+                        "name": config.name,
+                        "last": _finished(config, run),
+                    }
+                )
         if due:
             run["elapsed_s"] = clock.seconds()
             state = {"model": plain.state_dict(), "optimizer": adamw.state_dict(), "progress": run}
             save_checkpoint(checkpoint, state)
 
-    test = evaluate(plain, split_batches(config, "test"), forward=model)
-    samples = record_samples(plain, config.task, seed=config.seed, forward=model)
+    test = evaluate(plain, split_batches(config, "test"), forward=model) if training.n_test_tokens else None
+    elsewhere = {
+        str(n): evaluate(plain, split_batches(config, "test", n), forward=model) for n in training.test_seq_lens
+    }
+    samples = record_samples(plain, config.task, seed=config.seed, forward=model) if test else []
     n_parameters = sum(p.numel() for p in plain.parameters())
     record = _record(config, run, clock, test=test) | {"samples": samples, "n_parameters": n_parameters}
+    record["metrics"]["test_at"] = {seq_len: evaluation.metrics() for seq_len, evaluation in elsewhere.items()}
     return records.write(out / "record.json", record)
+
+
+def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[dict[str, Any]]:
+    """All parameters, those of semantic memories with a rate of their own if they have one."""
+    semantic = [p for name, p in model.named_parameters() if ".semantic." in name]
+    if training.semantic_rate == 1.0 or not semantic:
+        return [{"params": list(model.parameters()), "rate": 1.0}]
+    others = [p for name, p in model.named_parameters() if ".semantic." not in name]
+    return [{"params": others, "rate": 1.0}, {"params": semantic, "rate": training.semantic_rate}]
 
 
 class _Clock:
@@ -234,6 +256,8 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
     weights = config.training.loss
     losses = token_losses(output.predictions, batch)
     terms = {"task": task_loss(losses, batch)}
+    if "capacity" in output.aux:
+        terms["capacity"] = weights.capacity_weight * output.aux["capacity"]
     if "consolidation" in output.aux:
         terms["consolidation"] = weights.consolidation_weight * output.aux["consolidation"]
     if "episodic_use" in output.aux:
@@ -286,7 +310,12 @@ def _validate(
 ) -> dict[str, Any]:
     """Measures the model at the stage's length and draws the consequences; returns the metrics."""
     training = config.training
-    evaluation = evaluate(plain, split_batches(config, "validation", stage), read_all=run["encoding"], forward=model)
+    evaluation = evaluate(
+        plain,
+        split_batches(config, "validation", config.task_at(stage).seq_len),
+        read_all=run["encoding"],
+        forward=model,
+    )
     metrics = evaluation.metrics()
     run["validation"] = metrics
     if run["encoding_attention_frac"] is None:
@@ -295,12 +324,13 @@ def _validate(
     # A mixer that reads nothing even when everybody may has no encoding phase to wait for.
     if run["encoding"] and (retrieval_acc >= training.encoding_target or metrics["reads_frac"] == 0):
         run["encoding"], run["encoding_ended_step"] = False, run["step"]
+        run["best"], run["evals_since_best"] = {}, 0
     last = run["stage"] == len(training.stages) - 1
     arrived = stage.until is not None and not run["encoding"] and retrieval_acc >= stage.until
     if not last and (arrived or run["stage_step"] >= stage.max_steps):
         run["stage"] += 1
         run["stage_step"] = 0
-    elif last and not run["encoding"]:
+    elif last:
         _watch_for_the_end(config, run, metrics)
     return metrics
 
@@ -347,6 +377,7 @@ def _record(
         "experiment": config.experiment,
         "size": config.size,
         "mixer": config.mixer,
+        "variant": config.variant,
         "seed": config.seed,
         "config": to_dict(config),
         "config_hash": config_hash(config),

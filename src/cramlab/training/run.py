@@ -55,11 +55,14 @@ class TrainingConfig:
         eval_every_steps: steps between two validations.
         patience_evals: validations in the last stage without a new best, after which the rate cools down.
         n_validation_tokens: tokens of each validation, whatever the length; at least one sequence.
-        n_test_tokens: tokens of the one look at the test split.
-        encoding_target: validation retrieval at which the encoding phase (all tokens read, no price) ends.
+        n_test_tokens: tokens of the one look at the test split; 0: it is not looked at, as in tuning.
+        test_seq_lens: further lengths at which that look is taken, tokens; patterns and laws stay the same.
+        encoding_target: validation retrieval at which the encoding phase (all tokens read, no price) ends; 0: there
+            is no such phase.
         audit_frac: share of the tokens of a training batch that read whatever the router says.
         audit_supervised_frac: the same among tokens with a retrieval target.
         temperature: of the Gumbel router while training.
+        semantic_rate: factor on the learning rate of the semantic memory.
         price_ramp_steps: steps over which the prices of Eq. 8 rise after the encoding phase.
         loss: weights and prices.
         log_every_steps: steps between two rows of the record's series.
@@ -79,10 +82,12 @@ class TrainingConfig:
     patience_evals: int = 6
     n_validation_tokens: int = 16_384
     n_test_tokens: int = 65_536
+    test_seq_lens: tuple[int, ...] = ()
     encoding_target: float = 0.95
     audit_frac: float = 0.05
     audit_supervised_frac: float = 1.0
     temperature: float = 1.0
+    semantic_rate: float = 1.0
     price_ramp_steps: int = 200
     loss: LossConfig = field(default_factory=LossConfig)
     log_every_steps: int = 10
@@ -94,11 +99,11 @@ class TrainingConfig:
         """Each error names the field, the value and the fix."""
         if not self.stages:
             raise ValueError("training.stages is empty; give at least one Stage()")
-        positive = ("max_steps", "eval_every_steps", "patience_evals", "n_validation_tokens", "n_test_tokens")
+        positive = ("max_steps", "eval_every_steps", "patience_evals", "n_validation_tokens")
         for name in (*positive, "log_every_steps", "n_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "grad_clip", "temperature"):
+        for name in ("learning_rate", "semantic_rate", "grad_clip", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be positive")
         for name in ("audit_frac", "audit_supervised_frac", "encoding_target"):
@@ -109,7 +114,7 @@ class TrainingConfig:
                 raise ValueError(
                     f'training.{name} = "{getattr(self, name)}" is unknown; give one of {", ".join(known)}'
                 )
-        for name in ("warmup_steps", "cooldown_steps", "price_ramp_steps", "weight_decay"):
+        for name in ("warmup_steps", "cooldown_steps", "price_ramp_steps", "weight_decay", "n_test_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be 0 or more")
 
@@ -121,7 +126,8 @@ class RunConfig:
     Attributes:
         experiment: name in the catalog.
         size: name of the task's size.
-        mixer: name in the catalog; names the run's folder and record.
+        mixer: name in the catalog.
+        variant: what sets this run apart from others of the same mixer and seed in its experiment, for its name.
         seed: of data, initial weights and every random choice in training.
         task: the task.
         model: the model.
@@ -135,6 +141,7 @@ class RunConfig:
     task: SRCDConfig
     model: ModelConfig
     training: TrainingConfig
+    variant: str = ""
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
@@ -143,8 +150,8 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """`MIXER-seedN`: folder of the run and stem of its record."""
-        return f"{self.mixer}-seed{self.seed}"
+        """`MIXER-seedN` or `MIXER-VARIANT-seedN`: folder of the run and stem of its record."""
+        return "-".join(part for part in (self.mixer, self.variant, f"seed{self.seed}") if part)
 
     def task_at(self, stage: Stage) -> SRCDConfig:
         """The task at the stage's length."""

@@ -1,0 +1,65 @@
+"""Weights alone: no token sees another. What memorising the training set can reach, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorizerConfig:
+    """A token-wise MLP in the mixer's place.
+
+    Attributes:
+        d_hidden: hidden width; 256 gives full attention's number of parameters at the default width of 128.
+    """
+
+    d_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.d_hidden < 1:
+            raise ValueError(f"model.mixer.d_hidden = {self.d_hidden} must be at least 1")
+
+    def build(self, d_model: int) -> Memorizer:
+        """A fresh layer."""
+        return Memorizer(self, d_model)
+
+
+class Memorizer(Mixer):
+    """`W_out silu(W_in x)`, token by token; it has no state."""
+
+    def __init__(self, config: MemorizerConfig, d_model: int) -> None:
+        super().__init__()
+        self.config, self.d_model = config, d_model
+        self.w_in = nn.Linear(d_model, config.d_hidden)
+        self.w_out = nn.Linear(config.d_hidden, d_model)
+
+    def forward(
+        self,
+        x: Tensor,
+        gaps: Tensor,
+        state: Any = None,
+        *,
+        valid: Tensor | None = None,
+        routing: Routing | None = None,
+    ) -> MixerOutput:
+        """See `Mixer.forward`. `routing` changes nothing here."""
+        x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        y = self.w_out(F.silu(self.w_in(x)))
+        if valid is not None:
+            y = torch.where(valid[..., None], y, 0.0)
+        nobody = torch.zeros_like(gaps, dtype=torch.bool)
+        return MixerOutput(y=y, state=None, trace=Trace.of_reads(nobody, x.dtype), aux={})
+
+    def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
+        """See `Mixer.cost`; nothing is read."""
+        return Cost(
+            projection_flops=float(2 * 2 * self.d_model * self.config.d_hidden * seq_len), read_flops=0.0, state_bytes=0
+        )

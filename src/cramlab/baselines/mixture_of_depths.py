@@ -1,0 +1,84 @@
+"""Mixture of depths: a token enters attention when its router score passes a threshold, and else goes past it.
+
+Source: Raposo et al., "Mixture-of-Depths", arXiv 2404.02258. Differs: the threshold is causal (their top-k is not: it
+cannot route one token at a time), so a hinge holds the share at the capacity; and the MLP is not skipped, since
+all models here share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.baselines.selected import SelectedAttention, SelectedCache
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfDepthsConfig:
+    """A threshold router and attention among the tokens that pass it.
+
+    Attributes:
+        n_heads: attention heads.
+        capacity: share of tokens that may pass without a penalty, 0 to 1; the paper's best is 0.125.
+    """
+
+    n_heads: int = 4
+    capacity: float = 0.125
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.n_heads < 1:
+            raise ValueError(f"model.mixer.n_heads = {self.n_heads} must be at least 1")
+        if not 0 < self.capacity <= 1:
+            raise ValueError(f"model.mixer.capacity = {self.capacity} is no share; give a number above 0, up to 1")
+
+    def build(self, d_model: int) -> MixtureOfDepths:
+        """A fresh layer."""
+        return MixtureOfDepths(self, d_model)
+
+
+class MixtureOfDepths(Mixer):
+    """What passes is scaled by its score, which is how the router learns; "capacity" in `aux` is the hinge."""
+
+    def __init__(self, config: MixtureOfDepthsConfig, d_model: int) -> None:
+        super().__init__()
+        self.config, self.d_model = config, d_model
+        self.router = nn.Linear(d_model, 1)
+        self.attention = SelectedAttention(d_model, config.n_heads)
+        nn.init.zeros_(self.router.weight)  # all tokens start by passing
+        nn.init.ones_(self.router.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        gaps: Tensor,
+        state: SelectedCache | None = None,
+        *,
+        valid: Tensor | None = None,
+        routing: Routing | None = None,
+    ) -> MixerOutput:
+        """See `Mixer.forward`. `routing` changes nothing here: the hinge holds from the first step."""
+        x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        score = torch.sigmoid(self.router(x)).squeeze(-1)
+        real = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
+        passing = (score > 0.5) & real
+        attended, cache = self.attention(x, passing, state or self.attention.initial_cache(x.shape[0]))
+        share = (score * real).sum() / real.sum().clamp(min=1)
+        return MixerOutput(
+            y=score[..., None] * attended,
+            state=cache,
+            trace=Trace.of_reads(passing, x.dtype)._replace(gate_prob=score.detach()),
+            aux={"capacity": torch.relu(share - self.config.capacity)},
+        )
+
+    def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
+        """See `Mixer.cost`."""
+        attention = self.attention.cost(seq_len, read_frac)
+        return Cost(
+            projection_flops=attention.projection_flops + 2 * self.d_model * seq_len,
+            read_flops=attention.read_flops,
+            state_bytes=attention.state_bytes,
+        )

@@ -1,0 +1,68 @@
+"""Several runs spread over a Ray cluster. Needs the extra `cramlab[ray]`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cramlab import records
+from cramlab.training.jobs import check_jobs
+from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.run import RunConfig
+
+
+def run_jobs_on_ray(
+    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Trains every config into `out/NAME` as a Ray task of one CPU each; otherwise as `jobs.run_jobs`.
+
+    The cluster is the one that is connected, or that `RAY_ADDRESS` names, or a new one on this machine with `n_jobs`
+    CPUs. All its machines must see the folder `out` under the same path. At most `n_jobs` runs are under way.
+
+    Raises:
+        RunFailedError: when a run failed or its machine was lost; the others have been finished first.
+        FileExistsError: when a folder holds another run; none has been started.
+        ImportError: without Ray.
+    """
+    try:
+        import ray
+        from ray.util.queue import Queue
+    except ImportError as error:
+        raise ImportError("--engine ray needs Ray; install it with: pip install cramlab[ray]") from error
+    check_jobs(configs, out, resume=resume)
+    if not ray.is_initialized():
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(num_cpus=n_jobs, include_dashboard=False, log_to_driver=False)
+    rows = Queue(actor_options={"num_cpus": 0})
+    task = ray.remote(num_cpus=1, max_retries=0)(_train_remotely)
+    waiting = list(configs)
+    running: dict[Any, str] = {}
+    failures: dict[str, str] = {}
+    while waiting or running:
+        while waiting and len(running) < n_jobs:
+            config = waiting.pop(0)
+            running[task.remote(config, (out / config.name).absolute(), resume, rows)] = config.name
+        done, _ = ray.wait(list(running), timeout=0.5)
+        while not rows.empty():
+            row = rows.get()
+            if progress is not None:
+                progress(row)
+        for reference in done:
+            name = running.pop(reference)
+            try:
+                ray.get(reference)
+            except Exception as error:  # whatever it is, the other runs go on
+                cause = getattr(error, "cause", None) or error
+                failures[name] = f"{type(cause).__name__}: {cause}"
+    rows.shutdown()
+    if failures:
+        raise RunFailedError("; ".join(f"{name}: {message}" for name, message in failures.items()))
+    return [records.read(out / config.name / "record.json") for config in configs]
+
+
+def _train_remotely(config: RunConfig, out: Path, resume: bool, rows: Any) -> None:
+    """Body of a task."""
+    train(config, out, resume=resume, progress=rows.put)
