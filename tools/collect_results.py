@@ -23,7 +23,8 @@ def collect(runs: Path, results: Path) -> list[Path]:
     for path in sorted(runs.rglob("record.json")):
         record = records.read(path)
         if record["status"] == "finished":
-            name = f"{record['mixer']}-seed{record['seed']}.json"
+            parts = (record["mixer"], record.get("variant"), f"seed{record['seed']}")
+            name = "-".join(part for part in parts if part) + ".json"
             written.append(results / record["experiment"] / record["size"] / name)
             records.write(written[-1], record)
     return written
@@ -31,7 +32,7 @@ def collect(runs: Path, results: Path) -> list[Path]:
 
 def tables(results: Path) -> str:
     """The text that stands between the marks in README.md."""
-    found = [records.read(path) for path in records.find([results])]
+    found = [records.read(path) for path in records.find([results / "srcd"])]
     origins = sorted({origin(record) for record in found})
     return markdown_table(found) + "\n" + "\n".join(f"- {line}" for line in origins) + "\n"
 
