@@ -19,10 +19,10 @@ def test_task_loss_is_mean_nats_plus_mean_squared_error():
     batch = batch_of()
     predictions = Predictions(level=batch.dynamics_target + 0.5, logits=torch.zeros(*batch.gaps.shape, TINY.n_values))
     losses = token_losses(predictions, batch)
-    assert task_loss(losses, batch).item() == pytest.approx(math.log(TINY.n_values) + 0.25, rel=1e-5)
+    assert task_loss(losses, batch, LossConfig()).item() == pytest.approx(math.log(TINY.n_values) + 0.25, rel=1e-5)
     assert (losses.retrieval[~batch.retrieval_mask] == 0).all()
     only = torch.zeros_like(batch.valid)
-    assert task_loss(losses, batch, only).item() == 0.0
+    assert task_loss(losses, batch, LossConfig(), only).item() == 0.0
 
 
 def test_gate_loss_by_hand():
@@ -61,7 +61,7 @@ def test_targets_off_the_mask_are_never_read():
     logits = torch.randn(*batch.gaps.shape, TINY.n_values, requires_grad=True)
     level = torch.randn(batch.gaps.shape, requires_grad=True)
     predictions = Predictions(level=level, logits=logits)
-    task_loss(token_losses(predictions, masked), masked).backward()
+    task_loss(token_losses(predictions, masked), masked, LossConfig()).backward()
     assert torch.isfinite(logits.grad).all()
     assert torch.isfinite(level.grad).all()
     assert math.isfinite(score(predictions, masked).dynamics_mse)

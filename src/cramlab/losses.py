@@ -16,6 +16,7 @@ class LossConfig:
     """Weights and prices. Terms that a mixer does not return are left out.
 
     Attributes:
+        dynamics_weight: of the squared error of levels, next to the nats of answers.
         read_price: what a read must save to be worth it, in nats plus squared error (ours; the benefit gate).
         gate_weight: of the benefit gate's loss.
         benefit_cap: largest weight of a token in the gate's loss, nats.
@@ -27,6 +28,7 @@ class LossConfig:
         capacity_weight: of the hinge on the share of tokens that pass a mixture-of-depths router.
     """
 
+    dynamics_weight: float = 1.0
     read_price: float = 0.1
     gate_weight: float = 1.0
     benefit_cap: float = 2.0
@@ -73,12 +75,16 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def task_loss(losses: TokenLosses, batch: Batch, where: Tensor | None = None) -> Tensor:
-    """Mean nats of an answer plus mean squared error of a level, over all tokens or those of `where` (B, T). Scalar."""
+def task_loss(losses: TokenLosses, batch: Batch, config: LossConfig, where: Tensor | None = None) -> Tensor:
+    """Mean nats of an answer plus weighted mean squared error of a level, over all tokens or those of `where` (B, T).
+
+    Returns a scalar.
+    """
     retrieval, dynamics = batch.retrieval_mask, batch.dynamics_mask
     if where is not None:
         retrieval, dynamics = retrieval & where, dynamics & where
-    return masked_mean(losses.retrieval, retrieval) + masked_mean(losses.dynamics, dynamics)
+    error = masked_mean(losses.dynamics, dynamics)
+    return masked_mean(losses.retrieval, retrieval) + config.dynamics_weight * error
 
 
 def gate_loss(

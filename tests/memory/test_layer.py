@@ -115,6 +115,23 @@ def test_uneven_chunks_equal_one_pass(chunks):
     assert torch.allclose(torch.cat(parts, dim=1), layer(x, gaps).y, atol=1e-5)
 
 
+@pytest.mark.parametrize("capacity", [None, 7])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
+def test_reads_filled_up_equal_reads_one_by_one(share, capacity):
+    """Accelerators take the padded way, CPUs the other."""
+    memory = make("always", capacity=capacity).episodic
+    h, gaps = torch.randn(3, 50, D, requires_grad=True), torch.rand(3, 50)
+    reads = torch.rand(3, 50) < share
+    reads[1] = False
+    written = memory.write(h, gaps, memory.initial_buffer(3), None)
+    one_by_one, padded = memory.read(h, reads, written), memory._read_padded(h, reads, written)
+    assert torch.allclose(padded, one_by_one, atol=1e-6)
+    if share:
+        weight, inputs = torch.randn_like(h), [h, *memory.parameters()]
+        grads = [torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True) for y in (padded, one_by_one)]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+
+
 PADDINGS = {
     "left": lambda n: torch.arange(n) >= 6,
     "right": lambda n: torch.arange(n) < n - 6,

@@ -134,6 +134,8 @@ class EpisodicMemory(nn.Module):
                 return self._attend(h, written, None)
             place = torch.arange(n_before, written.n_places, device=h.device).expand(h.shape[:2])
             return self._attend(h, written, visible_places(written.filled, place, self.config.capacity))
+        if h.device.type != "cpu":
+            return self._read_padded(h, reads, written)
         # Sequence by sequence, so that rows with few reads are not filled up to the row with most.
         answers, tokens = [h.new_zeros(0, h.shape[-1])], []
         for b, row in enumerate(reads):
@@ -145,6 +147,16 @@ class EpisodicMemory(nn.Module):
                 answers.append(self._attend(h[b : b + 1, token], one, visible)[0])
         found = torch.cat(answers)
         return found.new_zeros(reads.numel(), h.shape[-1]).index_copy(0, torch.cat(tokens), found).view_as(h)
+
+    def _read_padded(self, h: Tensor, reads: Tensor, written: Buffer) -> Tensor:
+        """All sequences at once, each filled up to the one with most reads: more work, but few launches."""
+        counts = reads.sum(dim=1)
+        order = (~reads).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]  # (B, R), reads in front
+        wide = order[..., None].expand(-1, -1, h.shape[-1])
+        place = order + written.n_places - h.shape[1]
+        found = self._attend(h.gather(1, wide), written, visible_places(written.filled, place, self.config.capacity))
+        real = torch.arange(order.shape[1], device=h.device) < counts[:, None]
+        return found.new_zeros(h.shape).scatter(1, wide, torch.where(real[..., None], found, 0.0))
 
     def _attend(self, h: Tensor, written: Buffer, visible: Tensor | None) -> Tensor:
         """Multi-head attention; `visible` None means plain causal over equal lengths."""

@@ -45,9 +45,11 @@ def _per_run(found: list[dict[str, Any]], draw: Callable[[Axes, dict[str, Any], 
     return axes
 
 
-def _finish(axes: Axes) -> str:
+def finish(axes: Axes, *, legend: bool = True) -> str:
+    """The figure of these axes as SVG, with a grid and, if wanted, a legend."""
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if legend:
+        axes.legend(fontsize="small", ncols=1 + len(axes.get_legend_handles_labels()[0]) // 12)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     return _svg(figure)
@@ -68,7 +70,7 @@ def attention_over_steps(found: list[dict[str, Any]]) -> str:
     for optimum in sorted({round(record["oracle"]["attention_frac"], 3) for record in found}):
         axes.axhline(optimum, color="black", linestyle=":", label=f"optimum {optimum:.3f}")
     axes.set_yscale("log")
-    return _finish(axes)
+    return finish(axes)
 
 
 def retrieval_over_steps(found: list[dict[str, Any]]) -> str:
@@ -84,7 +86,7 @@ def retrieval_over_steps(found: list[dict[str, Any]]) -> str:
 
     axes = _per_run(found, draw, "retrieval accuracy")
     axes.set_ylim(-0.02, 1.02)
-    return _finish(axes)
+    return finish(axes)
 
 
 def losses_over_steps(record: dict[str, Any]) -> str:
@@ -99,7 +101,7 @@ def losses_over_steps(record: dict[str, Any]) -> str:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("weighted loss term")
     axes.set_title(_label(record), fontsize="medium")
-    return _finish(axes)
+    return finish(axes)
 
 
 def routing_raster(record: dict[str, Any]) -> str:
@@ -145,4 +147,4 @@ def forecast(record: dict[str, Any]) -> str:
     axes.plot(positions, sample["forecast"], color="#d62728", linewidth=1, linestyle="--", label="forecast")
     axes.set_xlabel("position")
     axes.set_ylabel("level")
-    return _finish(axes)
+    return finish(axes)

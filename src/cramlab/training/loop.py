@@ -255,7 +255,7 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
     """The weighted terms of the objective, by name; a mixer contributes those that it has."""
     weights = config.training.loss
     losses = token_losses(output.predictions, batch)
-    terms = {"task": task_loss(losses, batch)}
+    terms = {"task": task_loss(losses, batch, weights)}
     if "capacity" in output.aux:
         terms["capacity"] = weights.capacity_weight * output.aux["capacity"]
     if "consolidation" in output.aux:
@@ -267,7 +267,7 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
     elif output.without_reads is not None:
         trace = output.traces[_counterfactual_layer(config, run)]
         without = token_losses(output.without_reads, batch)
-        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, trace.attended)
+        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, trace.attended)
         if trace.gate_logit is not None:
             terms["gate"] = weights.gate_weight * gate_loss(
                 trace.gate_logit, losses, without, trace.attended, batch, weights
