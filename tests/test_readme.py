@@ -59,12 +59,18 @@ def test_make_srcd_trains_and_reports(tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_the_table_is_made_from_the_records():
+def test_tables_and_figures_are_made_from_the_records():
     spec = importlib.util.spec_from_file_location("collect_results", ROOT / "tools" / "collect_results.py")
     collect_results = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(collect_results)
-    shown = README.partition(collect_results.BEGIN)[2].partition(collect_results.END)[0].strip()
-    assert shown == collect_results.tables(ROOT / "results").strip()
+    made = collect_results.tables(ROOT / "results")
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert collect_results.renewed(README, made, "README.md") == README
+    assert collect_results.renewed(results, made, "results.md") == results
+    assert all(f"<!-- {mark}: begin -->" in README + results for mark in made)
+    for name in collect_results.figures(ROOT / "results"):
+        assert f"figures/{name}" in results
+        assert (ROOT / "docs" / "figures" / name).exists()
 
 
 def test_every_record_is_valid_and_in_its_place():

@@ -1,20 +1,27 @@
-"""Copies finished records into results/ and renews the tables in README.md that are made from them.
+"""Copies finished records into results/ and renews the tables and figures that are made from them.
 
     python tools/collect_results.py runs/results results
 
-takes runs/results/EXPERIMENT/SIZE/MIXER-seedN/record.json to results/EXPERIMENT/SIZE/MIXER-seedN.json.
+takes every run's record.json under runs/results to results/EXPERIMENT/SIZE/MIXER-seedN.json, then rewrites the tables
+between their marks in README.md and docs/results.md and the figures in docs/figures/. For the latter alone:
+
+    python tools/collect_results.py results results
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from cramlab import records
+from cramlab.experiments.srcd_table import BUDGET_TOKENS
 from cramlab.files import write_text
+from cramlab.report import benchmark_plots
+from cramlab.report.benchmark import benchmark_table, sweep_table
 from cramlab.report.tables import markdown_table, origin
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+ROOT = Path(__file__).parents[1]
 
 
 def collect(runs: Path, results: Path) -> list[Path]:
@@ -30,24 +37,76 @@ def collect(runs: Path, results: Path) -> list[Path]:
     return written
 
 
-def tables(results: Path) -> str:
-    """The text that stands between the marks in README.md."""
-    found = [records.read(path) for path in records.find([results / "srcd"])]
-    origins = sorted({origin(record) for record in found})
-    return markdown_table(found) + "\n" + "\n".join(f"- {line}" for line in origins) + "\n"
+def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
+    """All records of a folder, or none; those of tuning runs only if wanted."""
+    if not results.is_dir():
+        return []
+    found = [records.read(path) for path in records.find([results])]
+    return [record for record in found if tuning or record["metrics"]["test"] is not None]
 
 
-def renew(page: Path, text: str) -> None:
-    """Replaces what stands between the marks of a page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}; put them back where the table belongs")
-    write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+def tables(results: Path) -> dict[str, str]:
+    """The text between each pair of marks, by the name in the marks."""
+    made = {"results": markdown_table(main) if (main := read(results / "srcd")) else ""}
+    found = list(main)
+    for size in ("small", "medium", "paper"):
+        rows = read(results / "srcd_table" / size)
+        made[f"table {size}"] = (
+            benchmark_table(rows, budget_tokens=BUDGET_TOKENS[size]) if rows else "No records yet.\n"
+        )
+        found += rows
+    sweep = read(results / "srcd_sweeps")
+    made["sweeps"] = sweep_table(sweep) if sweep else "No records yet.\n"
+    made["results"] += "\n" + origins(main)
+    made["origins"] = origins(found + sweep)
+    return made
+
+
+def origins(found: list[dict[str, Any]]) -> str:
+    """Where records come from, a line each."""
+    return "".join(f"- {line}\n" for line in sorted({origin(record) for record in found}))
+
+
+def figures(results: Path) -> dict[str, str]:
+    """SVG text by file name."""
+    table, sweep = read(results / "srcd_table" / "small"), read(results / "srcd_sweeps" / "small")
+    drawn = {}
+    if table:
+        drawn["pareto.svg"] = benchmark_plots.pareto(table)
+        drawn["attention.svg"] = benchmark_plots.attention_by_mixer(table)
+        drawn["length.svg"] = benchmark_plots.longer_sequences(table)
+    recurrence = [record for record in sweep if record["variant"].startswith("recurring_frac")]
+    if recurrence:
+        drawn["recurrence.svg"] = benchmark_plots.recurrence_sweep(recurrence)
+    return drawn
+
+
+def renewed(page: str, made: dict[str, str], name: str) -> str:
+    """A page's text with what stands between its marks replaced."""
+    for mark, text in made.items():
+        begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+        if begin not in page:
+            continue
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{name} lacks the mark {end}; put it back where the table ends")
+        page = f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Collects, then renews pages and figures."""
+    runs, results = Path(sys.argv[1]), Path(sys.argv[2])
+    if runs != results:
+        for new in collect(runs, results):
+            print(new)
+    made = tables(results)
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        write_text(page, renewed(page.read_text(encoding="utf-8"), made, page.name))
+    for name, svg in figures(results).items():
+        write_text(ROOT / "docs" / "figures" / name, svg)
 
 
 if __name__ == "__main__":
-    runs_folder, results_folder = Path(sys.argv[1]), Path(sys.argv[2])
-    for new in collect(runs_folder, results_folder):
-        print(new)
-    renew(Path("README.md"), tables(results_folder))
+    main()

@@ -62,10 +62,15 @@ def at_budget(record: dict[str, Any], n_tokens: int) -> dict[str, Any] | None:
     return later[0] if later else rows[-1]["validation"] if rows else None
 
 
+def _consolidation(group: list[dict[str, Any]]) -> list[float]:
+    """Attention at the end over that of the encoding phase, of the runs that had one."""
+    return [r["consolidation_ratio"] for r in group if r["encoding_ended_step"] and r["consolidation_ratio"]]
+
+
 COLUMNS = (
     "mixer", "seeds", "retrieval, recurring", "retrieval, novel", "novel at equal tokens (validation)", "dynamics MSE",
-    "/ transformer", "attention_frac", "/ oracle", "reads_frac", "training reads", "steps", "learning rate",
-    "parameters", "paper: retrieval", "paper: attention", "verdict",
+    "/ transformer", "attention_frac", "/ oracle", "last quarter, max/min", "reduction", "reads_frac",
+    "training reads", "steps", "learning rate", "parameters", "paper: retrieval", "paper: attention", "verdict",
 )  # fmt: skip
 
 
@@ -85,6 +90,8 @@ def cells(row: Row, group: list[dict[str, Any]], budget_tokens: int) -> tuple[st
         "-" if row.dynamics_ratio is None else f"{row.dynamics_ratio:.3f}",
         row.attention_frac.format(4),
         f"{row.attention_frac.mean / row.oracle_attention_frac:.3f}",
+        f"{max(spread):.2f}" if (spread := [s for s in map(last_quarter_spread, group) if s is not None]) else "-",
+        f"{1 / statistics.fmean(ratio):.1f}x" if (ratio := [r for r in _consolidation(group) if r]) else "-",
         row.reads_frac.format(4),
         f"{row.train_reads_frac.mean:.3f}",
         f"{statistics.fmean(record['n_steps'] for record in group):.0f}",
@@ -104,4 +111,30 @@ def benchmark_table(found: Iterable[dict[str, Any]], *, budget_tokens: int) -> s
     for row in rows:
         group = [record for record in found if record["mixer"] == row.mixer.partition(",")[0]]
         lines.append("| " + " | ".join(cells(row, group, budget_tokens)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def sweep_table(found: Iterable[dict[str, Any]]) -> str:
+    """Markdown of a sweep over the task: a row a point, means over its seeds."""
+    points: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in found:
+        points.setdefault((record["mixer"], record["variant"]), []).append(record)
+    columns = (
+        "mixer", "task", "seeds", "retrieval, recurring", "retrieval, novel", "retrieval, rebound", "attention_frac",
+        "least (oracle)", "dynamics MSE",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for (mixer, variant), group in points.items():
+        tests = [record["metrics"]["test"] for record in group]
+
+        def mean(name: str, digits: int, tests: list[dict[str, Any]] = tests) -> str:
+            values = [test[name] for test in tests if test[name] is not None]
+            return f"{statistics.fmean(values):.{digits}f}" if values else "-"
+
+        cells = (
+            mixer, variant, str(len(group)), mean("retrieval_acc_recurring", 4), mean("retrieval_acc_novel", 4),
+            mean("retrieval_acc_rebound", 4), mean("attention_frac", 4), mean("oracle_attention_frac", 4),
+            mean("dynamics_mse", 5),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

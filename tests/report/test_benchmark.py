@@ -1,0 +1,86 @@
+import dataclasses
+from xml.etree import ElementTree
+
+import pytest
+
+from cramlab.experiments.srcd_sweeps import sweep_config
+from cramlab.experiments.srcd_table import table_config
+from cramlab.report import benchmark_plots
+from cramlab.report.benchmark import (
+    COLUMNS,
+    PAPER,
+    at_budget,
+    benchmark_table,
+    last_quarter_spread,
+    sweep_table,
+    verdict,
+)
+from cramlab.report.tables import Interval, summarise
+from cramlab.training import train
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    configs = [table_config(mixer, "tiny", seed, 2e-3) for mixer in ("transformer", "memorizer") for seed in (0, 1)]
+    configs = [dataclasses.replace(c, training=dataclasses.replace(c.training, test_seq_lens=(128,))) for c in configs]
+    return [train(config, tmp_path_factory.mktemp(config.name)) for config in configs]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    configs = [sweep_config("memorizer", "tiny", 0, "recurring_frac", share) for share in (0.0, 1.0)]
+    return [train(config, tmp_path_factory.mktemp("sweep")) for config in configs]
+
+
+def test_the_table_has_a_row_a_mixer_and_the_papers_figures(table):
+    lines = benchmark_table(table, budget_tokens=30_000).splitlines()
+    assert len(lines) == 4
+    assert all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+    (transformer,) = [line for line in lines if line.startswith("| transformer")]
+    assert "| 0.68 | 1.000 | retrieval not reproduced; attention reproduced |" in transformer
+    (memorizer,) = [line for line in lines if line.startswith("| memorizer")]
+    assert "not in the paper" in memorizer
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "attention", "words"),
+    [
+        (1.0, 0.016, "retrieval reproduced; attention reproduced"),
+        (0.97, 0.015, "retrieval not reproduced; attention reproduced"),
+        (0.99, 0.05, "retrieval reproduced; attention not reproduced"),
+    ],
+)
+def test_verdicts(table, retrieval, attention, words):
+    row = dataclasses.replace(summarise(table)[0], mixer="cram", attention_frac=Interval(mean=attention))
+    assert PAPER["cram"].retrieval_acc == 1.0
+    assert verdict(row, retrieval) == words
+
+
+def test_equal_tokens_are_the_first_validation_after_them(table):
+    rows = [row for row in table[0]["series"] if row["validation"] is not None]
+    assert at_budget(table[0], rows[1]["n_tokens"]) == rows[1]["validation"]
+    assert at_budget(table[0], rows[1]["n_tokens"] - 1) == rows[1]["validation"]
+    assert at_budget(table[0], 10**9) == rows[-1]["validation"]
+
+
+def test_spread_of_the_last_quarter(table):
+    assert last_quarter_spread(table[0]) == 1.0
+    assert last_quarter_spread(table[2]) is None  # a memorizer never attends
+
+
+def test_the_sweep_has_a_row_a_point(sweep):
+    lines = sweep_table(sweep).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["recurring_frac=0.0", "recurring_frac=1.0"]
+    assert lines[3].split(" | ")[4] == "-"  # nothing is novel where all recurs
+
+
+@pytest.mark.parametrize("name", ["pareto", "attention_by_mixer", "longer_sequences"])
+def test_figures_of_the_table_parse(table, name):
+    root = ElementTree.fromstring(getattr(benchmark_plots, name)(table))
+    text = "".join(root.itertext())
+    assert "memorizer" in text
+    assert "transformer" in text
+
+
+def test_figure_of_the_sweep_parses(sweep):
+    assert "optimum" in "".join(ElementTree.fromstring(benchmark_plots.recurrence_sweep(sweep)).itertext())
