@@ -40,6 +40,7 @@ class Batch(NamedTuple):
         retrieval_target: class of the answer, int64 (B, T); read only where `retrieval_mask`.
         retrieval_mask: bool (B, T).
         slices: named subsets of the retrieval tokens, each bool (B, T).
+        pattern: number of the recurring pattern that a token asks for, int64 (B, T); -1 elsewhere. No input.
         oracle_reads: tokens that no memory of past sequences can answer, bool (B, T): the least attention.
     """
 
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
     retrieval_mask: Tensor
     slices: Mapping[str, Tensor]
     oracle_reads: Tensor
+    pattern: Tensor
 
     @property
     def n_tokens(self) -> int:

@@ -18,6 +18,7 @@ TRAINING: dict[str, TrainingConfig] = {
     # Seconds long, for tests and CI: long enough to leave the encoding phase, too short to learn much.
     "tiny": TrainingConfig(
         encoding_target=0.2,
+        average_decay=0.8,
         stages=(Stage(batch_size=16),),
         max_steps=60,
         warmup_steps=10,

@@ -27,6 +27,7 @@ FIELDS = {
     "recurring": "the query asks for a recurring pattern",
     "novel": "the query asks for a binding made for this sequence",
     "rebound": "the query asks for a recurring key that means another value in this sequence",
+    "pattern": "number of the recurring pattern that the query asks for; -1 elsewhere. No input",
     "write_position": "where the queried binding was written; -1 where nothing is asked. No input",
 }
 

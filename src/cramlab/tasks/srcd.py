@@ -225,7 +225,7 @@ def sample(config: SRCDConfig, *, seed: int, split: Split, index: int) -> dict[s
 
     Returns:
         `kind`, `value`, `key_id` (-1: none), `key` (N, key_dim), `gap`, `horizon`, `level`, `next_level`, `answer`
-        (-1: none), `recurring`, `novel`, `rebound` (bool), `write_position` (-1: none); all of length N.
+        (-1: none), `recurring`, `novel`, `rebound` (bool), `write_position` and `pattern` (-1: none); all of length N.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index)))
     n = config.seq_len
@@ -265,6 +265,7 @@ def sample(config: SRCDConfig, *, seed: int, split: Split, index: int) -> dict[s
     out["recurring"][query_at] = queried < n_recurring
     out["novel"][query_at] = queried >= n_recurring
     out["rebound"][query_at[:n_recurring]] = rebound
+    out["pattern"][query_at[:n_recurring]] = chosen
     return out | _dynamics(config, rng, n)
 
 
@@ -303,6 +304,7 @@ def _event_arrays(
         "key": key,
         "answer": answer,
         "write_position": write_position,
+        "pattern": np.full(n, -1),
     } | masks
 
 
@@ -386,4 +388,5 @@ def collate(config: SRCDConfig, samples: list[dict[str, np.ndarray]]) -> Batch:
         retrieval_mask=answer >= 0,
         slices={"recurring": recurring & ~rebound, "novel": novel, "rebound": rebound},
         oracle_reads=novel | rebound,
+        pattern=stack("pattern", torch.int64),
     )

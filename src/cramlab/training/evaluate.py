@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from cramlab import records
 from cramlab.batch import Batch
@@ -17,7 +19,7 @@ from cramlab.config import ConfigError, from_dict, nearest
 from cramlab.files import load_checkpoint
 from cramlab.metrics import AttentionUse, Scores, attention_use, score
 from cramlab.mixer import Routing
-from cramlab.model import ModelConfig, ModelOutput, SequenceModel
+from cramlab.model import ModelConfig, SequenceModel
 from cramlab.tasks.srcd import Split, SRCDConfig
 from cramlab.training.run import RunConfig, TrainingConfig
 
@@ -75,19 +77,17 @@ def batches(task: SRCDConfig, *, seed: int, split: Split, n_sequences: int, batc
 
 @torch.no_grad()
 def evaluate(
-    model: SequenceModel,
+    model: nn.Module,
     data: Iterator[Batch],
     *,
     read_all: bool = False,
-    forward: Callable[..., ModelOutput] | None = None,
 ) -> Evaluation:
     """Runs the model over batches without learning.
 
     Args:
-        model: left in the mode, training or not, that it was in.
+        model: a `SequenceModel`, wrapped or not; left in the mode, training or not, that it was in.
         data: batches.
         read_all: measure the encoding phase instead of the router's own rule.
-        forward: called in the model's place, where it is wrapped; None: the model.
 
     Returns:
         Sums over all batches.
@@ -100,7 +100,7 @@ def evaluate(
     for batch in data:
         batch = batch.to(device)
         routing = Routing(read_all=read_all, oracle_reads=batch.oracle_reads, generator=generator)
-        output = (forward or model)(batch, routing=routing)
+        output = model(batch, routing=routing)
         scores = scores + score(output.predictions, batch)
         use = use + attention_use(output.traces, batch.valid)
         n_oracle += int((batch.oracle_reads & batch.valid).sum())
@@ -134,9 +134,10 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
     )  # fmt: skip
     config = from_dict(data, like)
     model = SequenceModel(config.model, config.task.input_spec)
-    model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
+    model = AveragedModel(model)
+    model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["average"])
     torch.set_num_threads(config.training.n_threads)
-    return config.name, evaluate(model, split_batches(config, "test")).metrics()
+    return config.name, evaluate(model.module, split_batches(config, "test")).metrics()
 
 
 def split_batches(config: RunConfig, split: Split, seq_len: int | None = None) -> Iterator[Batch]:

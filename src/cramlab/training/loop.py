@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cramlab import records
 from cramlab.batch import Batch
@@ -21,6 +22,7 @@ from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
 from cramlab.model import ModelOutput, SequenceModel
 from cramlab.training.evaluate import Evaluation, evaluate, split_batches
+from cramlab.training.practice import PracticeLog
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.samples import record_samples
 
@@ -90,10 +92,16 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         plain = SequenceModel(config.model, config.task.input_spec)
     adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
     model, optimizer = fabric.setup(plain, adamw)
+    # What is validated, tested and saved for use is an average of the newest weights, calmer than any of them.
+    average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay))
+    averaged = fabric.setup_module(average.module, move_to_device=False)
+    practice = PracticeLog(config.task.n_patterns)
     run = new_progress(records.header(fabric.device), encoding=training.encoding_target > 0)
     if resume and checkpoint.exists():
         saved = load_checkpoint(checkpoint)
         plain.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        practice.load(saved["practice"])
         adamw.load_state_dict(saved["optimizer"])
         run = saved["progress"] | {"header": records.continued(saved["progress"]["header"], run["header"])}
     write_json(out / "config.json", to_dict(config))
@@ -124,6 +132,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         assert norm is not None  # it is, when clipped by norm
         _stop_if_not_finite(config, run, {"gradient": norm}, out, clock)
         optimizer.step()
+        average.update_parameters(plain)
+        practice.update(batch, output.traces)
 
         # Once in a while: validate, and let what it shows end phases, stages and the run.
         row: dict[str, Any] = {
@@ -140,7 +150,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         }
         due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
         if due:
-            row["validation"] = _validate(config, run, plain, model, stage)
+            row["validation"] = _validate(config, run, averaged, stage)
             error = torch.tensor(row["validation"]["dynamics_mse"])
             _stop_if_not_finite(config, run, {"validation dynamics": error}, out, clock)
         if due or run["step"] % training.log_every_steps == 0:
@@ -157,17 +167,22 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
                 )
         if due:
             run["elapsed_s"] = clock.seconds()
-            state = {"model": plain.state_dict(), "optimizer": adamw.state_dict(), "progress": run}
+            state = {
+                "model": plain.state_dict(),
+                "average": average.state_dict(),
+                "practice": practice.state(),
+                "optimizer": adamw.state_dict(),
+                "progress": run,
+            }
             save_checkpoint(checkpoint, state)
 
-    test = evaluate(plain, split_batches(config, "test"), forward=model) if training.n_test_tokens else None
-    elsewhere = {
-        str(n): evaluate(plain, split_batches(config, "test", n), forward=model) for n in training.test_seq_lens
-    }
-    samples = record_samples(plain, config.task, seed=config.seed, forward=model) if test else []
+    test = evaluate(averaged, split_batches(config, "test")) if training.n_test_tokens else None
+    elsewhere = {str(n): evaluate(averaged, split_batches(config, "test", n)) for n in training.test_seq_lens}
+    samples = record_samples(averaged, config.task, seed=config.seed) if test else []
     n_parameters = sum(p.numel() for p in plain.parameters())
     record = _record(config, run, clock, test=test) | {"samples": samples, "n_parameters": n_parameters}
     record["metrics"]["test_at"] = {seq_len: evaluation.metrics() for seq_len, evaluation in elsewhere.items()}
+    record["practice"] = practice.record()
     return records.write(out / "record.json", record)
 
 
@@ -305,17 +320,11 @@ def _stop_if_not_finite(
     raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / 'record.json'}")
 
 
-def _validate(
-    config: RunConfig, run: dict[str, Any], plain: SequenceModel, model: nn.Module, stage: Stage
-) -> dict[str, Any]:
+def _validate(config: RunConfig, run: dict[str, Any], model: nn.Module, stage: Stage) -> dict[str, Any]:
     """Measures the model at the stage's length and draws the consequences; returns the metrics."""
     training = config.training
-    evaluation = evaluate(
-        plain,
-        split_batches(config, "validation", config.task_at(stage).seq_len),
-        read_all=run["encoding"],
-        forward=model,
-    )
+    data = split_batches(config, "validation", config.task_at(stage).seq_len)
+    evaluation = evaluate(model, data, read_all=run["encoding"])
     metrics = evaluation.metrics()
     run["validation"] = metrics
     if run["encoding_attention_frac"] is None:
@@ -385,6 +394,7 @@ def _record(
         "failure": failure,
         "series": run["series"],
         "samples": [],
+        "practice": None,
         "metrics": {"validation": run["validation"], "test": metrics},
         "oracle": {
             "attention_frac": config.task.expected_attention_frac if test is None else test.oracle_attention_frac,

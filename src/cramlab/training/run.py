@@ -50,6 +50,8 @@ class TrainingConfig:
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: steps from zero to the full rate.
+        average_decay: of the exponential average of the weights that validation and test look at. 0.99: a memory
+            of about a hundred steps. 0: the newest weights themselves.
         cooldown_steps: steps from the full rate to zero.
         grad_clip: largest norm of the gradient.
         eval_every_steps: steps between two validations.
@@ -76,6 +78,7 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
+    average_decay: float = 0.99
     cooldown_steps: int = 200
     grad_clip: float = 1.0
     eval_every_steps: int = 50
@@ -106,7 +109,7 @@ class TrainingConfig:
         for name in ("learning_rate", "semantic_rate", "grad_clip", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be positive")
-        for name in ("audit_frac", "audit_supervised_frac", "encoding_target"):
+        for name in ("audit_frac", "audit_supervised_frac", "encoding_target", "average_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} = {getattr(self, name)} is not a share; give a number from 0 to 1")
         for name, known in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from cramlab.mixer import Path, Routing
-from cramlab.model import ModelOutput, SequenceModel
 from cramlab.tasks.srcd import FLOW, QUERY, WRITE, SRCDConfig
 
 _KINDS = {FLOW: "f", WRITE: "w", QUERY: "q"}
@@ -17,11 +16,10 @@ _PATHS = {Path.WORKING: "w", Path.EPISODIC: "e", Path.SEMANTIC: "s"}
 
 @torch.no_grad()
 def record_samples(
-    model: SequenceModel,
+    model: nn.Module,
     task: SRCDConfig,
     *,
     seed: int,
-    forward: Callable[..., ModelOutput],
     n_sequences: int = 3,
     n_tokens: int = 256,
 ) -> list[dict[str, Any]]:
@@ -37,7 +35,7 @@ def record_samples(
     device = next(model.parameters()).device
     batch = task.dataset(seed=seed, split="test", batch_size=n_sequences).batch(0).to(device)
     generator = torch.Generator(device=device).manual_seed(0)
-    output = forward(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
+    output = model(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
     model.train(was_training)
     hit = output.predictions.logits.argmax(dim=-1) == batch.retrieval_target
     samples = []

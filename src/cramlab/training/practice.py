@@ -1,0 +1,74 @@
+"""How often each recurring pattern has been met, and how often it was still read then: the data of practice curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cramlab.batch import Batch
+from cramlab.mixer import Path, Trace
+
+
+def encounter_bins(most: int) -> list[int]:
+    """First encounter of each bin: 1, 2, 3, 4, 6, 8, 12, 16, ... up to the last one not above `most`."""
+    firsts = [1]
+    for octave in range(1, most.bit_length() + 1):
+        firsts += [2**octave, 3 * 2 ** (octave - 1)]
+    return [first for first in firsts if first <= most]
+
+
+class PracticeLog:
+    """Counts over the whole training stream, by pattern and by the how-manieth encounter (paper sec. on practice).
+
+    Attributes:
+        firsts: first encounter of each bin.
+        met: queries for each pattern so far, (P,).
+        n: encounters by pattern and bin, (P, bins).
+        read: of these, the share of layers that chose to read, summed, (P, bins). Audits are no choice.
+    """
+
+    def __init__(self, n_patterns: int, most: int = 2**24) -> None:
+        self.firsts = np.array(encounter_bins(most))
+        self.met = np.zeros(n_patterns, dtype=np.int64)
+        self.n = np.zeros((n_patterns, len(self.firsts)), dtype=np.int64)
+        self.read = np.zeros((n_patterns, len(self.firsts)))
+
+    def update(self, batch: Batch, traces: Sequence[Trace]) -> None:
+        """Adds a training batch; its sequences count one after the other."""
+        asked = (batch.pattern >= 0) & batch.valid
+        pattern = batch.pattern[asked].cpu().numpy()
+        chose = torch.stack([trace.path == int(Path.EPISODIC) for trace in traces]).double().mean(dim=0)
+        read = chose[asked].cpu().numpy()
+        order = np.argsort(pattern, kind="stable")
+        _, starts, counts = np.unique(pattern[order], return_index=True, return_counts=True)
+        rank = np.empty(len(pattern), dtype=np.int64)
+        rank[order] = np.arange(len(pattern)) - np.repeat(starts, counts)
+        encounter = self.met[pattern] + rank + 1
+        bins = np.searchsorted(self.firsts, encounter, side="right") - 1
+        np.add.at(self.n, (pattern, bins), 1)
+        np.add.at(self.read, (pattern, bins), read)
+        np.add.at(self.met, pattern, 1)
+
+    def record(self) -> dict[str, Any] | None:
+        """For the run's record, without bins that no pattern has come to; None where nothing recurred."""
+        (used,) = np.nonzero(self.n.sum(axis=0))
+        if not len(used):
+            return None
+        n_bins = int(used[-1]) + 1
+        return {
+            "first_encounter": self.firsts[:n_bins].tolist(),
+            "n": self.n[:, :n_bins].tolist(),
+            "read": self.read[:, :n_bins].round(3).tolist(),
+        }
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `load` takes back."""
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("met", "n", "read")}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Continues from `state`."""
+        for name, held in state.items():
+            setattr(self, name, held.numpy().copy())
