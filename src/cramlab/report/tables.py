@@ -55,7 +55,11 @@ def share_interval(share: float, n: int) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One mixer at one size, over its seeds; `dynamics_ratio` is to the mean error of `transformer`, if it is there."""
+    """One mixer at one size, over its seeds.
+
+    `dynamics_ratio` is the error over that of `transformer` with the same seed, which saw the same test sequences and
+    so the same noise; the mean over the seeds that both have, None without any.
+    """
 
     experiment: str
     size: str
@@ -84,19 +88,22 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
             configs = groups.setdefault((record["experiment"], record["size"], record["mixer"]), {})
             configs.setdefault(_seedless(record), {})[record["seed"]] = record
     rows = []
+    control = {
+        (experiment, size): {seed: record["metrics"]["test"]["dynamics_mse"] for seed, record in seeds.items()}
+        for (experiment, size, mixer), configs in groups.items()
+        for seeds in configs.values()
+        if mixer == "transformer"
+    }
     for (experiment, size, mixer), configs in sorted(groups.items()):
         first = json.loads(next(iter(configs)))
         names = {name for text in configs for name in differing(json.loads(text), first)}  # none for one config
         for text, seeds in configs.items():
             label = mixer + "".join(f", {name}={_at(json.loads(text), name)}" for name in sorted(names))
-            rows.append(_row(experiment, size, label, [seeds[seed] for seed in sorted(seeds)]))
-    control = {(row.experiment, row.size): row.dynamics_mse.mean for row in rows if row.mixer == "transformer"}
-    return [
-        dataclasses.replace(row, dynamics_ratio=row.dynamics_mse.mean / control[row.experiment, row.size])
-        if (row.experiment, row.size) in control
-        else row
-        for row in rows
-    ]
+            row = _row(experiment, size, label, [seeds[seed] for seed in sorted(seeds)])
+            full = control.get((experiment, size), {})
+            ratios = [r["metrics"]["test"]["dynamics_mse"] / full[s] for s, r in seeds.items() if s in full]
+            rows.append(dataclasses.replace(row, dynamics_ratio=float(np.mean(ratios)) if ratios else None))
+    return rows
 
 
 def _seedless(record: dict[str, Any]) -> str:
