@@ -3,8 +3,6 @@ import dataclasses
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from cramlab.baselines import TransformerConfig
 from cramlab.memory import (

@@ -1,4 +1,4 @@
-"""What a CRAM layer computes and holds: hand arithmetic over its matrix products, checked by tests against a counter."""
+"""What a CRAM layer computes and holds: arithmetic over its matrix products, checked by tests against a counter."""
 
 from __future__ import annotations
 

@@ -79,8 +79,10 @@ class CRAMLayer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `aux` holds "consolidation" (Eq. 5), "salience" when a gate decides on
-        writes, and, for `gumbel`, the router terms of Eq. 8.
+        """See `Mixer.forward`.
+
+        `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and the router terms of Eq. 8 for
+        `gumbel`.
 
         Raises:
             ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number.
