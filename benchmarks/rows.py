@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from timing import side_by_side
 from torch import Tensor
-from torch.nn import functional as F
 
 from cramlab.baselines import TransformerConfig
 from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
