@@ -1,22 +1,40 @@
-"""Draws docs/performance.svg from results/bench/execution.json."""
+"""Renews the table in docs/performance.md and draws docs/performance.svg, from results/bench/execution.json."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
+from cramlab.files import write_text
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 ROOT = Path(__file__).parent.parent
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: milliseconds, and how many times faster than the first way of the row."""
+    lines = ["| what | tokens | read | way | ms | times faster |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in found:
+        for name, way in row["ways"].items():
+            cells = [row["what"], f"{row['n_tokens']:,}", f"{row['read_frac']:.1%}" if "read_frac" in row else "", name]
+            cells += ["{median:,.2f} [{p10:,.2f}, {p90:,.2f}]".format(**way[what]) for what in ("ms", "speedup")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Milliseconds by length, and scores by share of tokens that read."""
     mpl.rcParams["svg.hashsalt"] = "cramlab"
     found = json.loads((ROOT / "results" / "bench" / "execution.json").read_text(encoding="utf-8"))["rows"]
+    page = ROOT / "docs" / "performance.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    write_text(page, f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}")
     names = [name for name in dict.fromkeys(r["row"] for r in found) if name != "share"]
     names += ["share"] if any(r["row"] == "share" for r in found) else []
     columns = 3
