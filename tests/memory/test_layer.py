@@ -316,15 +316,16 @@ def test_path_names_the_memory_that_answered():
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_autocast_to_bf16_works_and_stays_close(router):
-    layer = make(router).train()
+@pytest.mark.parametrize("write", WRITES)
+def test_autocast_to_bf16_works_and_stays_close(router, write):
+    layer = make(router, write=write).train()
     x, gaps = example(30)
     routing = Routing(audits=torch.rand(gaps.shape) < 0.3)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x, gaps, routing=routing).y
         y.sum().backward()
     assert torch.isfinite(y).all()
-    if router in ("always", "never"):
+    if router in ("always", "never") and write == "all":  # a gate near its threshold may change its mind
         assert torch.allclose(y.float(), layer(x, gaps).y, atol=0.1)
 
 
