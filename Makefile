@@ -5,7 +5,7 @@ SEED ?= 0
 OUT ?= runs/srcd-$(SIZE)-seed$(SEED)
 BIN := .venv/bin
 
-.PHONY: srcd test slow lint results clean
+.PHONY: srcd test slow lint results bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ results: .venv/installed
 	for seed in 0 1 2; do $(BIN)/cramlab run srcd --size small --seed $$seed --out runs/results/srcd/small --resume || exit 1; done
 	$(BIN)/cramlab run srcd --size paper --seed 0 --out runs/results/srcd/paper --resume
 	$(BIN)/python tools/collect_results.py runs/results results
+
+# Speed and memory of routed execution against dense; refuses to time anything while a parity test fails.
+bench: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/execution.py
 
 clean:
 	rm -rf .venv

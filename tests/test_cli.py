@@ -27,6 +27,7 @@ def test_the_command_line_is_frozen():
     assert flags == {
         "run": ["--engine", "--help", "--jobs", "--out", "--resume", "--seed", "--set", "--size", "name"],
         "eval": ["--help", "dir"],
+        "cost": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
@@ -49,6 +50,17 @@ def test_a_folder_in_use_fails_with_the_way_out(runs, capsys):
 def test_eval_prints_the_metrics(runs, capsys):
     assert main(["eval", str(runs)]) == 0
     assert "dynamics_mse" in capsys.readouterr().out
+
+
+def test_cost_says_where_the_compute_goes_and_from_where_on_it_pays(tmp_path, capsys):
+    small = ["--size", "tiny", "--set", "training.max_steps=4", "--set", "model.mixer.episodic.write=salience"]
+    assert main(["run", "srcd/cram", *small, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["cost", str(tmp_path / "cram-seed0")]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("keys and values", "write gate", "scores", "does not pay below"))
+    assert main(["cost", str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
 
 
 def test_report_writes_one_page(runs, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The `cramlab` command: run, eval, report, ls, show."""
+"""The `cramlab` command: run, eval, cost, report, ls, show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cramlab import records
 from cramlab.catalog import MIXERS
+from cramlab.cli_cost import print_cost
 from cramlab.config import ConfigError, nearest, override
 from cramlab.experiments import EXPERIMENTS, Study
 from cramlab.files import write_text
@@ -102,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a folder of runs")
     evaluate.set_defaults(command=_eval)
+
+    cost = commands.add_parser(
+        "cost",
+        help="where a trained model's compute goes",
+        description="Measures how many tokens a run's model reads and writes on its validation split, and prints the "
+        "FLOPs, parameter and state bytes that follow, layer by layer and part by part, with the length below which "
+        "full attention is cheaper. Changes no file.",
+    )
+    cost.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+    cost.set_defaults(command=lambda args: print_cost(args.dir))
 
     report = commands.add_parser(
         "report",

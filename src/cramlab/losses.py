@@ -18,7 +18,7 @@ class LossConfig:
     Attributes:
         dynamics_weight: of the squared error of levels, next to the nats of answers.
         read_price: what a read must save to be worth it, in nats plus squared error (ours; the benefit gate).
-        gate_weight: of the benefit gate's loss.
+        gate_weight: of the losses of the benefit gate and of the write gate.
         benefit_cap: largest weight of a token in the gate's loss, nats.
         retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
         no_read_weight: of the task loss without reads.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -50,6 +51,7 @@ class Trace(NamedTuple):
         gate_prob: probability that the router gives to reading, 0 to 1.
         gate_logit: the same before the sigmoid; None for a router that is not trained on benefit.
         quality: how well the semantic answer matches what was read (Eq. 6), 0 to 1; NaN where unknown.
+        written: the token was put into the buffer, bool; None: all that are valid.
     """
 
     path: Tensor
@@ -58,6 +60,7 @@ class Trace(NamedTuple):
     gate_prob: Tensor
     gate_logit: Tensor | None = None
     quality: Tensor | None = None
+    written: Tensor | None = None
 
     @classmethod
     def of_reads(cls, attended: Tensor, dtype: torch.dtype) -> Trace:
@@ -92,17 +95,23 @@ class MixerOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Forward cost of a mixer on one sequence, multiply and add counted as two.
+    """Cost of a mixer on one sequence, multiply and add counted as two. Of a forward pass unless said otherwise.
 
     Attributes:
         projection_flops: of all work whose amount does not depend on the reads.
         read_flops: of scoring and mixing, when the stated share of tokens reads.
         state_bytes: carried from token to token when decoding, at 4 bytes a number.
+        reads: tokens scored against a buffer for any reason.
+        parameter_bytes: of the mixer; 0 where it does not say.
+        parts: `flops` by what they are spent on; empty where the mixer does not say.
     """
 
     projection_flops: float
     read_flops: float
     state_bytes: int
+    reads: float = 0.0
+    parameter_bytes: int = 0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def flops(self) -> float:

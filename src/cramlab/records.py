@@ -139,7 +139,7 @@ def validate(record: Any, name: str) -> None:
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name.
+    """The record files named by or lying under the given paths, in order of name; timings under bench/ are none.
 
     Raises:
         RecordError: when a path does not exist or holds no record.
@@ -151,7 +151,9 @@ def find(paths: list[Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
-        below = sorted(p for p in path.rglob("*.json") if p.name not in ("config.json",))
+        below = sorted(
+            p for p in path.rglob("*.json") if p.name != "config.json" and "bench" not in p.relative_to(path).parts
+        )
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")
         found += below

@@ -20,9 +20,11 @@ def quality(answer: Tensor, retrieved: Tensor, where: Tensor, sigma: float) -> T
             causal; a mean over the batch would let the future in.
     """
     with torch.no_grad():
+        answer, retrieved = answer[where], retrieved[where]  # few, when reads are routed
         power = retrieved.square().sum(dim=-1).clamp(min=_EPS)
         error = (answer - retrieved).square().sum(dim=-1) / power
-        return torch.where(where, torch.exp(-error / sigma**2), torch.nan)
+        unknown = torch.full(where.shape, torch.nan, dtype=error.dtype, device=error.device)
+        return unknown.masked_scatter(where, torch.exp(-error / sigma**2))
 
 
 def consolidation_loss(answer: Tensor, retrieved: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.memory.consolidation import consolidation_loss, quality
-from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig
+from cramlab.memory.cost import cram_cost
+from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig, SlotsConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
@@ -78,7 +79,10 @@ class CRAMLayer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `aux` holds "consolidation" (Eq. 5) and, for `gumbel`, the router terms of Eq. 8.
+        """See `Mixer.forward`.
+
+        `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and the router terms of Eq. 8 for
+        `gumbel`.
 
         Raises:
             ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number.
@@ -94,25 +98,40 @@ class CRAMLayer(Mixer):
             )
         working, hidden, working_state = self.working(x, gaps, state.working)
         without: Tensor | None = None
+        h = x if self.config.router.name == "gumbel" else self.norm(working)
+        salience = None if self.episodic.salience is None else self.episodic.salience(h)
+        writes = self._writes(salience, valid, routing)
+        written = self.episodic.write(h, gaps, state.buffer, writes)
         if self.config.router.name == "gumbel":
-            written = self.episodic.write(x, gaps, state.buffer, valid)
             y, trace, aux = self._mix_soft(x, gaps, working, hidden, written, valid, routing)
         else:
-            h = self.norm(working)
-            written = self.episodic.write(h, gaps, state.buffer, valid)
             y, without, trace, aux = self._mix_hard(working, h, written, valid, routing)
+        if self.training and salience is not None:
+            assert writes is not None
+            asks = trace.path == Path.EPISODIC  # by rule, without the audits
+            aux["salience"] = self.episodic.salience_loss(salience, h, asks, writes, written)
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
         return MixerOutput(
             y=y,
-            state=CRAMState(working=working_state, buffer=self.episodic.evict(written)),
-            trace=trace,
+            state=CRAMState(working=working_state, buffer=self.episodic.evict(written.buffer)),
+            trace=trace._replace(written=writes),
             aux=aux,
             y_without_reads=without,
         )
 
+    def _writes(self, salience: Tensor | None, valid: Tensor | None, routing: Routing) -> Tensor | None:
+        """The tokens that are written, bool (B, T); None: all. While everybody reads, everything is kept."""
+        if salience is None:
+            return valid
+        writes = torch.ones_like(salience, dtype=torch.bool) if routing.read_all else salience.detach() > 0
+        if self.training and not routing.read_all:
+            audit_frac = self.config.episodic.write_audit_frac
+            writes = writes | chance(writes.shape, audit_frac, routing, writes.device)
+        return writes if valid is None else writes & valid
+
     def _mix_hard(
-        self, working: Tensor, h: Tensor, written: Buffer, valid: Tensor | None, routing: Routing
+        self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
         """Each token takes a read or the semantic answer; reads are executed for their tokens alone."""
         answer = self.semantic(h)
@@ -125,6 +144,9 @@ class CRAMLayer(Mixer):
             reads = chosen | routing.audits
         if valid is not None:
             chosen, reads = chosen & valid, reads & valid
+        if self.episodic.salience is not None:  # before anything is written there is nothing to read
+            can_read = self.episodic.can_read(written)
+            chosen, reads = chosen & can_read, reads & can_read
         everyone = bool(reads.all())
         retrieved = self.episodic.read(h, None if everyone else reads, written)
         aux = {}
@@ -170,14 +192,15 @@ class CRAMLayer(Mixer):
         gaps: Tensor,
         working: Tensor,
         hidden: Tensor,
-        written: Buffer,
+        written: Written,
         valid: Tensor | None,
         routing: Routing,
     ) -> tuple[Tensor, Trace, dict[str, Tensor]]:
         """The paper's sum of three weighted answers to x; every token is scored, because q needs r_E."""
-        retrieved = self.episodic.read(x, None, written)
+        scored = self.episodic.can_read(written) if valid is None else valid & self.episodic.can_read(written)
+        everyone = self.episodic.salience is None
+        retrieved = self.episodic.read(x, None if everyone else scored, written)
         answer = self.semantic(x)
-        scored = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
         q = quality(answer, retrieved, scored, self.config.router.sigma)
         q_known = torch.where(scored, q, 0.0)
         logits = self.gumbel(x, gaps, hidden, q_known)
@@ -205,38 +228,6 @@ class CRAMLayer(Mixer):
         )
         return y, trace, aux
 
-    def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Hand arithmetic over the matrix products of one pass in evaluation; the rest is left out.
-
-        A pass in which everybody reads an unbounded buffer scores the causal half of all pairs; any other scores, for
-        the tokens that read, all places, as the mask is applied to finished scores.
-        """
-        d, work, router = self.d_model, self.config.working, self.config.router
-        per_token = 2 * 2 * d * d  # keys and values, written for every token
-        if work is not None:
-            per_token += 2 * d * work.d_state * 2
-            if work.refine_steps:
-                per_token += 2 * work.d_state * (d + 1 + work.refine_steps * work.d_state)
-            per_token += 2 * work.d_state * min(64, seq_len)  # the scan: a product a chunk
-        if isinstance(self.config.semantic, SlotsConfig):
-            slots = self.config.semantic
-            cosine = 2 * slots.d_match * (d + slots.n_slots)
-            per_token += cosine + 2 * slots.n_slots * d
-            if router.name == "benefit":
-                per_token += cosine  # of the familiarity, which takes another gradient
-        elif isinstance(self.config.semantic, AdapterConfig):
-            per_token += 2 * 2 * d * (self.config.semantic.rank or max(1, d // 16))
-        if router.name == "benefit":
-            per_token += 2 * (d + self.semantic.n_familiarity_features + 1) * router.d_hidden
-        if router.name == "gumbel":
-            per_token += 2 * (d + (4 + len(Path)) * router.d_hidden)
-            read_frac = 1.0
-        unbounded = self.config.episodic.capacity is None or self.config.episodic.capacity >= seq_len
-        n_places = (seq_len + 1) / 2 if read_frac == 1.0 and unbounded else seq_len
-        a_read = 2 * 2 * d * d + 2 * 2 * d * n_places  # query and output projection, scores and mixing
-        held = seq_len if self.config.episodic.capacity is None else min(seq_len, self.config.episodic.capacity)
-        return Cost(
-            projection_flops=float(per_token * seq_len),
-            read_flops=float(a_read * read_frac * seq_len),
-            state_bytes=4 * ((work.d_state if work else 0) + held * (2 * d + 1)),
-        )
+    def cost(self, seq_len: int, *, read_frac: float = 1.0, write_frac: float = 1.0, training: bool = False) -> Cost:
+        """See `Mixer.cost` and `cost.cram_cost`."""
+        return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)

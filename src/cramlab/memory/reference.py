@@ -40,7 +40,8 @@ def reference_layer(
                 continue
             state, hidden, working = _working(layer, x[b, t], gaps[b, t], state)
             h = x[b, t] if layer.config.router.name == "gumbel" else layer.norm(working)
-            entries.append((layer.episodic.w_key(h), layer.episodic.w_value(h)))
+            if _is_written(layer, h):
+                entries.append((layer.episodic.w_key(h), layer.episodic.w_value(h)))
             if layer.config.episodic.capacity is not None:
                 entries = entries[-layer.config.episodic.capacity :]
             forced = reads is not None and bool(reads[b, t])
@@ -68,8 +69,19 @@ def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[T
     return state, h, memory.w_out(h) + x
 
 
+def _is_written(layer: CRAMLayer, h: Tensor) -> bool:
+    """The write gate's rule."""
+    gate = layer.episodic.salience
+    if gate is None:
+        return True
+    hidden = gate.hidden(h)
+    return bool(gate.out(hidden * torch.sigmoid(hidden)) > 0)
+
+
 def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Eq. 3, head by head."""
+    """Eq. 3, head by head; zero when nothing has been written."""
+    if not entries:
+        return torch.zeros_like(h)
     n_heads = layer.config.episodic.n_heads
     d_head = layer.d_model // n_heads
     query = layer.episodic.w_query(h)
@@ -117,7 +129,7 @@ def _answer(
         gate = layer.gate
         hidden = gate.hidden(torch.cat([h, familiarity]))
         forced = forced or bool(gate.gain * gate.out(hidden * torch.sigmoid(hidden)) > 0)
-    read = forced or name == "always"
+    read = (forced or name == "always") and bool(entries)
     return working + (_retrieve(layer, h, entries) if read else value), read
 
 
@@ -132,4 +144,4 @@ def _answer_by_path(
     uncertainty = torch.log(1 + torch.exp(router.uncertainty(x)[0]))
     hidden = router.hidden(torch.stack([torch.log(1 + gap), size, q, uncertainty]))
     path = int(router.out(hidden * torch.sigmoid(hidden)).argmax())
-    return (working, retrieved, value)[path], path == Path.EPISODIC
+    return (working, retrieved, value)[path], path == Path.EPISODIC and bool(retrieved.any())

@@ -275,6 +275,8 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
         terms["capacity"] = weights.capacity_weight * output.aux["capacity"]
     if "consolidation" in output.aux:
         terms["consolidation"] = weights.consolidation_weight * output.aux["consolidation"]
+    if "salience" in output.aux:
+        terms["salience"] = weights.gate_weight * output.aux["salience"]
     if "episodic_use" in output.aux:
         ramp = _price_ramp(config, run)
         terms["episodic_price"] = ramp * weights.episodic_price * output.aux["episodic_use"]

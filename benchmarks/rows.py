@@ -1,0 +1,244 @@
+"""The rows of the benchmark: what is timed against what, at which lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timing import side_by_side
+from torch import Tensor
+
+from cramlab.baselines import TransformerConfig
+from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
+from cramlab.memory.episodic import Buffer, EpisodicMemory
+from cramlab.memory.working import decay_scan
+from cramlab.mixer import Routing
+from cramlab.model import Block, ModelConfig
+
+D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
+Row = dict[str, Any]
+
+
+def repeats_at(n_tokens: int) -> int:
+    """Fewer where one call takes seconds."""
+    return 15 if n_tokens <= 2048 else 5 if n_tokens <= 4096 else 3 if n_tokens <= 16384 else 1
+
+
+def some(n_tokens: int, share: float) -> Tensor:
+    """A share of the tokens, at random but always the same number, bool (1, N)."""
+    chosen = torch.zeros(1, n_tokens, dtype=torch.bool)
+    chosen[0, torch.randperm(n_tokens)[: max(1, round(share * n_tokens))]] = True
+    return chosen
+
+
+def episodic(write: str) -> EpisodicMemory:
+    """A memory that keeps everything that is written."""
+    return EpisodicMemory(EpisodicMemoryConfig(n_heads=N_HEADS, capacity=None, write=write), D)  # type: ignore[arg-type]
+
+
+def row(what: str, n_tokens: int, ways: dict[str, Callable[[], Any]], **more: Any) -> Row:
+    """Times the ways at one length."""
+    found = side_by_side(ways, repeats=repeats_at(n_tokens), warmups=1 if n_tokens <= 16384 else 0)
+    return {"what": what, "n_tokens": n_tokens, "ways": found} | more
+
+
+@torch.no_grad()
+def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,)) -> Iterator[Row]:
+    """Scores and mixing alone, over a full buffer."""
+    memory = episodic("all")
+    for n in lengths:
+        q, k, v = (torch.randn(1, n, D) for _ in range(3))
+        buffer = Buffer(keys=k, values=v, times=torch.zeros(1, n), filled=torch.ones(1, n, dtype=torch.bool))
+        for share in shares:
+            token = some(n, share)[0].nonzero().squeeze(-1)
+            ways = {
+                "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
+                "routed": lambda q=q, buffer=buffer, token=token: memory._attend_in_blocks(
+                    q[:, token], token[None], buffer
+                ),
+            }
+            yield row("scores only, full buffer", n, ways, read_frac=share)
+
+
+@torch.no_grad()
+def tier(lengths: list[int]) -> Iterator[Row]:
+    """Episodic memory with all its projections, a tenth of the tokens written."""
+    dense, routed = TransformerConfig(n_heads=N_HEADS).build(D), episodic("salience")
+    for n in lengths:
+        h, gaps = torch.randn(1, n, D), torch.ones(1, n)
+        reads, writes = some(n, READ_FRAC), some(n, WRITE_FRAC)
+
+        def go(h: Tensor = h, gaps: Tensor = gaps, reads: Tensor = reads, writes: Tensor = writes) -> Tensor:
+            written = routed.write(h, gaps, routed.initial_buffer(1), writes)
+            return routed.read(h, reads & routed.can_read(written), written)
+
+        yield row("episodic tier with projections", n, {"dense": lambda h=h, gaps=gaps: dense(h, gaps), "routed": go})
+
+
+def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience") -> Block:
+    """A block whose gates let the stated shares of x pass."""
+    config = CRAMConfig(episodic=EpisodicMemoryConfig(n_heads=N_HEADS, write=write))  # type: ignore[arg-type]
+    block = Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval()
+    layer = block.mixer
+    assert isinstance(layer, CRAMLayer)
+    with torch.no_grad():
+        for gate in (layer.gate, layer.episodic.salience):
+            if gate is not None:
+                torch.nn.init.normal_(gate.out.weight)
+        x = block.mixer_norm(x)
+        h = layer.norm(layer.working(x, torch.ones(x.shape[:2]), layer.working.initial_state(len(x)))[0])
+        logit = layer.gate(h, layer.semantic.familiarity(h))
+        layer.gate.out.bias -= logit.quantile(1 - read_frac) / layer.gate.gain
+        if layer.episodic.salience is not None:
+            layer.episodic.salience.out.bias -= layer.episodic.salience(h).quantile(1 - WRITE_FRAC)
+    return block
+
+
+def transformer_block() -> Block:
+    """The control of equal width."""
+    config = TransformerConfig(n_heads=N_HEADS)
+    return Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval()
+
+
+def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Tensor, Any]:
+    """A block's output and what its mixer returned."""
+    mixed = block.mix(x, torch.ones(x.shape[:2]), None, None, routing)
+    return block.finish(x, mixed.y), mixed
+
+
+@torch.no_grad()
+def layer_forward(lengths: list[int]) -> Iterator[Row]:
+    """Norm, mixer, norm and MLP of width 4 d, all gates running."""
+    control = transformer_block()
+    for n in lengths:
+        x = torch.randn(1, n, D)
+        ours = cram_block(x)
+        trace = forward(ours, x)[1].trace
+        ways = {"transformer": lambda x=x: forward(control, x), "cram": lambda x=x, ours=ours: forward(ours, x)}
+        shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
+        yield row("whole layer, forward", n, ways, **shares)
+
+
+def training_step(lengths: list[int]) -> Iterator[Row]:
+    """Forward and backward of a block; ours with the reads of a routed phase: without audits, and with a tenth."""
+    control = transformer_block().train()
+    for n in lengths:
+        x = torch.randn(1, n, D, requires_grad=True)
+        ours = cram_block(x.detach()).train()
+        audits = some(n, 0.1)
+
+        def step(block: Block, routing: Routing | None = None, x: Tensor = x) -> None:
+            y, mixed = forward(block, x, routing)
+            loss = y.square().mean() + sum(mixed.aux.values())
+            if mixed.trace.gate_logit is not None:
+                loss = loss + mixed.trace.gate_logit.square().mean()
+            loss.backward()
+
+        ways = {
+            "transformer": lambda step=step: step(control),
+            "cram": lambda step=step, ours=ours: step(ours),
+            "cram, a tenth audited": lambda step=step, ours=ours, audits=audits: step(ours, Routing(audits=audits)),
+        }
+        yield row("layer, training step", n, ways, read_frac=READ_FRAC)
+
+
+@torch.no_grad()
+def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30) -> Iterator[Row]:
+    """One token at a time after a context: the layers of a Llama of transformers with its cache, and ours."""
+    from transformers import DynamicCache, LlamaConfig, LlamaModel
+
+    llama = LlamaModel(
+        LlamaConfig(
+            hidden_size=D,
+            intermediate_size=4 * D,
+            num_hidden_layers=n_layers,
+            num_attention_heads=N_HEADS,
+            num_key_value_heads=N_HEADS,
+            vocab_size=8,
+            max_position_embeddings=1 << 17,
+        )
+    ).eval()
+    x = torch.randn(1, 2048, D)
+    blocks = [cram_block(x) for _ in range(n_layers)]
+    for context in contexts:
+        cache = DynamicCache(config=llama.config)
+        for i in range(n_layers):
+            cache.update(*(torch.randn(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
+        held = min(round(WRITE_FRAC * context), EpisodicMemoryConfig().capacity or context)
+        states = []
+        for block in blocks:
+            layer = block.mixer
+            assert isinstance(layer, CRAMLayer)
+            filled = torch.ones(1, held, dtype=torch.bool)
+            buffer = Buffer(torch.randn(1, held, D), torch.randn(1, held, D), torch.zeros(1, held), filled)
+            states.append(CRAMState(working=layer.working.initial_state(1), buffer=buffer))
+
+        def theirs(cache: Any = cache) -> None:
+            for t in range(n_steps):
+                llama(inputs_embeds=x[:, t : t + 1], past_key_values=cache)
+            cache.crop(-n_steps)
+
+        def ours(states: list[CRAMState] = states) -> None:
+            now = list(states)
+            for t in range(n_steps):
+                y = x[:, t : t + 1]
+                for i, block in enumerate(blocks):
+                    mixed = block.mix(y, torch.ones(1, 1), now[i], None, None)
+                    y, now[i] = block.finish(y, mixed.y), mixed.state
+
+        bytes_ = {
+            "llama": n_layers * 2 * D * context * 4,
+            "cram": sum(s.working.numel() * 4 + s.buffer.n_bytes for s in states),
+        }
+        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3)
+        yield {
+            "what": "decode", "n_tokens": context, "ways": found, "n_steps": n_steps, "state_bytes": bytes_,
+            "read_frac": READ_FRAC,
+        }  # fmt: skip
+
+
+def naive_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
+    """Token by token."""
+    out = []
+    for t in range(u.shape[1]):
+        state = torch.exp(-rates * gaps[:, t, None])[..., None] * state + u[:, t]
+        out.append(state)
+    return torch.stack(out, dim=1)
+
+
+def cumulative_sum_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
+    """Divides by the decay, sums, and multiplies again; in double precision, and still only for short clocks."""
+    clock = (gaps.double().cumsum(dim=1)[..., None] * rates.double())[..., None]
+    return ((u.double() * clock.exp()).cumsum(dim=1) + state[:, None].double()).mul((-clock).exp()).float()
+
+
+def associative_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
+    """Doubling: after i rounds each token has summed over the 2^i before it."""
+    decay = torch.exp(-rates * gaps[..., None])[..., None]
+    s = torch.cat([u[:, :1] + decay[:, :1] * state[:, None], u[:, 1:]], dim=1)
+    reach = 1
+    while reach < s.shape[1]:
+        s = torch.cat([s[:, :reach], s[:, reach:] + decay[:, reach:] * s[:, :-reach]], dim=1)
+        decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], dim=1)
+        reach *= 2
+    return s
+
+
+@torch.no_grad()
+def scan(lengths: list[int]) -> Iterator[Row]:
+    """The recurrence of the working memory, 8 timescales of 8 channels; errors are against the loop in float64."""
+    rates = torch.logspace(0, -3, 8)
+    for n in lengths:
+        u, gaps, state = torch.randn(1, n, 8, 8), torch.rand(1, n) * 2, torch.zeros(1, 8, 8)
+        given = (u, gaps, rates, state)
+        ways = {
+            "loop": lambda given=given: naive_scan(*given),
+            "cumulative sum": lambda given=given: cumulative_sum_scan(*given),
+            "associative": lambda given=given: associative_scan(*given),
+            "chunked (ours)": lambda given=given: decay_scan(*given)[0],
+        }
+        exact = naive_scan(*(t.double() for t in given))
+        errors = {name: float((way() - exact).abs().max()) for name, way in ways.items()}
+        errors = {name: error if error == error and error < 1e30 else None for name, error in errors.items()}
+        yield row("working memory scan", n, ways, max_error=errors)

@@ -1,0 +1,137 @@
+"""What a CRAM layer computes and holds: arithmetic over its matrix products, checked by tests against a counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cramlab.memory.episodic import block_size
+from cramlab.memory.semantic import AdapterConfig, SlotsConfig
+from cramlab.mixer import Cost, Path
+
+if TYPE_CHECKING:
+    from cramlab.memory.layer import CRAMLayer
+
+_SCAN_CHUNK = 64
+
+
+def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
+    """Cost of one sequence, matrix products only: norms, activations and gathers are bytes, not FLOPs.
+
+    Args:
+        layer: for its config and parameters.
+        seq_len: tokens.
+        read_frac: share of them scored for any reason, audits included; evenly spread.
+        write_frac: share of them written; evenly spread. Taken as 1 unless a gate decides on writes.
+        training: forward and backward in training mode, with the consolidation loss and the labels of the write gate
+            (for which as many tokens ask as read). Backward takes twice the forward, once where the input needs no
+            gradient. A fused attention kernel that computes its scores again in the backward pass is not charged.
+    """
+    d, config = layer.d_model, layer.config
+    write_frac = 1.0 if layer.episodic.salience is None else write_frac
+    read_frac = 1.0 if config.router.name == "gumbel" else read_frac
+    n_reads, n_writes = read_frac * seq_len, write_frac * seq_len
+    full, half = (3, 2) if training else (1, 1)  # with and without a gradient to the input
+    parts = {
+        "working memory": _working(layer, seq_len, full, half),
+        "semantic memory": seq_len * _semantic(layer, full, full),
+        "read gate": seq_len * _router(layer, full, half),
+        "write gate": 0.0,
+        "keys and values": full * 2 * 2 * d * d * n_writes,
+        "queries and output": full * 2 * 2 * d * d * n_reads,
+        "scores": full * 2 * 2 * d * _pairs(layer, n_reads, n_writes),
+    }
+    if layer.episodic.salience is not None:
+        hidden = layer.episodic.salience.d_hidden
+        parts["write gate"] = seq_len * 2.0 * hidden * (half * d + full)
+        if training:
+            parts["write gate's labels"] = 2 * d * n_reads * (d + n_writes)
+    if training:
+        parts["consolidation"] = n_reads * _semantic(layer, full, half)
+    read_flops = parts["queries and output"] + parts["scores"]
+    held = n_writes if config.episodic.capacity is None else min(n_writes, config.episodic.capacity)
+    return Cost(
+        projection_flops=sum(parts.values()) - read_flops,
+        read_flops=read_flops,
+        state_bytes=4 * (config.working.d_state if config.working else 0) + round(held) * (2 * d * 4 + 4 + 1),
+        reads=n_reads,
+        parameter_bytes=sum(p.numel() * p.element_size() for p in layer.parameters()),
+        parts=parts,
+    )
+
+
+def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
+    work, d = layer.config.working, layer.d_model
+    if work is None:
+        return 0.0
+    a_token = full * 2 * d * work.d_state * 2  # in and out
+    if work.refine_steps:
+        a_token += full * 2 * work.d_state * (d + work.refine_steps * work.d_state) + half * 2 * work.d_state
+    size = min(_SCAN_CHUNK, seq_len)
+    padded = -(-seq_len // size) * size if size else 0
+    return float(a_token * seq_len + full * 2 * work.d_state * size * padded)
+
+
+def _semantic(layer: CRAMLayer, full: int, first: int) -> float:
+    """A token; `first` is the factor of the products that take h itself."""
+    d, semantic = layer.d_model, layer.config.semantic
+    if isinstance(semantic, SlotsConfig):
+        cosine = 2 * semantic.d_match * (first * d + full * semantic.n_slots)
+        return float(cosine + full * 2 * semantic.n_slots * d)
+    if isinstance(semantic, AdapterConfig):
+        return float((first + full) * 2 * d * (semantic.rank or max(1, d // 16)))
+    return 0.0
+
+
+def _router(layer: CRAMLayer, full: int, half: int) -> float:
+    """A token; the familiarity that the benefit gate looks at included."""
+    d, router, semantic = layer.d_model, layer.config.router, layer.config.semantic
+    if router.name == "gumbel":
+        # As a bystander of the loss in Eq. 8: its inputs are x, and numbers of which the sizes carry a gradient.
+        return float(full * 2 * (d + (4 + len(Path)) * router.d_hidden))
+    if router.name != "benefit":
+        return 0.0
+    n_features = layer.semantic.n_familiarity_features
+    first = full if n_features else half
+    gate = 2 * router.d_hidden * (first * (d + n_features) + full)
+    if not isinstance(semantic, SlotsConfig):
+        return float(gate)
+    return float(gate + 2 * semantic.d_match * (half * d + full * semantic.n_slots))
+
+
+def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float) -> float:
+    """Reader and place, scored together, when reads and writes are evenly spread."""
+    if not n_reads:
+        return 0.0
+    capacity = layer.config.episodic.capacity
+    bound = n_writes if capacity is None else min(capacity, n_writes)
+    if n_reads >= n_writes and layer.episodic.salience is None:  # everybody: the causal half, or a mask over all
+        return n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
+    count = max(1, round(n_reads))
+    size, spacing = block_size(count), n_writes / count
+    total = 0.0
+    for start in range(0, count, size):
+        end = min(start + size, count)
+        seen = spacing * (end - 0.5)  # by the last reader of the block, which the others are scored with
+        unseen = max(0.0, spacing * (start + 0.5) - bound)
+        total += (end - start) * (seen - unseen)
+    return total * n_reads / count
+
+
+def break_even_length(
+    ours: Callable[[int], float], theirs: Callable[[int], float], *, longest: int = 1 << 24
+) -> int | None:
+    """The least length, to 1%, from which `ours` costs no more than `theirs`; None if there is none up to `longest`.
+
+    Both are costs by length, and theirs grows the faster.
+    """
+    high = 1
+    while ours(high) > theirs(high):
+        high *= 2
+        if high > longest:
+            return None
+    low = high // 2  # ours is dearer there, or it is 0
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        low, high = (middle, high) if ours(middle) > theirs(middle) else (low, middle)
+    return high

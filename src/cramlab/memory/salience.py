@@ -1,0 +1,46 @@
+"""Write gate: which tokens are worth an entry in the episodic buffer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LARGEST_REGRET = 1.0
+
+
+class SalienceGate(nn.Module):
+    """Whether an entry will be asked for, judged from the token's own state when it is written.
+
+    The use of an entry is the squared attention weight that later reads of the same call give it, mean over heads,
+    summed over readers. Squared, because leaving out an entry of weight w moves the answer by w / (1 - w) of its
+    distance from that entry: the error grows with w squared, and weight that is spread thinly over many entries does
+    not add up to a reason for keeping them. An entry is worth its place when its expected use exceeds a price, so the
+    gate is trained as a classification weighted by regret, like the read gate. The future is in the label alone.
+
+    Source: ours (the paper stores "novel events" without a rule).
+    """
+
+    d_hidden = 32
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(d_model, self.d_hidden)
+        self.out = nn.Linear(self.d_hidden, 1)
+        nn.init.constant_(self.out.bias, 1.0)  # a gate that knows nothing writes everything
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The logit of writing, (B, T), from h (B, T, D), which it does not shape."""
+        return self.out(F.silu(self.hidden(h.detach()))).squeeze(-1)
+
+    @staticmethod
+    def loss(logit: Tensor, use: Tensor, price: float) -> Tensor:
+        """Cross-entropy of "use exceeds the price", weighted by the distance between the two. Scalar.
+
+        Args:
+            logit: of the entries written, (W,).
+            use: (W,).
+            price: in the same unit.
+        """
+        margin = use.detach() - price
+        nats = F.binary_cross_entropy_with_logits(logit, (margin > 0).to(logit.dtype), reduction="none")
+        return (nats * margin.abs().clamp(max=_LARGEST_REGRET)).sum() / (price * max(len(logit), 1))

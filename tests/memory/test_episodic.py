@@ -1,0 +1,240 @@
+"""The episodic memory alone: routed against dense, what is scored, what is written, what is learned from use."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
+from cramlab.memory.salience import SalienceGate
+
+D = 16
+WRITES = ("all", "salience")
+
+
+def make(**changes):
+    return EpisodicMemory(EpisodicMemoryConfig(n_heads=2, **({"capacity": None} | changes)), D)
+
+
+def example(n_tokens=50, n_batch=3):
+    return torch.randn(n_batch, n_tokens, D, requires_grad=True), torch.rand(n_batch, n_tokens)
+
+
+def written_by(memory, h, gaps, share=0.3):
+    writes = None if memory.salience is None else torch.rand(gaps.shape) < share
+    return memory.write(h, gaps, memory.initial_buffer(len(h)), writes)
+
+
+def dense(memory, h, written):
+    """All tokens against all places with a mask over finished scores."""
+    buffer, heads = written.buffer, (memory.config.n_heads, -1)
+    q, k, v = (t.unflatten(-1, heads).transpose(1, 2) for t in (memory.w_query(h), buffer.keys, buffer.values))
+    visible = visible_places(buffer.filled, written.last.clamp(min=0), memory.config.capacity)[:, None]
+    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~visible, -torch.inf)
+    return memory.w_out((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("capacity", [None, 7])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("way", ["by sequence", "padded"])
+def test_routed_reads_equal_dense_reads(write, capacity, share, way):
+    """Outputs and gradients, with rows that read nothing, and over several blocks of readers."""
+    memory = make(write=write, capacity=capacity)
+    h, gaps = example(120)
+    written = written_by(memory, h, gaps)
+    reads = (torch.rand(gaps.shape) < share) & memory.can_read(written)
+    reads[1] = False
+    assert share < 1 or reads.sum(dim=1).max() > 2 * block_size(1)
+    if way == "padded":
+        if not reads.any():
+            return
+        token = reads.flatten().nonzero().squeeze(-1)
+        q = memory.w_query(h.flatten(0, 1)[token])
+        found = memory.w_out(memory._attend_padded(q, written.last.flatten()[token], reads, written.buffer))
+        routed = torch.zeros_like(h).flatten(0, 1).index_copy(0, token, found).view_as(h)
+    else:
+        routed = memory.read(h, reads, written)
+    slow = torch.where(reads[..., None], dense(memory, h, written), 0.0)
+    assert torch.allclose(routed, slow, atol=1e-6)
+    weight = torch.randn_like(h)
+    inputs = [h, *(p for n, p in memory.named_parameters() if "salience" not in n)]
+    grads = [torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True) for y in (routed, slow)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_no_parameter_goes_without_a_gradient_when_nobody_reads_or_writes(write):
+    memory = make(write=write)
+    h, gaps = example(10)
+    nobody = torch.zeros(gaps.shape, dtype=torch.bool)
+    written = memory.write(h, gaps, memory.initial_buffer(3), nobody)
+    memory.read(h, nobody, written).sum().backward()
+    assert all(p.grad is not None for n, p in memory.named_parameters() if "salience" not in n)
+
+
+def counted_scores(monkeypatch):
+    """(readers, places) of every score computation."""
+    seen = []
+    real = F.scaled_dot_product_attention
+
+    def counting(q, k, *args, **kwargs):
+        seen.append((q.shape[0] * q.shape[2], k.shape[2]))
+        return real(q, k, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    return seen
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_only_readers_are_scored_and_only_against_what_they_see(monkeypatch, write):
+    memory = make(write=write)
+    h, gaps = example(400)
+    written = written_by(memory, h, gaps)
+    reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
+    seen = counted_scores(monkeypatch)
+    memory.read(h, reads, written)
+    assert sum(readers for readers, _ in seen) == int(reads.sum())
+    scored = sum(readers * places for readers, places in seen)
+    visible = int((written.last[reads] + 1).sum())
+    everything = int(reads.sum()) * written.buffer.n_places
+    assert visible <= scored < 0.7 * everything  # the prefix is half of the buffer on average, plus the blocks' ends
+
+
+def test_a_bounded_buffer_is_scored_within_its_bound(monkeypatch):
+    memory = make(capacity=20)
+    h, gaps = example(400)
+    reads = torch.zeros(gaps.shape, dtype=torch.bool)
+    reads[:, 200:232] = True
+    written = written_by(memory, h, gaps)
+    seen = counted_scores(monkeypatch)
+    memory.read(h, reads, written)
+    assert seen == [(32, 20 + 31)] * 3
+
+
+def test_counted_flops_fall_with_the_routed_share():
+    memory = make()
+    h, gaps = example(512, n_batch=1)
+    counts = []
+    for share in (1.0, 0.5, 0.1, 0.0):
+        reads = torch.arange(512)[None] % 512 < int(512 * share)
+        reads = reads[:, torch.randperm(512)]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            memory.read(h, reads, memory.write(h, gaps, memory.initial_buffer(1), None))
+        counts.append(counter.get_total_flops() - 2 * 2 * D * D * 512)  # less keys and values
+    assert counts[0] > 1.7 * counts[1]
+    assert counts[1] > 3 * counts[2]
+    assert counts[3] == 0
+
+
+def test_only_what_is_written_gets_keys_and_values():
+    memory = make(write="salience")
+    h, gaps = example(100, n_batch=4)
+    for share in (0.0, 0.1, 1.0):
+        writes = torch.rand(gaps.shape) < share
+        with FlopCounterMode(display=False) as counter:
+            written = memory.write(h, gaps, memory.initial_buffer(4), writes)
+        assert counter.get_total_flops() == 2 * 2 * D * D * int(writes.sum())
+        buffer = written.buffer
+        assert buffer.n_places == int(writes.sum(dim=1).max())
+        assert torch.equal(buffer.filled.sum(dim=1), writes.sum(dim=1))
+        for b in range(4):
+            assert torch.allclose(buffer.keys[b, buffer.filled[b]], memory.w_key(h[b, writes[b]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_buffer_holds_its_newest_entries_in_stated_bytes(write):
+    memory = make(write=write, capacity=8)
+    state = memory.initial_buffer(3)
+    for _ in range(5):
+        h, gaps = example(11)
+        state = memory.evict(written_by(memory, h, gaps, share=0.9).buffer)
+    assert state.n_places == 8
+    assert state.n_bytes == 3 * 8 * (2 * D * 4 + 4 + 1)
+
+
+def test_nothing_is_copied_when_nothing_is_written():
+    memory = make(write="salience", capacity=8)
+    h, gaps = example(20)
+    state = memory.evict(written_by(memory, h, gaps).buffer)
+    nobody = torch.zeros(3, 1, dtype=torch.bool)
+    with torch.no_grad():
+        after = memory.evict(memory.write(h[:, :1], gaps[:, :1], state, nobody).buffer)
+    assert after.keys.data_ptr() == state.keys.data_ptr()
+    assert torch.allclose(after.times, state.times + gaps[:, :1])
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_use_is_the_squared_weight_that_others_gave(write):
+    memory = make(write=write)
+    h, gaps = example(30, n_batch=2)
+    writes = torch.rand(gaps.shape) < 0.5
+    writes = writes if write == "salience" else torch.ones_like(writes)
+    written = memory.write(h, gaps, memory.initial_buffer(2), writes)
+    asks = torch.rand(gaps.shape) < 0.4
+    use = memory._use(h, asks, writes, written)
+    slow = torch.zeros_like(use)
+    for b in range(2):
+        entries = writes[b].nonzero().flatten().tolist()
+        for t in asks[b].nonzero().flatten().tolist():
+            seen = [s for s in entries if s <= t]
+            for head in range(2) if seen else ():
+                part = slice(head * D // 2, (head + 1) * D // 2)
+                q = memory.w_query(h[b, t])[part]
+                k = torch.stack([memory.w_key(h[b, s])[part] for s in seen])
+                for i, w in enumerate(torch.softmax(k @ q / (D // 2) ** 0.5, dim=0)):
+                    if seen[i] != t:
+                        slow[b, i] += w**2 / 2
+    assert torch.allclose(use, slow, atol=1e-5)
+
+
+def test_the_write_gate_learns_what_will_be_asked_for():
+    """Tokens of one kind are keys that later tokens ask for, of the other kind nobody's business."""
+    d = 64
+    memory = EpisodicMemory(EpisodicMemoryConfig(n_heads=1, write="salience"), d)
+    with torch.no_grad():
+        for w in (memory.w_query, memory.w_key):
+            w.weight.copy_(2 * torch.eye(d))
+    optimizer = torch.optim.Adam(memory.salience.parameters(), lr=0.02)
+    asked = torch.zeros(8, 60, dtype=torch.bool)
+    asked[:, :10] = True  # then 40 others, then 10 that ask for the first
+    asks = torch.zeros_like(asked)
+    asks[:, 50:] = True
+    mark = F.one_hot(torch.tensor(0), d)
+    for _ in range(150):
+        things = torch.randn(8, 60, d)
+        things[:, 50:] = things[:, :10]
+        things[..., 0] = 0
+        h = things + 3 * asked[..., None] * mark
+        written = memory.write(h, torch.ones(8, 60), memory.initial_buffer(8), torch.ones_like(asked))
+        logit = memory.salience(h)
+        loss = memory.salience_loss(logit, h, asks, torch.ones_like(asked), written)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    keeps = logit > 0
+    assert keeps[:, :10].float().mean() > 0.95
+    assert keeps[:, 10:].float().mean() < 0.1
+
+
+def test_a_fresh_gate_writes_everything_and_does_not_shape_its_input():
+    gate = SalienceGate(D)
+    h = torch.randn(2, 50, D, requires_grad=True)
+    logit = gate(h)
+    assert (logit > 0).float().mean() > 0.95
+    gate.loss(logit, torch.rand(2, 50), 0.1).backward()
+    assert h.grad is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"write": "novel"}, "episodic.write "),
+        ({"write_price": 0.0}, "episodic.write_price"),
+        ({"write_audit_frac": 2.0}, "episodic.write_audit_frac"),
+    ],
+)
+def test_bad_write_rules_are_refused_by_name(changes, field):
+    with pytest.raises(ValueError, match=field):
+        EpisodicMemoryConfig(**changes)
