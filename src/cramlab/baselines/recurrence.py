@@ -78,9 +78,10 @@ def selective_scan(
     added = (heads * kept[..., None]).transpose(-1, -2) @ b[:, :, None]  # (B, n, H, P, N)
     fading = torch.exp(total)  # of what came before the chunk
     before = []
-    for i in range(x.shape[1]):
+    # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
+    for fades, chunk_added in zip(fading[..., -1, None, None].unbind(1), added.unbind(1), strict=True):
         before.append(state)
-        state = fading[:, i, :, -1, None, None] * state + added[:, i]
+        state = fades * state + chunk_added
     carried = c[:, :, None] @ torch.stack(before, dim=1).transpose(-1, -2)  # (B, n, H, C, P)
     y = within + fading[..., None] * carried
     return y.transpose(2, 3).flatten(1, 2)[:, :n_tokens], state

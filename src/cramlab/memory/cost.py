@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from cramlab.memory.episodic import block_size
 from cramlab.memory.semantic import AdapterConfig, SlotsConfig
+from cramlab.memory.working import scan_chunk
 from cramlab.mixer import Cost, Path
 
 if TYPE_CHECKING:
     from cramlab.memory.layer import CRAMLayer
-
-_SCAN_CHUNK = 64
 
 
 def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
@@ -67,7 +66,7 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
     a_token = full * 2 * d * work.d_state * 2  # in and out
     if work.refine_steps:
         a_token += full * 2 * work.d_state * (d + work.refine_steps * work.d_state) + half * 2 * work.d_state
-    size = min(_SCAN_CHUNK, seq_len)
+    size = min(scan_chunk(layer.norm.weight.device), seq_len)
     padded = -(-seq_len // size) * size if size else 0
     return float(a_token * seq_len + full * 2 * work.d_state * size * padded)
 

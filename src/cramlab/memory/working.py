@@ -28,7 +28,14 @@ def elapsed_within(gaps: Tensor) -> Tensor:
     return elapsed.masked_fill(pairs.triu(1), _NEVER)
 
 
-def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = 64) -> tuple[Tensor, Tensor]:
+def scan_chunk(device: torch.device) -> int:
+    """Tokens of a chunk: few on a CPU, where work counts; more on an accelerator, where launches do."""
+    return 16 if device.type == "cpu" else 64
+
+
+def decay_scan(
+    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t at once, chunk by chunk.
 
     Args:
@@ -36,7 +43,7 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
         gaps: (B, T), >= 0.
         rates: one a timescale, in 1 / time units, (G,), > 0.
         state: s before the first token, (B, G, E).
-        chunk: tokens solved by one matrix product.
+        chunk: tokens solved by one matrix product; None: `scan_chunk` of the device.
 
     Returns:
         s at every token, (B, T, G, E), and after the last one, (B, G, E).
@@ -46,7 +53,7 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     n_batch, n_tokens, n_timescales, width = u.shape
     if n_tokens == 0:
         return u, state
-    size = min(chunk, n_tokens)
+    size = min(chunk or scan_chunk(u.device), n_tokens)
     gaps = gaps.clamp(max=_NEVER)
     padding = -n_tokens % size
     # A padded token has gap 0 and input 0, which leaves the state as it is.
@@ -59,9 +66,10 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1))  # (B, n, G, C): of what came before the chunk
     within = kernel @ u  # (B, n, G, C, E)
     before = []
-    for i in range(n_chunks):
+    # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
+    for fades, added in zip(fading[..., -1, None].unbind(1), within[..., -1, :].unbind(1), strict=True):
         before.append(state)
-        state = fading[:, i, :, -1, None] * state + within[:, i, :, -1]
+        state = fades * state + added
     s = within + fading[..., None] * torch.stack(before, dim=1)[:, :, :, None]
     return s.transpose(2, 3).reshape(n_batch, -1, n_timescales, width)[:, :n_tokens], state
 
