@@ -41,7 +41,7 @@ def header(device: torch.device) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "revision": _revision(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in _PACKAGES},
         "hardware": {
             "machine": platform.machine(),
             "processor": _processor(),
@@ -58,7 +58,8 @@ def continued(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return now | {"revision": ", ".join(dict.fromkeys(revisions)) or None}
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None when it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -88,18 +89,18 @@ def _processor() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities, which are no JSON, as null."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Validates a record and writes it whole or not at all; returns it as it can be read again."""
-    record = _finite(record)
+    record = finite(record)
     validate(record, str(path))
     write_json(path, record)
     return record
