@@ -144,7 +144,7 @@ def _pretrained(name: str, model: Any, tokenizer: Any, note: str) -> Pretrained:
     masked = "MaskedLM" in type(model).__name__
     return Pretrained(
         name=name,
-        model=model.float().eval(),
+        model=model.eval(),
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),
         decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
         context=getattr(model.config, "max_position_embeddings", 1024),
