@@ -21,7 +21,6 @@ class AuditConfig:
         strengths: ridge strengths to choose from, see `RidgePath`.
         replaced_fracs: shares of tokens whose answer is replaced, random or best-predicted.
         ngram: a token is "repeated" when the n-gram that ends in it occurred before in its context.
-        save_every_s: least time between two saves of the state, seconds.
         n_bootstrap: resamples of the documents behind every interval.
         confidence: of the intervals.
         seed: of the split, the shuffled control, the random tokens and the bootstrap.
@@ -38,7 +37,6 @@ class AuditConfig:
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     replaced_fracs: tuple[float, ...] = (0.25, 0.5, 0.75)
     ngram: int = 3
-    save_every_s: float = 60.0
     n_bootstrap: int = 1_000
     confidence: float = 0.95
     seed: int = 0
@@ -46,8 +44,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
         for name, least in (("context", 4), ("contexts_per_document", 1), ("fit_tokens", 1), ("validation_tokens", 1),
-                            ("test_tokens", 1), ("causal_tokens", 0), ("batch_tokens", 1), ("ngram", 1),
-                            ("save_every_s", 0), ("n_bootstrap", 1), ("seed", 0)):  # fmt: skip
+                            ("test_tokens", 1), ("causal_tokens", 0), ("batch_tokens", 1), ("ngram", 1), ("n_bootstrap", 1), ("seed", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"audit.{name} = {getattr(self, name)} must be at least {least}")
         if not self.strengths or min(self.strengths) <= 0:

@@ -47,8 +47,11 @@ def identity(model: nn.Module, documents: Sequence[Sequence[Tensor]], config: Au
 class Stages:
     """Runs stages over documents; with a folder, a stage that was cut off goes on after its last saved document."""
 
-    def __init__(self, folder: Path | None, identity: str, save_every_s: float, progress: Progress | None) -> None:
-        self._folder, self._identity, self._save_every_s, self._progress = folder, identity, save_every_s, progress
+    # Sums of a large model are large files: saving must take at most a twentieth of the time.
+    saving_frac = 0.05
+
+    def __init__(self, folder: Path | None, identity: str, progress: Progress | None, save_every_s: float = 30) -> None:
+        self._folder, self._identity, self._progress, self._save_every_s = folder, identity, progress, save_every_s
         self.seconds: dict[str, float] = {}
 
     def run(
@@ -65,12 +68,14 @@ class Stages:
         """
         done, tokens_done, before_s = self._load(stage, into)
         start = saved = time.perf_counter()
+        pause_s = self._save_every_s
         for i, item in enumerate(items[done:], start=done + 1):
             tokens_done += step(item)
             now = time.perf_counter()
-            if i == len(items) or now - saved >= self._save_every_s:
+            if i == len(items) or now - saved >= pause_s:
                 self._save(stage, i, tokens_done, before_s + now - start, into)
-                saved = now
+                saved = time.perf_counter()
+                pause_s = max(self._save_every_s, (saved - now) / self.saving_frac)
             if self._progress is not None:
                 self._progress(stage, tokens_done, n_tokens, now - start)
         self.seconds[stage] = before_s + time.perf_counter() - start

@@ -94,9 +94,9 @@ def audit(
     setting = _Setting(model, sites, config, types)
     named = identity(model, [documents, other or []], config)
     if out is None:
-        return _audit(setting, parts, other_parts, Stages(None, named, 0, progress), start, decode, mask_token)
+        return _audit(setting, parts, other_parts, Stages(None, named, progress), start, decode, mask_token)
     with only_process_in(out):
-        stages = Stages(out / "state", named, config.save_every_s, progress)
+        stages = Stages(out / "state", named, progress)
         return _audit(setting, parts, other_parts, stages, start, decode, mask_token)
 
 

@@ -1,0 +1,283 @@
+"""A small GPT-2, with attention or with CRAM layers, trained from scratch and saved along the way for the audit."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from cramlab.batch import Batch
+from cramlab.config import to_dict
+from cramlab.files import write_json, write_text
+from cramlab.hf.cram_gpt2 import CramGPT2, CramGPT2Config, MixerAttention, reads_frac, routed
+from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
+from cramlab.mixer import Routing
+
+HELD_OUT = "held-out.jsonl"
+STEP_FILE = "step.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A model and its training.
+
+    The rate rises over `warmup_steps` and falls along a cosine to a tenth. CRAM layers read everywhere for the first
+    `encoding_frac` of the steps; then their gates decide, and `audit_frac` of the tokens reads anyway.
+
+    Attributes:
+        mixer: "attention", or "cram" for CRAM layers in its place.
+        seed: of weights, batches and audits; the split and the tokenizer do not depend on it.
+        vocab_size: of the byte-level BPE, trained on the training documents.
+        context: tokens a sequence.
+        n_layers: blocks.
+        d_model: width.
+        n_heads: attention heads.
+        batch_size: sequences a step.
+        n_steps: optimiser steps.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: see above.
+        n_checkpoints: saved models after the untrained one, at steps that grow by a constant factor.
+        first_checkpoint: step of the first of them.
+        held_out_frac: share of the documents that is never trained on.
+        encoding_frac: see above.
+        audit_frac: see above.
+        loss: prices and weights of the CRAM terms.
+    """
+
+    mixer: Literal["attention", "cram"] = "attention"
+    seed: int = 0
+    vocab_size: int = 2048
+    context: int = 128
+    n_layers: int = 4
+    d_model: int = 128
+    n_heads: int = 4
+    batch_size: int = 16
+    n_steps: int = 1000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    n_checkpoints: int = 7
+    first_checkpoint: int = 30
+    held_out_frac: float = 0.1
+    encoding_frac: float = 0.25
+    audit_frac: float = 0.1
+    loss: LossConfig = field(default_factory=lambda: LossConfig(read_price=0.02, retrieval_emphasis=1.0))
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.mixer not in ("attention", "cram"):
+            raise ValueError(f'pretrain.mixer = "{self.mixer}" is unknown; give "attention" or "cram"')
+        if not 0 < self.first_checkpoint <= self.n_steps:
+            raise ValueError(f"pretrain.first_checkpoint = {self.first_checkpoint} must lie between 1 and n_steps")
+        for name in ("held_out_frac", "encoding_frac", "audit_frac"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"pretrain.{name} = {getattr(self, name)} must lie between 0 and 1")
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"{self.mixer}-seed{self.seed}"
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """Steps after which the model is saved; 0 is the untrained one."""
+        if self.n_checkpoints == 1:
+            return [0, self.n_steps]
+        factor = (self.n_steps / self.first_checkpoint) ** (1 / (self.n_checkpoints - 1))
+        return [0, *sorted({round(self.first_checkpoint * factor**i) for i in range(self.n_checkpoints)})]
+
+    def build(self) -> GPT2LMHeadModel:
+        """A fresh model."""
+        sizes: dict[str, Any] = {
+            "vocab_size": self.vocab_size, "n_positions": self.context, "n_embd": self.d_model,
+            "n_layer": self.n_layers, "n_head": self.n_heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
+        }  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if self.mixer == "attention":
+                return GPT2LMHeadModel(GPT2Config(**sizes))
+            return CramGPT2(CramGPT2Config(**sizes))
+
+
+Log = Callable[[str], None]
+
+
+def pretrain(config: PretrainConfig, documents: Sequence[tuple[str, str]], out: Path, log: Log | None = None) -> None:
+    """Trains one model; writes `out/NAME/step-N` folders that `load` can read, and `out/held-out.jsonl`.
+
+    Args:
+        config: the run.
+        documents: names and texts; the held-out ones depend on nothing but their number.
+        out: folder of the runs.
+        log: called with a line at each checkpoint.
+    """
+    train, held_out = _split(documents, config.held_out_frac)
+    write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
+    tokenizer = _tokenizer([text for _, text in train], config)
+    stream = _stream(tokenizer, train)
+    validation = _stream(tokenizer, held_out)[: 16 * config.batch_size * config.context]
+    model = config.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    batches = _batches(stream, config)
+    start, n_reads = time.perf_counter(), 0.0
+    for step in range(config.n_steps + 1):
+        if step in config.checkpoint_steps:
+            row = _validate(model, validation, config)
+            row |= {"step": step, "tokens": step * config.batch_size * config.context, "mixer": config.mixer,
+                    "seed": config.seed, "training_reads_frac": n_reads / max(step, 1) if step else None,
+                    "elapsed_s": round(time.perf_counter() - start, 1), "config": to_dict(config)}  # fmt: skip
+            _save(model, tokenizer, row, out / config.name / f"step-{step:06d}")
+            if log is not None:
+                log(f"{config.name} step {step}: {row['nats_per_token']:.3f} nats, reads {row['reads_frac']}")
+        if step == config.n_steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(config, step)
+        terms, reads = _terms(model, next(batches), config, step)
+        n_reads += reads
+        loss = torch.stack(list(terms.values())).sum()
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def _split(documents: Sequence[tuple[str, str]], frac: float) -> tuple[list, list]:
+    """Documents in a fixed random order, the last of them held out."""
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist()
+    n_train = round((1 - frac) * len(documents))
+    return [documents[i] for i in order[:n_train]], [documents[i] for i in order[n_train:]]
+
+
+def _tokenizer(texts: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
+
+
+def _stream(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, str]]) -> Tensor:
+    """All documents one after the other."""
+    encoded = tokenizer([text for _, text in documents], verbose=False)["input_ids"]
+    return torch.cat([torch.tensor(ids, dtype=torch.int32) for ids in encoded])
+
+
+def _batches(stream: Tensor, config: PretrainConfig) -> Iterator[Tensor]:
+    """Random windows of the stream, (B, T)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    while True:
+        starts = torch.randint(len(stream) - config.context, (config.batch_size,), generator=generator)
+        yield torch.stack([stream[s : s + config.context] for s in starts.tolist()]).long()
+
+
+def _rate(config: PretrainConfig, step: int) -> float:
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.n_steps - config.warmup_steps)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def _nats(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Nats of the token after each, (B, T); zero at the last."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return F.pad(F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"), (0, 1))
+
+
+def _terms(
+    model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, step: int
+) -> tuple[dict[str, Tensor], float]:
+    """The weighted terms of the objective, and the share of tokens that read for it, second pass included."""
+    if not isinstance(model, CramGPT2):
+        return {"task": _nats(model, tokens)[:, :-1].mean()}, 1.0
+    layer = step % config.n_layers  # layers take turns at going without their reads
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    audits = torch.rand(tokens.shape, generator=generator) < config.audit_frac
+    encoding = step < config.encoding_frac * config.n_steps
+    routing = Routing(read_all=True) if encoding else Routing(audits=audits)
+    model.train()
+    with routed(model, routing):
+        nats = _nats(model, tokens)
+    outputs = [_output(mixer) for mixer in model.mixers()]
+    reads = _share(model)
+    with routed(model, routing, without_reads_in=layer):
+        without = _nats(model, tokens)
+    reads += _share(model)
+    trace = outputs[layer].trace
+    terms = {
+        "task": nats[:, :-1].mean(),
+        "no_read": config.loss.no_read_weight * masked_mean(without, trace.attended & _has_target(tokens)),
+        "consolidation": config.loss.consolidation_weight
+        * torch.stack([output.aux["consolidation"] for output in outputs]).mean(),
+    }
+    if trace.gate_logit is not None:
+        terms["gate"] = config.loss.gate_weight * gate_loss(
+            trace.gate_logit, _losses(nats), _losses(without), trace.attended, _batch(tokens), config.loss
+        )
+    return terms, reads
+
+
+def _output(mixer: MixerAttention) -> Any:
+    assert mixer.output is not None
+    return mixer.output
+
+
+def _share(model: nn.Module) -> float:
+    shares = reads_frac(model)
+    assert shares is not None
+    return float(shares.mean())
+
+
+def _has_target(tokens: Tensor) -> Tensor:
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[:, -1] = False
+    return mask
+
+
+def _losses(nats: Tensor) -> TokenLosses:
+    return TokenLosses(retrieval=nats.detach(), dynamics=torch.zeros_like(nats))
+
+
+def _batch(tokens: Tensor) -> Batch:
+    """Text as the library's batch: the next token is what is to be retrieved."""
+    nothing, has_target = torch.zeros(tokens.shape), _has_target(tokens)
+    return Batch(
+        discrete=tokens[..., None], continuous=nothing[..., None], gaps=nothing + 1, horizons=nothing + 1,
+        valid=torch.ones_like(has_target), dynamics_target=nothing, dynamics_mask=torch.zeros_like(has_target),
+        retrieval_target=tokens.roll(-1, dims=1), retrieval_mask=has_target, slices={}, oracle_reads=has_target,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[str, Any]:
+    """Nats per token of held-out text under the router's own rule, and the share of tokens that read, by layer."""
+    model.eval()
+    total, shares, n = 0.0, [], 0
+    windows = stream[: len(stream) // config.context * config.context].view(-1, config.context).long()
+    for tokens in windows.split(config.batch_size):
+        total += float(_nats(model, tokens)[:, :-1].mean()) * len(tokens)
+        n += len(tokens)
+        if (found := reads_frac(model)) is not None:
+            shares.append(found * len(tokens))
+    model.train()
+    layers = (torch.stack(shares).sum(dim=0) / n).tolist() if shares else [1.0] * config.n_layers
+    return {"nats_per_token": total / n, "reads_frac": sum(layers) / len(layers), "reads_frac_by_layer": layers}
+
+
+def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], folder: Path) -> None:
+    """A checkpoint; the row is written last, so that a folder with it is whole."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / STEP_FILE, row)
