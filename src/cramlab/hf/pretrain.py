@@ -15,6 +15,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from cramlab.batch import Batch
 from cramlab.config import to_dict
@@ -123,6 +124,7 @@ def pretrain(config: PretrainConfig, documents: Sequence[tuple[str, str]], out: 
         out: folder of the runs.
         log: called with a line at each checkpoint.
     """
+    logging.disable_progress_bar()
     train, held_out = _split(documents, config.held_out_frac)
     write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
     tokenizer = _tokenizer([text for _, text in train], config)
@@ -262,18 +264,24 @@ def _batch(tokens: Tensor) -> Batch:
 
 @torch.no_grad()
 def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[str, Any]:
-    """Nats per token of held-out text under the router's own rule, and the share of tokens that read, by layer."""
+    """Nats per token of held-out text under the router's own rule and when all tokens read; reads, by layer."""
     model.eval()
-    total, shares, n = 0.0, [], 0
     windows = stream[: len(stream) // config.context * config.context].view(-1, config.context).long()
+    total, total_read_all, shares = 0.0, 0.0, torch.zeros(config.n_layers, dtype=torch.float64)
     for tokens in windows.split(config.batch_size):
-        total += float(_nats(model, tokens)[:, :-1].mean()) * len(tokens)
-        n += len(tokens)
-        if (found := reads_frac(model)) is not None:
-            shares.append(found * len(tokens))
+        weight = len(tokens) / len(windows)
+        total += weight * float(_nats(model, tokens)[:, :-1].mean())
+        found = reads_frac(model)
+        shares += weight * (torch.ones(config.n_layers, dtype=torch.float64) if found is None else found)
+        with routed(model, Routing(read_all=True)):
+            total_read_all += weight * float(_nats(model, tokens)[:, :-1].mean())
     model.train()
-    layers = (torch.stack(shares).sum(dim=0) / n).tolist() if shares else [1.0] * config.n_layers
-    return {"nats_per_token": total / n, "reads_frac": sum(layers) / len(layers), "reads_frac_by_layer": layers}
+    return {
+        "nats_per_token": total,
+        "nats_per_token_reading_all": total_read_all,
+        "reads_frac": float(shares.mean()),
+        "reads_frac_by_layer": shares.tolist(),
+    }
 
 
 def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], folder: Path) -> None:
