@@ -51,7 +51,7 @@ class MixerAttention(nn.Module):
         return self.output.y, None
 
 
-class CramGPT2(GPT2LMHeadModel):
+class CramGPT2LMHeadModel(GPT2LMHeadModel):
     """A GPT-2 whose attention has been replaced; saved and loaded like any other. Without a cache: for audits."""
 
     config_class = CramGPT2Config  # type: ignore[assignment]
@@ -98,4 +98,4 @@ def reads_frac(model: nn.Module) -> Tensor | None:
 
 
 AutoConfig.register(CramGPT2Config.model_type, CramGPT2Config)
-AutoModelForCausalLM.register(CramGPT2Config, CramGPT2)
+AutoModelForCausalLM.register(CramGPT2Config, CramGPT2LMHeadModel)

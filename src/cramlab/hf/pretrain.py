@@ -20,7 +20,7 @@ from transformers.utils import logging
 from cramlab.batch import Batch
 from cramlab.config import to_dict
 from cramlab.files import write_json, write_text
-from cramlab.hf.cram_gpt2 import CramGPT2, CramGPT2Config, MixerAttention, reads_frac, routed
+from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, CramGPT2Config, MixerAttention, reads_frac, routed
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
 from cramlab.mixer import Routing
 
@@ -109,7 +109,7 @@ class PretrainConfig:
             torch.manual_seed(self.seed)
             if self.mixer == "attention":
                 return GPT2LMHeadModel(GPT2Config(**sizes))
-            return CramGPT2(CramGPT2Config(**sizes))
+            return CramGPT2LMHeadModel(CramGPT2Config(**sizes))
 
 
 Log = Callable[[str], None]
@@ -202,7 +202,7 @@ def _terms(
     model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, step: int
 ) -> tuple[dict[str, Tensor], float]:
     """The weighted terms of the objective, and the share of tokens that read for it, second pass included."""
-    if not isinstance(model, CramGPT2):
+    if not isinstance(model, CramGPT2LMHeadModel):
         return {"task": _nats(model, tokens)[:, :-1].mean()}, 1.0
     layer = step % config.n_layers  # layers take turns at going without their reads
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
