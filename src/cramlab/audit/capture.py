@@ -51,8 +51,8 @@ def input_hooks(site: AttentionSite, take: Callable[[Tensor, Tensor], None]) -> 
         yield site.norm.register_forward_hook(lambda _, args, output: take(args[0], output))
         return
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         take(hidden, hidden)
 
     yield site.attention.register_forward_pre_hook(before, with_kwargs=True)

@@ -43,8 +43,11 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        for name, least in (("context", 4), ("contexts_per_document", 1), ("fit_tokens", 1), ("validation_tokens", 1),
-                            ("test_tokens", 1), ("causal_tokens", 0), ("batch_tokens", 1), ("ngram", 1), ("n_bootstrap", 1), ("seed", 0)):  # fmt: skip
+        least_of = {"context": 4, "causal_tokens": 0, "seed": 0} | dict.fromkeys(
+            ("contexts_per_document", "fit_tokens", "validation_tokens", "test_tokens", "batch_tokens", "ngram",
+             "n_bootstrap"), 1,
+        )  # fmt: skip
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"audit.{name} = {getattr(self, name)} must be at least {least}")
         if not self.strengths or min(self.strengths) <= 0:

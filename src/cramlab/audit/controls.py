@@ -101,9 +101,9 @@ class PlantedModel(nn.Module):
         """Centred R^2 of the best linear probe of each layer, as the shares and the tokens of these texts make it."""
         hidden = self.transformer.embedding[torch.cat(texts), :D_TOKEN]
         found = []
-        for block in self.transformer.blocks:
-            known = block.attention.share * float((hidden @ block.attention.signal).var(dim=0, correction=0).mean())
-            found.append(known / (known + 1 - block.attention.share))
+        for attention in self.transformer.attentions:
+            known = attention.share * float((hidden @ attention.signal).var(dim=0, correction=0).mean())
+            found.append(known / (known + 1 - attention.share))
         return found
 
 
@@ -113,10 +113,11 @@ class _PlantedBase(nn.Module):
         padding = torch.zeros(VOCAB, d_model - D_TOKEN)
         self.embedding = nn.Parameter(torch.cat([embedding, padding], dim=1))
         d_heads = N_HEADS * D_HEAD
-        self.blocks = nn.ModuleList(
-            _PlantedBlock(_PlantedAttention(share, embedding, d_model, D_TOKEN + i * d_heads, generator))
+        self.attentions = [
+            _PlantedAttention(share, embedding, d_model, D_TOKEN + i * d_heads, generator)
             for i, (share, _) in enumerate(PLANTED)
-        )
+        ]
+        self.blocks = nn.ModuleList(map(_PlantedBlock, self.attentions))
 
     def forward(self, input_ids: Tensor, **_: Any) -> tuple[Tensor]:
         prefix = torch.cumsum((input_ids + 1).square(), dim=1) - (input_ids + 1).square()

@@ -62,7 +62,7 @@ def audit_text(
             example["document_name"] = corpus.documents[example["document"]].name
     result = result.described(
         {"name": pretrained.name, "note": pretrained.note},
-        _described(corpus) | {"other": None if other is None else _described(other)},
+        corpus.described() | {"other": None if other is None else other.described()},
     )
     if controls:
         result = result.with_control("planted", planted_control(config.seed))
@@ -70,10 +70,6 @@ def audit_text(
             "random_weights", summary(_random_weights(pretrained, documents, config, progress))
         )
     return AuditResult(result.data | {"peak_memory_bytes": peak_memory_bytes()})
-
-
-def _described(corpus: Corpus) -> dict[str, str | None]:
-    return {"name": corpus.name, "version": corpus.version, "digest": corpus.digest}
 
 
 def _random_weights(

@@ -180,6 +180,7 @@ def fit_site(
         pairs["other-domain"] = (other[0].hidden, other[1].hidden)
     probes: dict[str, SiteProbe] = {}
     strengths: dict[str, tuple[float, ...]] = {}
+    main: tuple[RidgePath, float, float] | None = None
     for name, (train, held_out) in pairs.items():
         heads_path = RidgePath(train)
         heads, _ = heads_path.choose(held_out, config.strengths, site.n_heads)
@@ -191,15 +192,20 @@ def fit_site(
             layer=layer_path.probe(layer).float(),
         )
         strengths[name] = (*layer, *heads)
-        if name == MAIN:
-            reduced = ReducedRank(layer_path, layer[0])
-            energy = _energy_about(layer_path.y_mean, validation, held_out.through(*projection))
-            validation_r2 = -excess[0] / energy if energy > 0 else 0.0
+        main = main or (layer_path, layer[0], excess[0])
     for name, table in _tables(fit, validation).items():
         layer_table = table @ projection[0] + projection[1]
         sees = "nothing" if name == "mean" else name
         probes[name] = SiteProbe(sees=sees, heads=TableProbe(table.float()), layer=TableProbe(layer_table.float()))
-    return SiteFit(probes=probes, reduced=reduced, strengths=strengths, validation_r2=validation_r2)
+    assert main is not None  # "hidden" is the first pair
+    path, strength, excess_of_main = main
+    energy = _energy_about(path.y_mean, validation, validation.hidden.through(*projection))
+    return SiteFit(
+        probes=probes,
+        reduced=ReducedRank(path, strength),
+        strengths=strengths,
+        validation_r2=-excess_of_main / energy if energy > 0 else 0.0,
+    )
 
 
 def _energy_about(mean: Tensor, statistics: Statistics, moments: Moments) -> float:
@@ -217,7 +223,7 @@ def _tables(fit: Statistics, validation: Statistics) -> dict[str, Tensor]:
 
 
 def frequent_types(contexts: Sequence[Tensor], n_types: int) -> Tensor:
-    """The most frequent token ids, sorted; at most `n_types`. Group 0 is everything else, group i + 1 the i-th of them."""
+    """The most frequent token ids, at most `n_types`, sorted: the i-th is group i + 1, everything else group 0."""
     ids, counts = torch.cat([c.flatten() for c in contexts]).unique(return_counts=True)
     return ids[counts.argsort(descending=True, stable=True)[:n_types]].sort().values
 

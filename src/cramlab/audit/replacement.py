@@ -43,7 +43,7 @@ class Replacement:
 def plan(fits: Sequence[SiteFit], config: AuditConfig) -> dict[str, list[Replacement]]:
     """The replacements to try, by family; each list holds the kinds of `KINDS` in turn.
 
-    "alone": every layer by itself. "cumulative": the 2, 4, 8, ... layers that validation calls best predicted, then all.
+    "alone": every layer by itself. "cumulative": the 2, 4, 8, ... layers that validation calls best predicted, and all.
     "partial": in all layers, a share of the tokens.
     """
     n_sites = len(fits)
@@ -167,13 +167,13 @@ class NextToken:
 
     kind = "next-token"
 
-    def __call__(self, model: nn.Module, tokens: Tensor, seed: int) -> Tensor:
+    def __call__(self, model: nn.Module, tokens: Tensor, _seed: int) -> Tensor:
         """Nats summed by context, (B,)."""
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
         nats = [F.cross_entropy(row.float(), ids[1:], reduction="sum") for row, ids in zip(logits, tokens, strict=True)]
         return torch.stack(nats).double()
 
-    def n_tokens(self, tokens: Tensor, seed: int) -> Tensor:
+    def n_tokens(self, tokens: Tensor, _seed: int) -> Tensor:
         """Tokens with a loss, by context, (B,)."""
         return torch.full((len(tokens),), tokens.shape[1] - 1, dtype=torch.float64)
 

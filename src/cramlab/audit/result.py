@@ -26,7 +26,7 @@ from cramlab.audit.redundancy import CLASSES, N_BINS, Example, Tally
 from cramlab.audit.replacement import KINDS, Replacement
 from cramlab.audit.split import Contexts, Split, count_tokens
 from cramlab.config import to_dict
-from cramlab.files import write_json
+from cramlab.files import write_text
 from cramlab.hf.attention_sites import AttentionSite
 
 SCHEMA_VERSION = 1
@@ -91,9 +91,9 @@ class AuditResult:
 
     def write(self, path: Path) -> None:
         """Writes the validated document, whole or not at all."""
-        data = records.finite(self.data)
+        data = records.finite(_rounded(self.data))
         validate(data, str(path))
-        write_json(path, data)
+        write_text(path, json.dumps(data, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> AuditResult:
@@ -107,6 +107,15 @@ class AuditResult:
         return cls(data)
 
 
+def _rounded(value: Any) -> Any:
+    """Six digits of every number: more would only be noise, and a large file."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 @functools.cache
 def schema() -> dict[str, Any]:
     """The JSON Schema that every `audit.json` meets."""
@@ -116,13 +125,18 @@ def schema() -> dict[str, Any]:
 
 def validate(data: Any, name: str) -> None:
     """Raises `RecordError` unless this is an audit of this version that meets the schema."""
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION or data.get("kind") != "audit":
+    schema_error(data, schema(), "audit", SCHEMA_VERSION, name)
+
+
+def schema_error(data: Any, schema: dict[str, Any], kind: str, version: int, name: str) -> None:
+    """Raises `RecordError`, which says where, unless `data` is a document of that kind and version."""
+    if not isinstance(data, dict) or (data.get("kind"), data.get("schema_version")) != (kind, version):
+        found = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else type(data).__name__
         raise records.RecordError(
-            f"{name} is no audit of schema_version {SCHEMA_VERSION} (it says {version!r}); run the audit again, or "
-            "read it with the cramlab version that wrote it"
+            f'{name} is no "{kind}" of schema_version {version} but {found}; run the audit again, or read it with the '
+            "cramlab version that wrote it"
         )
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(data))
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(data))
     if error is not None:
         where = ".".join(str(p) for p in error.absolute_path) or "the document"
         raise records.RecordError(f"{name}: {where}: {error.message}")
@@ -155,6 +169,7 @@ def assemble(
         "by_position": _groups(tally, bootstrap, [f"{a}-{b}" for a, b in tally.bins], 0),
         "by_class": _groups(tally, bootstrap, CLASSES, len(tally.bins)),
         "by_rank": _by_rank(tally, bootstrap),
+        "by_document": _by_document(tally),
         "loss": None if measured.causal is None else _loss(measured.causal, config),
         "examples": {
             name: [_example(e, decode) for _, _, e in sorted(getattr(tally, name), key=lambda kept: -kept[0])]
@@ -219,7 +234,9 @@ def _probe(tally: Tally, name: str, fits: Sequence[SiteFit], bootstrap: Bootstra
         figures[measure] = (units.tolist(), overall.tolist())
     return {
         "layers": {measure: [row[-1] for row in units] for measure, (units, _) in figures.items()},
-        "heads": {measure: [row[:-1] for row in units] for measure, (units, _) in figures.items()},
+        "heads": {measure: [row[:-1] for row in units] for measure, (units, _) in figures.items()}
+        if name in (MAIN, "mean")
+        else None,
         "overall": {measure: overall for measure, (_, overall) in figures.items()},
         "strengths": [list(fit.strengths[name]) for fit in fits] if name in fits[0].strengths else None,
     }
@@ -291,6 +308,18 @@ def _by_rank(tally: Tally, bootstrap: Bootstrap) -> dict[str, Any]:
     return {"ranks": tally.rank_grid, "r2": estimates.tolist()}
 
 
+def _by_document(tally: Tally) -> dict[str, Any]:
+    """Sums of each test document, with which two audits on the same documents can be compared in pairs."""
+    own = tally.sums[:, tally.probes.index(MAIN), :, -1]
+    mean = tally.sums[:, tally.probes.index("mean"), :, -1]
+    return {
+        "tokens": own[:, 0, 4].long().tolist(),
+        "r": own[..., 0].tolist(),
+        "error": own[..., 2].tolist(),
+        "mean_error": mean[..., 2].tolist(),
+    }
+
+
 def _loss(causal: CausalSums, config: AuditConfig) -> dict[str, Any]:
     """Nats per token: untouched, and how much more under each replacement, paired by context."""
     bootstrap = Bootstrap(len(causal.nats), config.n_bootstrap, config.confidence, config.seed)
@@ -319,7 +348,7 @@ def _verdict(data: dict[str, Any]) -> dict[str, Any]:
     def rank_correlation(values: Sequence[float]) -> float | None:
         if len(values) < 3 or len(set(values)) == 1:
             return None
-        return float(spearmanr(values, [value for value, _, _ in alone]).statistic)
+        return float(spearmanr(values, [value for value, _, _ in alone])[0])  # type: ignore[arg-type]
 
     return {
         "predictable_r": PREDICTABLE_R,

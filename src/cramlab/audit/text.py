@@ -48,6 +48,10 @@ class Corpus:
             sha.update(f"{document.name}\0{document.text}\0".encode())
         return sha.hexdigest()[:16]
 
+    def described(self) -> dict[str, str | None]:
+        """Name, version and digest."""
+        return {"name": self.name, "version": self.version, "digest": self.digest}
+
 
 def read_corpus(source: str) -> Corpus:
     """The documents of `stdlib` (sources of Python's library), `prose` (its help topics), a folder or a file.

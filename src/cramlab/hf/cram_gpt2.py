@@ -44,11 +44,12 @@ class MixerAttention(nn.Module):
         routing = self.routing or Routing()
         if self.without_reads:
             routing = routing._replace(counterfactual=True)
-        self.output = self.mixer(hidden_states, gaps, routing=routing)
+        output: MixerOutput = self.mixer(hidden_states, gaps, routing=routing)
+        self.output = output
         if self.without_reads:
-            assert self.output.y_without_reads is not None
-            return self.output.y_without_reads, None
-        return self.output.y, None
+            assert output.y_without_reads is not None
+            return output.y_without_reads, None
+        return output.y, None
 
 
 class CramGPT2LMHeadModel(GPT2LMHeadModel):

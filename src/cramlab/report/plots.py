@@ -16,7 +16,7 @@ _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 _PATH_COLOURS = {"e": "#d62728", "s": "#2ca02c", "w": "#d9d9d9"}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """SVG without a date, so that the same records give the same page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "cramlab", "svg.fonttype": "none"}):
@@ -45,12 +45,13 @@ def _per_run(found: list[dict[str, Any]], draw: Callable[[Axes, dict[str, Any], 
     return axes
 
 
-def _finish(axes: Axes) -> str:
+def finished(axes: Axes) -> str:
+    """SVG of the figure of these axes, with grid and legend."""
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    return _svg(figure)
+    return svg(figure)
 
 
 def attention_over_steps(found: list[dict[str, Any]]) -> str:
@@ -68,7 +69,7 @@ def attention_over_steps(found: list[dict[str, Any]]) -> str:
     for optimum in sorted({round(record["oracle"]["attention_frac"], 3) for record in found}):
         axes.axhline(optimum, color="black", linestyle=":", label=f"optimum {optimum:.3f}")
     axes.set_yscale("log")
-    return _finish(axes)
+    return finished(axes)
 
 
 def retrieval_over_steps(found: list[dict[str, Any]]) -> str:
@@ -84,7 +85,7 @@ def retrieval_over_steps(found: list[dict[str, Any]]) -> str:
 
     axes = _per_run(found, draw, "retrieval accuracy")
     axes.set_ylim(-0.02, 1.02)
-    return _finish(axes)
+    return finished(axes)
 
 
 def losses_over_steps(record: dict[str, Any]) -> str:
@@ -99,7 +100,7 @@ def losses_over_steps(record: dict[str, Any]) -> str:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("weighted loss term")
     axes.set_title(_label(record), fontsize="medium")
-    return _finish(axes)
+    return finished(axes)
 
 
 def routing_raster(record: dict[str, Any]) -> str:
@@ -132,7 +133,7 @@ def routing_raster(record: dict[str, Any]) -> str:
         axes.set_yticks([])
         axes.spines[["top", "left", "right"]].set_visible(False)
     rows[-1].set_xlabel("position")
-    return _svg(figure)
+    return svg(figure)
 
 
 def forecast(record: dict[str, Any]) -> str:
@@ -145,4 +146,4 @@ def forecast(record: dict[str, Any]) -> str:
     axes.plot(positions, sample["forecast"], color="#d62728", linewidth=1, linestyle="--", label="forecast")
     axes.set_xlabel("position")
     axes.set_ylabel("level")
-    return _finish(axes)
+    return finished(axes)
