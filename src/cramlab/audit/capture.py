@@ -48,7 +48,11 @@ def hooked(handles: Callable[[], Iterator[RemovableHandle]]) -> Iterator[None]:
 def input_hooks(site: AttentionSite, take: Callable[[Tensor, Tensor], None]) -> Iterator[RemovableHandle]:
     """Calls `take(stream, hidden)`, (B, T, D) each, whenever the site's attention is about to be asked."""
     if site.norm is not None:
-        yield site.norm.register_forward_hook(lambda _, args, output: take(args[0], output))
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            take(args[0], output)
+
+        yield site.norm.register_forward_hook(after)
         return
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:

@@ -37,8 +37,8 @@ class PretrainConfig:
 
     Attributes:
         mixer: "attention", or "cram" for CRAM layers in its place.
-        seed: of weights, batches and audits; the split and the tokenizer do not depend on it.
-        vocab_size: of the byte-level BPE, trained on the training documents.
+        seed: of weights, batches and audits.
+        vocab_size: of the tokenizer.
         context: tokens a sequence.
         n_layers: blocks.
         d_model: width.
@@ -50,7 +50,6 @@ class PretrainConfig:
         warmup_steps: see above.
         n_checkpoints: saved models after the untrained one, at steps that grow by a constant factor.
         first_checkpoint: step of the first of them.
-        held_out_frac: share of the documents that is never trained on.
         encoding_frac: see above.
         audit_frac: see above.
         loss: prices and weights of the CRAM terms.
@@ -58,10 +57,10 @@ class PretrainConfig:
 
     mixer: Literal["attention", "cram"] = "attention"
     seed: int = 0
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     context: int = 128
-    n_layers: int = 4
-    d_model: int = 128
+    n_layers: int = 3
+    d_model: int = 64
     n_heads: int = 4
     batch_size: int = 16
     n_steps: int = 1000
@@ -70,7 +69,6 @@ class PretrainConfig:
     warmup_steps: int = 50
     n_checkpoints: int = 7
     first_checkpoint: int = 30
-    held_out_frac: float = 0.1
     encoding_frac: float = 0.25
     audit_frac: float = 0.1
     loss: LossConfig = field(default_factory=lambda: LossConfig(read_price=0.02, retrieval_emphasis=1.0))
@@ -81,7 +79,7 @@ class PretrainConfig:
             raise ValueError(f'pretrain.mixer = "{self.mixer}" is unknown; give "attention" or "cram"')
         if not 0 < self.first_checkpoint <= self.n_steps:
             raise ValueError(f"pretrain.first_checkpoint = {self.first_checkpoint} must lie between 1 and n_steps")
-        for name in ("held_out_frac", "encoding_frac", "audit_frac"):
+        for name in ("encoding_frac", "audit_frac"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"pretrain.{name} = {getattr(self, name)} must lie between 0 and 1")
 
@@ -115,24 +113,50 @@ class PretrainConfig:
 Log = Callable[[str], None]
 
 
-def pretrain(config: PretrainConfig, documents: Sequence[tuple[str, str]], out: Path, log: Log | None = None) -> None:
-    """Trains one model; writes `out/NAME/step-N` folders that `load` can read, and `out/held-out.jsonl`.
+@dataclass(frozen=True)
+class PreparedText:
+    """Documents as tokens, for any number of runs.
+
+    Attributes:
+        tokenizer: byte-level BPE, trained on the training documents.
+        train: their tokens, one document after the other.
+        held_out: tokens of the documents that are never trained on.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    train: Tensor
+    held_out: Tensor
+
+
+def prepare(
+    documents: Sequence[tuple[str, str]], out: Path, vocab_size: int, held_out_frac: float = 0.1
+) -> PreparedText:
+    """Splits documents (names and texts) at random, trains the tokenizer, and writes the rest to `out/held-out.jsonl`."""
+    train, held_out = _split(documents, held_out_frac)
+    write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text for _, text in train], vocab_size=vocab_size, show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
+    return PreparedText(tokenizer, _stream(tokenizer, train), _stream(tokenizer, held_out))
+
+
+def pretrain(config: PretrainConfig, text: PreparedText, out: Path, log: Log | None = None) -> None:
+    """Trains one model; writes `out/NAME/step-N` folders that `load` can read.
 
     Args:
         config: the run.
-        documents: names and texts; the held-out ones depend on nothing but their number.
+        text: from `prepare`, with the same `vocab_size`.
         out: folder of the runs.
         log: called with a line at each checkpoint.
+
+    Raises:
+        FloatingPointError: when the loss is not finite.
     """
     logging.disable_progress_bar()
-    train, held_out = _split(documents, config.held_out_frac)
-    write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
-    tokenizer = _tokenizer([text for _, text in train], config)
-    stream = _stream(tokenizer, train)
-    validation = _stream(tokenizer, held_out)[: 16 * config.batch_size * config.context]
+    validation = text.held_out[: 16 * config.batch_size * config.context]
     model = config.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = _batches(stream, config)
+    batches = _batches(text.train, config)
     start, n_reads = time.perf_counter(), 0.0
     for step in range(config.n_steps + 1):
         if step in config.checkpoint_steps:
@@ -140,7 +164,7 @@ def pretrain(config: PretrainConfig, documents: Sequence[tuple[str, str]], out: 
             row |= {"step": step, "tokens": step * config.batch_size * config.context, "mixer": config.mixer,
                     "seed": config.seed, "training_reads_frac": n_reads / max(step, 1) if step else None,
                     "elapsed_s": round(time.perf_counter() - start, 1), "config": to_dict(config)}  # fmt: skip
-            _save(model, tokenizer, row, out / config.name / f"step-{step:06d}")
+            _save(model, text.tokenizer, row, out / config.name / f"step-{step:06d}")
             if log is not None:
                 log(f"{config.name} step {step}: {row['nats_per_token']:.3f} nats, reads {row['reads_frac']}")
         if step == config.n_steps:
@@ -163,12 +187,6 @@ def _split(documents: Sequence[tuple[str, str]], frac: float) -> tuple[list, lis
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist()
     n_train = round((1 - frac) * len(documents))
     return [documents[i] for i in order[:n_train]], [documents[i] for i in order[n_train:]]
-
-
-def _tokenizer(texts: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
 
 
 def _stream(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, str]]) -> Tensor:
