@@ -21,6 +21,8 @@ import torch
 from cramlab.files import write_json
 
 SCHEMA_VERSION = 1
+# What may lie beside records: a run's config, and the documents of audits.
+_NO_RECORDS = ("config.json", "audit.json", "over_training.json")
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
@@ -152,7 +154,7 @@ def find(paths: list[Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
-        below = sorted(p for p in path.rglob("*.json") if p.name not in ("config.json",))
+        below = sorted(p for p in path.rglob("*.json") if p.name not in _NO_RECORDS)
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")
         found += below

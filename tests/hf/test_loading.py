@@ -61,7 +61,7 @@ def test_pickles_are_opened_only_when_asked_for(tmp_path):
     folder = save(build("gpt2"), tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.save(build("gpt2").state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(LoadError, match="any code.*--allow-pickle"):
+    with pytest.raises(LoadError, match=r"any code.*--allow-pickle"):
         load(str(folder))
     tokens = torch.stack(documents(1, 8))
     with torch.inference_mode():

@@ -67,7 +67,8 @@ def watching(sites: Sequence[AttentionSite], look: Callable[[int, Seen], None]) 
     """While open, every forward pass calls `look(i, seen)` for each site i; the model's outputs are untouched.
 
     Raises:
-        AuditError: from the forward pass, when something seen is not finite; names the layer.
+        AuditError: from the forward pass, when something seen is not finite (names the layer), or attention has
+            answered for some tokens only.
     """
 
     def handles() -> Iterator[RemovableHandle]:
@@ -80,6 +81,11 @@ def watching(sites: Sequence[AttentionSite], look: Callable[[int, Seen], None]) 
             def after(
                 _: nn.Module, args: tuple[Any, ...], output: Tensor, i: int = i, inputs: list[Tensor] = inputs
             ) -> None:
+                if not inputs or inputs[0].shape != output.shape:
+                    raise AuditError(
+                        f"layer {sites[i].layer}: attention answered for some of the tokens only, so it is not known "
+                        "what the others would have been told; let every token read (hf.loading.reading_all)"
+                    )
                 rows = [t.detach().flatten(0, -2).float() for t in (*inputs, args[0], output)]
                 inputs.clear()
                 _refuse_not_finite(sites[i].layer, rows)

@@ -131,10 +131,10 @@ def planted_control(seed: int = 0) -> dict[str, Any]:
     """Audits the planted model; what was planted stands beside what was found."""
     model = PlantedModel(seed).eval()
     config = AuditConfig(
-        context=64, fit_tokens=24_000, validation_tokens=4_000, test_tokens=12_000, causal_tokens=4_096, seed=seed,
+        context=64, fit_tokens=16_000, validation_tokens=3_000, test_tokens=8_000, causal_tokens=4_096, seed=seed,
         batch_tokens=4_096,
     )  # fmt: skip
-    texts = model.write(640, 64, seed)
+    texts = model.write(430, 64, seed)
     result = audit(model, texts, config)
     alone = result.data["loss"]["alone"]
     return {

@@ -24,7 +24,7 @@ from cramlab.audit.run import audit
 from cramlab.audit.text import Corpus
 from cramlab.config import to_dict
 from cramlab.files import write_json
-from cramlab.hf.loading import load, reading_all
+from cramlab.hf.loading import load
 
 SCHEMA_VERSION = 1
 FILE = "over_training.json"
@@ -70,8 +70,6 @@ def audit_checkpoints(
 ) -> dict[str, Any]:
     """One audit a checkpoint, all on the same documents and with the same split.
 
-    CRAM layers are audited while every token reads, as only then it is known what each read returns.
-
     Args:
         checkpoints: see `find_checkpoints`.
         corpus: text that the models were not trained on.
@@ -91,8 +89,7 @@ def audit_checkpoints(
         else:
             pretrained = load(str(checkpoint.folder), allow_pickle=allow_pickle)
             sized = dataclasses.replace(config, context=min(config.context, pretrained.context))
-            with reading_all(pretrained.model):
-                result = audit(pretrained.model, tokenised(pretrained, corpus, sized), sized)
+            result = audit(pretrained.model, tokenised(pretrained, corpus, sized), sized)
             result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, corpus.described())
             if kept is not None:
                 result.write(kept)

@@ -23,6 +23,7 @@ from cramlab.audit.resume import Progress, Resumable, Stages, TensorRows, identi
 from cramlab.audit.split import Contexts, Split, count_tokens, split
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
+from cramlab.hf.loading import reading_all
 
 Decode = Callable[[list[int]], str]
 
@@ -60,6 +61,7 @@ def audit(
 ) -> AuditResult:
     """Asks of every attention sub-layer how well a linear probe predicts it and what its replacement costs.
 
+    CRAM layers are audited while every token reads, as only then it is known what each read would have returned.
     Works without files; with `out`, sums are saved in `out/state` and an audit that was cut off goes on.
 
     Args:
@@ -94,8 +96,9 @@ def audit(
     setting = _Setting(model, sites, config, types)
     named = identity(model, [documents, other or []], config)
     if out is None:
-        return _audit(setting, parts, other_parts, Stages(None, named, progress), start, decode, mask_token)
-    with only_process_in(out):
+        with reading_all(model):
+            return _audit(setting, parts, other_parts, Stages(None, named, progress), start, decode, mask_token)
+    with only_process_in(out), reading_all(model):
         stages = Stages(out / "state", named, progress)
         return _audit(setting, parts, other_parts, stages, start, decode, mask_token)
 

@@ -169,6 +169,9 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
 @contextlib.contextmanager
 def reading_all(model: nn.Module) -> Iterator[None]:
     """While open, the CRAM layers of a model let every token read; other models are left alone."""
+    if getattr(getattr(model, "config", None), "model_type", None) != "cram_gpt2":
+        yield
+        return
     from cramlab.hf.cram_gpt2 import routed
 
     with routed(model, Routing(read_all=True)):

@@ -131,7 +131,7 @@ class PreparedText:
 def prepare(
     documents: Sequence[tuple[str, str]], out: Path, vocab_size: int, held_out_frac: float = 0.1
 ) -> PreparedText:
-    """Splits documents (names and texts) at random, trains the tokenizer, and writes the rest to `out/held-out.jsonl`."""
+    """Splits documents (names, texts) at random, trains the tokenizer, writes the rest to `out/held-out.jsonl`."""
     train, held_out = _split(documents, held_out_frac)
     write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
     bpe = ByteLevelBPETokenizer()
