@@ -6,7 +6,7 @@ OUT ?= runs/srcd-$(SIZE)-seed$(SEED)
 BIN := .venv/bin
 # Sizes of the audits behind docs/audit.md.
 SMOLLM2 := --threads 1 --set context=256 --set causal_tokens=4096 --set test_tokens=24000 --set validation_tokens=16000
-OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000
+OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000 --set contexts_per_document=16
 
 .PHONY: srcd test slow lint results audit-results clean
 
