@@ -46,6 +46,8 @@ def test_a_finished_audit_is_kept(audited, capsys):
     again = ["audit", "glassllm", "--text", "stdlib", "--out", str(audited), *SMALL]
     assert main(again) == 1
     assert "--resume" in capsys.readouterr().err
+    assert main([*again, "--resume", "--set", "seed=1"]) == 1
+    assert "another model or config (seed)" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
     assert (audited / "audit.json").read_bytes() == before
     assert "centred" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from rich.table import Table
 from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
-from cramlab.config import ConfigError, override
+from cramlab.config import ConfigError, differing, override, to_dict
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
 from cramlab.hf.loading import LoadError, load
@@ -94,10 +94,21 @@ def _audit(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
     if (args.out / "state").exists() and not args.resume:
         raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
-    result = AuditResult.read(path) if path.exists() else _run(args, config)
+    result = _finished(path, args.model, config) if path.exists() else _run(args, config)
     write_text(args.out / "audit.html", render_audit(result.data))
     _print(result)
     print(f"record: {path}\nreport: {args.out / 'audit.html'}")
+
+
+def _finished(path: Path, model: str, config: AuditConfig) -> AuditResult:
+    """The audit that is there already, if it is the one that is asked for."""
+    result = AuditResult.read(path)
+    held = result.data["config"]
+    asked = to_dict(config) | {"context": min(config.context, held["context"])}  # models shorten it
+    if held != asked or result.data["model"]["name"] not in (model, Path(model).name):
+        changed = ", ".join(differing(asked, held)) or "model"
+        raise FileExistsError(f"{path} is an audit of another model or config ({changed}); choose another --out")
+    return result
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:

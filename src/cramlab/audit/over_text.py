@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cramlab.audit.checks import checked_sites
 from cramlab.audit.config import AuditConfig
 from cramlab.audit.controls import planted_control, summary
 from cramlab.audit.result import AuditResult, peak_memory_bytes
@@ -46,6 +47,7 @@ def audit_text(
         progress: see `audit`.
     """
     config = dataclasses.replace(config, context=min(config.context, pretrained.context))
+    checked_sites(pretrained.model, config)  # before the tokenizer is put to work
     documents = tokenised(pretrained, corpus, config)
     result = audit(
         pretrained.model,
