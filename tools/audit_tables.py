@@ -92,7 +92,8 @@ def _cost(data: dict[str, Any]) -> str:
     parts, seconds = data["text"]["parts"], data["seconds"]
     sizes = ", ".join(f"{name.replace('_', ' ')} {p['tokens']:,} tokens of {p['documents']} documents"
                       for name, p in parts.items())  # fmt: skip
-    took = ", ".join(f"{name} {s:.0f}" for name, s in seconds.items())
+    stages = {name: s for name, s in seconds.items() if name != "total"}
+    took = ", ".join(f"{name} {s:,.0f}" for name, s in stages.items()) + f", together {sum(stages.values()):,.0f}"
     return (
         f"{data['model']['name']} on {data['text']['name']} ({data['text']['version']}), contexts of "
         f"{data['config']['context']} tokens: {sizes}.\nSeconds: {took}. Memory at most "

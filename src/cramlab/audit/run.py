@@ -91,16 +91,15 @@ def audit(
     other_parts = None if other is None else _split_other(other, config, sites[0].d_model + 1)
     check_causal(model, parts.test[0].tokens[0])
 
-    start = time.perf_counter()
     types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model)
     setting = _Setting(model, sites, config, types)
     named = identity(model, [documents, other or []], config)
     if out is None:
         with reading_all(model):
-            return _audit(setting, parts, other_parts, Stages(None, named, progress), start, decode, mask_token)
+            return _audit(setting, parts, other_parts, Stages(None, named, progress), decode, mask_token)
     with only_process_in(out), reading_all(model):
         stages = Stages(out / "state", named, progress)
-        return _audit(setting, parts, other_parts, stages, start, decode, mask_token)
+        return _audit(setting, parts, other_parts, stages, decode, mask_token)
 
 
 def _audit(
@@ -108,7 +107,6 @@ def _audit(
     parts: Split,
     other: Split | None,
     stages: Stages,
-    start: float,
     decode: Decode | None,
     mask_token: int | None,
 ) -> AuditResult:
@@ -129,7 +127,7 @@ def _audit(
 
     stages.run("test", parts.test, test, tally, count_tokens(parts.test))
     causal = _causal(setting, parts, fits, stages, mask_token)
-    seconds = stages.seconds | {"total": time.perf_counter() - start}
+    seconds = stages.seconds | {"total": sum(stages.seconds.values())}
     measured = Measured(parts=parts, other=other, fits=fits, tally=tally, causal=causal, seconds=seconds)
     return assemble(setting.model, setting.sites, setting.config, measured, decode)
 

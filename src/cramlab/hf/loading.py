@@ -58,6 +58,9 @@ def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
     """
     if importlib.util.find_spec("transformers") is None:
         raise LoadError('loading models needs transformers; pip install "cramlab[hf]"')
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bars would run through our own
     if name in PACKAGED and not Path(name).exists():
         return PACKAGED[name]()
     return _from_transformers(name, allow_pickle=allow_pickle)
