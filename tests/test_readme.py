@@ -16,7 +16,7 @@ from cramlab.experiments.srcd import run_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDS = sorted((ROOT / "results").rglob("*.json"))
+RECORDS = records.find([ROOT / "results"])
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cramlab import records
 from cramlab.catalog import MIXERS
+from cramlab.cli_audit import USAGE_ERRORS, add_audit
 from cramlab.cli_cost import print_cost
 from cramlab.config import ConfigError, nearest, override
 from cramlab.experiments import EXPERIMENTS, Study
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = args.command
     try:
         command(args)
-    except (UsageError, ConfigError) as error:
+    except (UsageError, ConfigError, *USAGE_ERRORS) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_USAGE
     except (RunFailedError, records.RecordError, OSError) as error:
@@ -123,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="run folders, folders of records, or records")
     report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="where to write the page")
     report.set_defaults(command=_report)
+
+    add_audit(commands)
 
     ls = commands.add_parser("ls", help="list experiments, sizes and mixers", description="Lists every name.")
     ls.set_defaults(command=_ls)

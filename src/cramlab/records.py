@@ -21,6 +21,8 @@ import torch
 from cramlab.files import write_json
 
 SCHEMA_VERSION = 1
+# What may lie beside records: a run's config, and the documents of audits.
+_NO_RECORDS = ("config.json", "audit.json", "over_training.json")
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
@@ -41,7 +43,7 @@ def header(device: torch.device) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "revision": _revision(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in _PACKAGES},
         "hardware": {
             "machine": platform.machine(),
             "processor": _processor(),
@@ -58,7 +60,8 @@ def continued(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return now | {"revision": ", ".join(dict.fromkeys(revisions)) or None}
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None when it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -88,18 +91,18 @@ def _processor() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities, which are no JSON, as null."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Validates a record and writes it whole or not at all; returns it as it can be read again."""
-    record = _finite(record)
+    record = finite(record)
     validate(record, str(path))
     write_json(path, record)
     return record
@@ -152,7 +155,7 @@ def find(paths: list[Path]) -> list[Path]:
         if not path.is_dir():
             raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
         below = sorted(
-            p for p in path.rglob("*.json") if p.name != "config.json" and "bench" not in p.relative_to(path).parts
+            p for p in path.rglob("*.json") if p.name not in _NO_RECORDS and "bench" not in p.relative_to(path).parts
         )
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")

@@ -16,7 +16,7 @@ _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 _PATH_COLOURS = {"e": "#d62728", "s": "#2ca02c", "w": "#d9d9d9"}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """SVG without a date, so that the same records give the same page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "cramlab", "svg.fonttype": "none"}):
@@ -52,7 +52,7 @@ def finish(axes: Axes, *, legend: bool = True) -> str:
         axes.legend(fontsize="small", ncols=1 + len(axes.get_legend_handles_labels()[0]) // 12)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    return _svg(figure)
+    return svg(figure)
 
 
 def attention_over_steps(found: list[dict[str, Any]]) -> str:
@@ -134,7 +134,7 @@ def routing_raster(record: dict[str, Any]) -> str:
         axes.set_yticks([])
         axes.spines[["top", "left", "right"]].set_visible(False)
     rows[-1].set_xlabel("position")
-    return _svg(figure)
+    return svg(figure)
 
 
 def forecast(record: dict[str, Any]) -> str:

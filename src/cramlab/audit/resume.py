@@ -1,0 +1,125 @@
+"""Work done document by document, saved now and then, so that it can go on where it was cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.audit.config import AuditConfig
+from cramlab.config import config_hash
+from cramlab.files import load_checkpoint, save_checkpoint
+
+Item = TypeVar("Item")
+Progress = Callable[[str, int, int, float], None]
+
+
+class Resumable(Protocol):
+    """What a stage fills."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from `state`."""
+        ...
+
+
+def identity(model: nn.Module, documents: Sequence[Sequence[Tensor]], config: AuditConfig) -> str:
+    """A digest of everything that the sums depend on: config, tokens, and a sample of every parameter."""
+    sha = hashlib.sha256(config_hash(config).encode())
+    for group in documents:
+        sha.update(b"group")
+        for tokens in group:
+            sha.update(tokens.long().cpu().numpy().tobytes() + b"document")
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()
+        sha.update(name.encode() + str(tuple(parameter.shape)).encode() + sample)
+    return sha.hexdigest()[:16]
+
+
+class Stages:
+    """Runs stages over documents; with a folder, a stage that was cut off goes on after its last saved document."""
+
+    # Sums of a large model are large files: saving must take at most a twentieth of the time.
+    saving_frac = 0.05
+
+    def __init__(self, folder: Path | None, identity: str, progress: Progress | None, save_every_s: float = 30) -> None:
+        self._folder, self._identity, self._progress, self._save_every_s = folder, identity, progress, save_every_s
+        self.seconds: dict[str, float] = {}
+
+    def run(
+        self, stage: str, items: Sequence[Item], step: Callable[[Item], int], into: Resumable, n_tokens: int
+    ) -> None:
+        """Calls `step` on each item in turn; `into` holds what the steps have summed.
+
+        Args:
+            stage: name of the stage, and of its file.
+            items: one a document.
+            step: takes a document into account; returns its number of tokens.
+            into: saved and loaded.
+            n_tokens: of all items, for the progress.
+        """
+        done, tokens_done, before_s = self._load(stage, into)
+        start = saved = time.perf_counter()
+        pause_s = self._save_every_s
+        for i, item in enumerate(items[done:], start=done + 1):
+            tokens_done += step(item)
+            now = time.perf_counter()
+            if i == len(items) or now - saved >= pause_s:
+                self._save(stage, i, tokens_done, before_s + now - start, into)
+                saved = time.perf_counter()
+                pause_s = max(self._save_every_s, (saved - now) / self.saving_frac)
+            if self._progress is not None:
+                self._progress(stage, tokens_done, n_tokens, now - start)
+        self.seconds[stage] = before_s + time.perf_counter() - start
+
+    def _load(self, stage: str, into: Resumable) -> tuple[int, int, float]:
+        if self._folder is None or not (path := self._folder / f"{stage}.pt").exists():
+            return 0, 0, 0.0
+        saved = load_checkpoint(path)
+        if saved["identity"] != self._identity:
+            raise FileExistsError(
+                f"{self._folder} holds an unfinished audit of another model, text or config; choose another --out, or "
+                "remove it"
+            )
+        into.load(saved["state"])
+        return saved["done"], saved["tokens_done"], saved["seconds"]
+
+    def _save(self, stage: str, done: int, tokens_done: int, seconds: float, into: Resumable) -> None:
+        if self._folder is not None:
+            save_checkpoint(
+                self._folder / f"{stage}.pt",
+                {"identity": self._identity, "done": done, "tokens_done": tokens_done, "seconds": seconds,
+                 "state": into.state()},
+            )  # fmt: skip
+
+
+def clear(out: Path) -> None:
+    """Removes the saved sums of an audit whose result has been written."""
+    folder = out / "state"
+    for path in folder.glob("*.pt"):
+        path.unlink()
+    if folder.exists():
+        folder.rmdir()
+
+
+class TensorRows:
+    """A table that a stage fills row by row."""
+
+    def __init__(self, n_rows: int, n_columns: int) -> None:
+        self.rows = torch.zeros(n_rows, n_columns, dtype=torch.float64)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes back."""
+        return {"rows": self.rows}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from `state`."""
+        self.rows.copy_(state["rows"])

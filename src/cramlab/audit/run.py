@@ -1,0 +1,230 @@
+"""The audit, from a model and tokens to a result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.audit.capture import Seen, watching
+from cramlab.audit.checks import check_causal, check_context, check_tokens, checked_sites
+from cramlab.audit.config import AuditConfig
+from cramlab.audit.errors import AuditError
+from cramlab.audit.probes import SiteFit, Statistics, fit_site, frequent_types, make_inputs
+from cramlab.audit.redundancy import Tally
+from cramlab.audit.replacement import Loss, MaskedToken, NextToken, Replacement, losses, plan
+from cramlab.audit.result import AuditResult, CausalSums, Measured, assemble
+from cramlab.audit.resume import Progress, Resumable, Stages, TensorRows, identity
+from cramlab.audit.split import Contexts, Split, count_tokens, split
+from cramlab.files import only_process_in
+from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
+from cramlab.hf.loading import reading_all
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all stages share."""
+
+    model: nn.Module
+    sites: list[AttentionSite]
+    config: AuditConfig
+    types: Tensor
+
+    def pass_through(self, contexts: Contexts, look: Callable[[int, Seen, Tensor], None]) -> int:
+        """Runs one document; `look(site, seen, tokens)` for each site and batch. Returns its tokens."""
+        base = base_model(self.model)
+        options = {"use_cache": False} if family_of(self.model).causal else {}
+        for tokens in contexts.batches(self.config.batch_tokens):
+            with watching(self.sites, lambda i, seen, tokens=tokens: look(i, seen, tokens)):
+                base(input_ids=tokens, **options)
+        return contexts.tokens.numel()
+
+
+@torch.inference_mode()
+def audit(
+    model: nn.Module,
+    documents: Sequence[Tensor],
+    config: AuditConfig | None = None,
+    *,
+    other: Sequence[Tensor] | None = None,
+    decode: Decode | None = None,
+    mask_token: int | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """Asks of every attention sub-layer how well a linear probe predicts it and what its replacement costs.
+
+    CRAM layers are audited while every token reads, as only then it is known what each read would have returned.
+    Works without files; with `out`, sums are saved in `out/state` and an audit that was cut off goes on.
+
+    Args:
+        model: a Hugging Face model of a family that `hf.attention_sites` knows, in evaluation mode on the CPU.
+        documents: token ids, one 1-D tensor a document.
+        config: sizes and choices.
+        other: documents of another domain, for the probe that is trained there.
+        decode: from ids to text, to show the best and worst tokens.
+        mask_token: of an encoder with a masked-token head; without one an encoder has no loss to measure.
+        out: folder for the state of an unfinished audit.
+        progress: called as `(stage, tokens done, tokens in all, seconds)` after every document.
+
+    Returns:
+        The result; `result.data` is the JSON document.
+
+    Raises:
+        AuditError: when model, text and config do not fit, see the message.
+        UnknownFamilyError: when nothing says where this model's attention sits.
+    """
+    config = config or AuditConfig()
+    if model.training:
+        raise AuditError("the model is in training mode, so dropout would be audited; call model.eval() first")
+    sites = checked_sites(model, config)
+    check_context(model, config)
+    check_tokens(model, [*documents, *(other or ())])
+    parts = split(documents, config, n_features=sites[0].d_model + 1)
+    other_parts = None if other is None else _split_other(other, config, sites[0].d_model + 1)
+    check_causal(model, parts.test[0].tokens[0])
+
+    types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model)
+    setting = _Setting(model, sites, config, types)
+    named = identity(model, [documents, other or []], config)
+    if out is None:
+        with reading_all(model):
+            return _audit(setting, parts, other_parts, Stages(None, named, progress), decode, mask_token)
+    with only_process_in(out), reading_all(model):
+        stages = Stages(out / "state", named, progress)
+        return _audit(setting, parts, other_parts, stages, decode, mask_token)
+
+
+def _audit(
+    setting: _Setting,
+    parts: Split,
+    other: Split | None,
+    stages: Stages,
+    decode: Decode | None,
+    mask_token: int | None,
+) -> AuditResult:
+    """The stages, in order. See `audit`."""
+    fits = _fit(setting, parts, other, stages)
+    tally = Tally(setting.sites, list(fits[0].probes), len(parts.test), setting.config.context, setting.config.ngram)
+    row_of = {contexts.document: row for row, contexts in enumerate(parts.test)}
+
+    def test(contexts: Contexts) -> int:
+        row = row_of[contexts.document]
+
+        def look(i: int, seen: Seen, tokens: Tensor) -> None:
+            tally.add(row, i, seen, make_inputs(seen, tokens, setting.types), fits[i], tokens)
+            if i == len(setting.sites) - 1:
+                tally.close_batch(contexts.document, tokens)
+
+        return setting.pass_through(contexts, look)
+
+    stages.run("test", parts.test, test, tally, count_tokens(parts.test))
+    causal = _causal(setting, parts, fits, stages, mask_token)
+    seconds = stages.seconds | {"total": sum(stages.seconds.values())}
+    measured = Measured(parts=parts, other=other, fits=fits, tally=tally, causal=causal, seconds=seconds)
+    return assemble(setting.model, setting.sites, setting.config, measured, decode)
+
+
+class _Sums(Resumable):
+    """Statistics of several parts and all sites."""
+
+    def __init__(self, setting: _Setting, parts: Sequence[str], *, controls: bool) -> None:
+        n_types, n_positions = len(setting.types) + 1, setting.config.context
+        self.parts = {
+            part: [Statistics(site, n_types, n_positions, controls=controls) for site in setting.sites]
+            for part in parts
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {part: [s.state() for s in statistics] for part, statistics in self.parts.items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for part, statistics in self.parts.items():
+            for held, saved in zip(statistics, state[part], strict=True):
+                held.load(saved)
+
+
+def _gather(setting: _Setting, stage: str, parts: Split, stages: Stages, *, controls: bool) -> _Sums:
+    """The sums of the fitted and the validation part."""
+    sums = _Sums(setting, ("fit", "validation"), controls=controls)
+
+    def step(item: tuple[str, Contexts]) -> int:
+        part, contexts = item
+        generator = torch.Generator().manual_seed(setting.config.seed * 1_000_003 + contexts.document)
+
+        def look(i: int, seen: Seen, tokens: Tensor) -> None:
+            sums.parts[part][i].update(seen, make_inputs(seen, tokens, setting.types), generator)
+
+        return setting.pass_through(contexts, look)
+
+    items = [("fit", c) for c in parts.fit] + [("validation", c) for c in parts.validation]
+    stages.run(stage, items, step, sums, count_tokens(parts.fit) + count_tokens(parts.validation))
+    return sums
+
+
+def _fit(setting: _Setting, parts: Split, other: Split | None, stages: Stages) -> list[SiteFit]:
+    """All probes of all sites; the sums are let go site by site."""
+    sums = _gather(setting, "fit", parts, stages, controls=True).parts
+    elsewhere = None if other is None else _gather(setting, "other", other, stages, controls=False).parts
+    start, fits = time.perf_counter(), []
+    for site in setting.sites:
+        pair = None if elsewhere is None else (elsewhere["fit"].pop(0), elsewhere["validation"].pop(0))
+        fits.append(fit_site(site, sums["fit"].pop(0), sums["validation"].pop(0), setting.config, pair))
+    stages.seconds["solve"] = time.perf_counter() - start
+    return fits
+
+
+def _split_other(documents: Sequence[Tensor], config: AuditConfig, n_features: int) -> Split:
+    """The other domain has nothing to test."""
+    parts = split(documents, config, n_features)
+    return Split(fit=parts.fit + parts.test, validation=parts.validation, test=())
+
+
+def _causal_contexts(parts: Split, config: AuditConfig) -> Tensor:
+    """One context, at random, of each test document, until there are `causal_tokens`; then second ones; (C, T)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = [c.tokens[torch.randint(len(c.tokens), (1,), generator=generator)] for c in parts.test]
+    return torch.cat(chosen)[: max(1, config.causal_tokens // config.context)]
+
+
+def _causal(
+    setting: _Setting, parts: Split, fits: list[SiteFit], stages: Stages, mask_token: int | None
+) -> CausalSums | None:
+    """Nats of every context under every replacement; None where there is no loss to look at."""
+    config = setting.config
+    loss = loss_of(setting.model, mask_token)
+    if config.causal_tokens == 0 or loss is None:
+        return None
+    replacements = plan(fits, config)
+    flat: list[Replacement] = [r for family in replacements.values() for r in family]
+    contexts = _causal_contexts(parts, config)
+    table = TensorRows(len(contexts), 2 + len(flat))
+    batches = list(enumerate(contexts.split(max(1, config.batch_tokens // config.context))))
+
+    def step(item: tuple[int, Tensor]) -> int:
+        number, tokens = item
+        first = number * len(batches[0][1])
+        rows = table.rows[first : first + len(tokens)]
+        seed = config.seed * 1_000_003 + number
+        rows[:, 0] = loss.n_tokens(tokens, seed)
+        rows[:, 1:] = losses(setting.model, loss, setting.sites, fits, flat, tokens, seed)
+        return tokens.numel()
+
+    stages.run("causal", batches, step, table, contexts.numel())
+    return CausalSums(kind=loss.kind, replacements=replacements, n_tokens=table.rows[:, 0], nats=table.rows[:, 1:])
+
+
+def loss_of(model: nn.Module, mask_token: int | None) -> Loss | None:
+    """The loss that a model's head is made for; None without a head."""
+    if base_model(model) is model:
+        return None
+    if family_of(model).causal:
+        return NextToken()
+    return None if mask_token is None else MaskedToken(mask_token)

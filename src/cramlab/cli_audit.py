@@ -1,0 +1,195 @@
+"""The `audit` subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
+from cramlab.audit.result import FILE
+from cramlab.audit.resume import clear
+from cramlab.config import ConfigError, differing, override, to_dict
+from cramlab.files import write_text
+from cramlab.hf.attention_sites import UnknownFamilyError
+from cramlab.hf.loading import LoadError, load
+from cramlab.report.audit_page import render_audit, render_over_training
+
+USAGE_ERRORS = (AuditError, UnknownFamilyError, LoadError)
+
+
+def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "audit",
+        help="which attention of a pretrained model is predictable, and which is removable",
+        description="Fits linear probes that predict what each attention sub-layer and head returns, and measures the "
+        f"loss when they answer instead. Writes DIR/{FILE} and DIR/audit.html. Unfinished work goes on with --resume.",
+        epilog="examples: cramlab audit glassllm --text stdlib --out runs/glass | cramlab audit gpt2 --text my/folder "
+        "--out runs/gpt2 --set context=1024 | cramlab audit --checkpoints runs/pretrain --text stdlib --out runs/c2",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?",
+        help="smollm2 or glassllm (packaged), a local folder, or a hub name",
+    )  # fmt: skip
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="audit every checkpoint under DIR instead")
+    parser.add_argument(
+        "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
+    )
+    parser.add_argument(
+        "--other-text", default="prose", metavar="TEXT", help="another domain (default: prose), or none"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--layers", metavar="I,J,...", help="layers to audit, from 0 (default: all)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens to fit on (default: 100000)")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a forward pass (default: 1024)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+        help="change a field of AuditConfig, as in context=256; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--no-controls", action="store_true", help="leave out planted model and random weights")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished audit, keep a finished one")
+    parser.set_defaults(command=_audit)
+
+
+def _config(args: argparse.Namespace) -> AuditConfig:
+    """The config that the flags ask for."""
+    flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens}
+    config = AuditConfig()
+    try:
+        for assignment in [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides]:
+            config = override(config, assignment)
+        if args.layers is not None:
+            config = dataclasses.replace(config, layers=tuple(int(i) for i in args.layers.split(",")))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise AuditError(str(error)) from error
+    return config
+
+
+def _audit(args: argparse.Namespace) -> None:
+    """One model, or all checkpoints of a training run."""
+    if (args.model is None) == (args.checkpoints is None):
+        raise AuditError("give a MODEL or --checkpoints DIR, one of the two")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    config = _config(args)
+    if args.checkpoints is not None:
+        _over_training(args, config)
+        return
+    path = args.out / FILE
+    if path.exists() and not args.resume:
+        raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
+    if (args.out / "state").exists() and not args.resume:
+        raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
+    result = _finished(path, args.model, config) if path.exists() else _run(args, config)
+    write_text(args.out / "audit.html", render_audit(result.data))
+    _print(result)
+    print(f"record: {path}\nreport: {args.out / 'audit.html'}")
+
+
+def _finished(path: Path, model: str, config: AuditConfig) -> AuditResult:
+    """The audit that is there already, if it is the one that is asked for."""
+    result = AuditResult.read(path)
+    held = result.data["config"]
+    asked = to_dict(config) | {"context": min(config.context, held["context"])}  # models shorten it
+    if held != asked or result.data["model"]["name"] not in (model, Path(model).name):
+        changed = ", ".join(differing(asked, held)) or "model"
+        raise FileExistsError(f"{path} is an audit of another model or config ({changed}); choose another --out")
+    return result
+
+
+def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
+    """All checkpoints; each finished audit is kept in the folder and not made again with --resume."""
+    path = args.out / over_training.FILE
+    if args.out.exists() and any(args.out.iterdir()) and not args.resume:
+        raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
+    data = over_training.audit_checkpoints(
+        over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
+        allow_pickle=args.allow_pickle, out=args.out, log=print,
+    )  # fmt: skip
+    over_training.write(path, data)
+    write_text(args.out / "over_training.html", render_over_training(data))
+    for trend in data["trends"]:
+        change, low, high = trend["r2"]["change"]
+        steps = f"from step {trend['from_step']} to {trend['to_step']}"
+        print(f"{trend['run']}: centred R2 {trend['r2']['direction']} {steps}: {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+    print(f"record: {path}\nreport: {args.out / 'over_training.html'}")
+
+
+def _run(args: argparse.Namespace, config: AuditConfig) -> AuditResult:
+    corpus = read_corpus(args.text)
+    other = None if args.other_text == "none" else read_corpus(args.other_text)
+    pretrained = load(args.model, allow_pickle=args.allow_pickle)
+    with _Display() as display:
+        result = audit_text(
+            pretrained, corpus, config, other=other, controls=not args.no_controls, out=args.out, progress=display
+        )
+    result.write(args.out / FILE)
+    clear(args.out)
+    return result
+
+
+class _Display:
+    """A bar a stage, with the time left; a line every half minute where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} tokens"),
+                   TimeElapsedColumn(), TextColumn("{task.fields[left]} left"))  # fmt: skip
+        self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._said = 0.0
+
+    def __enter__(self) -> _Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, n_tokens: int, seconds: float) -> None:
+        """See `cramlab.audit.resume.Progress`."""
+        left = str(datetime.timedelta(seconds=round(seconds / max(done, 1) * (n_tokens - done))))
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=n_tokens, left=left)
+            self._said = 0.0
+        self._bars.update(self._tasks[stage], completed=done, left=left)
+        if not self.console.is_terminal and (seconds - self._said >= 30 or done == n_tokens):
+            self._said = seconds
+            self.console.print(f"{stage}: {done}/{n_tokens} tokens, {left} left", highlight=False)
+
+
+def _print(result: AuditResult) -> None:
+    """The figures that matter most."""
+    data = result.data
+    table = Table(
+        "layer", "R", "R of the mean", "centred R2", "nats: probe", "mean", "zero", title=data["model"]["name"]
+    )
+
+    def cell(estimate: Sequence[float | None]) -> str:
+        value, low, high = estimate
+        return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+
+    means = result.layers("r", "mean")
+    for i, layer in enumerate(data["model"]["layers"]):
+        row = None if data["loss"] is None else data["loss"]["alone"][i]
+        nats = ["-" if row is None else cell(row[kind]) for kind in ("probe", "mean", "zero")]
+        table.add_row(str(layer), cell(result.layers("r")[i]), cell(means[i]), cell(result.layers("r2")[i]), *nats)
+    table.add_section()
+    table.add_row("mean", cell(result.overall("r")), cell(result.overall("r", "mean")), cell(result.overall("r2")))
+    Console().print(table)
+    if "verdict" in data and (both := data["verdict"]["predictable_not_removable"]):
+        print(f"predictable, but not removable: layers {', '.join(map(str, both))}")

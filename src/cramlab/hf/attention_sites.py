@@ -1,0 +1,162 @@
+"""Where attention sits in a pretrained model: one entry a family, nothing else in the library names a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.config import nearest
+
+
+class UnknownFamilyError(ValueError):
+    """A model whose attention cannot be found; the message says how to add its family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Paths of modules. Those of a block's parts start at the block.
+
+    Attributes:
+        blocks: list of blocks, from the model without its head.
+        norm: what normalises the residual stream before attention; None: attention looks at the stream itself.
+        attention: from the hidden state to the sub-layer's answer.
+        out_proj: the affine map that takes the heads' outputs, side by side, to that answer.
+        causal: whether tokens must not see later ones.
+    """
+
+    blocks: str
+    norm: str | None
+    attention: str
+    out_proj: str
+    causal: bool = True
+
+
+_LLAMA = Family(blocks="layers", norm="input_layernorm", attention="self_attn", out_proj="self_attn.o_proj")
+_BERT = Family(
+    blocks="encoder.layer", norm=None, attention="attention.self", out_proj="attention.output.dense", causal=False
+)
+
+# By `config.model_type`. To add a family, add a line: the paths are those that `print(model)` shows.
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(blocks="h", norm="ln_1", attention="attn", out_proj="attn.c_proj"),
+    "gpt_neox": Family(blocks="layers", norm="input_layernorm", attention="attention", out_proj="attention.dense"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "bert": _BERT,
+    "roberta": _BERT,
+    # GPT-2 with CRAM layers in place of attention (hf/cram_gpt2.py): its reads, and the state that decides on them.
+    "cram_gpt2": Family(
+        blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
+    ),
+    # The built model of audit/controls.py.
+    "planted": Family(blocks="blocks", norm="norm", attention="attention", out_proj="attention.out_proj"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSite:
+    """One attention sub-layer.
+
+    Attributes:
+        layer: index of its block, from 0.
+        block: the block; its output (or the first of its outputs) is the residual stream after it.
+        norm: its input is the residual stream, its output what attention sees; None: they are the same.
+        attention: see `Family`.
+        out_proj: its input is the heads' outputs side by side, its output the sub-layer's answer.
+        n_heads: query heads.
+        d_head: width of one head's output.
+        d_model: width of the answer.
+    """
+
+    layer: int
+    block: nn.Module
+    norm: nn.Module | None
+    attention: nn.Module
+    out_proj: nn.Module
+    n_heads: int
+    d_head: int
+    d_model: int
+
+    @property
+    def d_heads(self) -> int:
+        """Width of all heads' outputs side by side."""
+        return self.n_heads * self.d_head
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model.
+
+    Raises:
+        UnknownFamilyError: when `model.config.model_type` has no entry, or there is none to look at.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in FAMILIES:
+        raise UnknownFamilyError(
+            f'the model\'s config.model_type is "{model_type}", which cramlab does not know'
+            f"{nearest(str(model_type), FAMILIES)}. To add it, add one Family(...) with the paths of its modules, as "
+            "print(model) shows them, to FAMILIES in cramlab/hf/attention_sites.py"
+        )
+    return FAMILIES[model_type]
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model without its head; the model itself where there is none."""
+    return cast(nn.Module, getattr(model, getattr(model, "base_model_prefix", "") or "-", model))
+
+
+def attention_sites(model: nn.Module) -> list[AttentionSite]:
+    """The attention sub-layers of a model, in order of depth.
+
+    Raises:
+        UnknownFamilyError: when the family has no entry, or its entry does not fit this model.
+    """
+    family = family_of(model)
+    try:
+        blocks = cast(nn.ModuleList, base_model(model).get_submodule(family.blocks))
+        return [_site(model, family, layer, block) for layer, block in enumerate(blocks)]
+    except AttributeError as error:
+        raise UnknownFamilyError(
+            f"{type(model).__name__} is not laid out as FAMILIES in cramlab/hf/attention_sites.py says ({error}); "
+            "mend the paths of its entry, as print(model) shows them"
+        ) from error
+
+
+def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> AttentionSite:
+    out_proj = block.get_submodule(family.out_proj)
+    d_in, d_model = _widths(out_proj)
+    n_heads = int(model.config.num_attention_heads)  # type: ignore[union-attr,arg-type]
+    return AttentionSite(
+        layer=layer,
+        block=block,
+        norm=None if family.norm is None else block.get_submodule(family.norm),
+        attention=block.get_submodule(family.attention),
+        out_proj=out_proj,
+        n_heads=n_heads,
+        d_head=d_in // n_heads,
+        d_model=d_model,
+    )
+
+
+def _widths(out_proj: nn.Module) -> tuple[int, int]:
+    """Input and output width of an affine map; GPT-2's Conv1D stores its weight the other way round."""
+    if isinstance(out_proj, nn.Linear):
+        return out_proj.in_features, out_proj.out_features
+    d_in, d_out = cast(Tensor, out_proj.weight).shape
+    return d_in, d_out
+
+
+@torch.no_grad()
+def affine_map(site: AttentionSite) -> tuple[Tensor, Tensor]:
+    """Weight (d_heads, d_model) and bias (d_model,) of the output projection, in float64, by asking the module.
+
+    Asking instead of looking at its parameters also serves modules that store them transposed, packed or quantised.
+    """
+    parameter = next(site.out_proj.parameters())
+    identity = torch.eye(site.d_heads, dtype=parameter.dtype, device=parameter.device)
+    bias = site.out_proj(torch.zeros_like(identity[:1]))
+    return (site.out_proj(identity) - bias).double(), bias[0].double()

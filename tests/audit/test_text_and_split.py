@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+
+from cramlab.audit.config import AuditConfig
+from cramlab.audit.errors import AuditError
+from cramlab.audit.split import count_tokens, cut, split
+from cramlab.audit.text import Corpus, Document, read_corpus
+
+CONFIG = AuditConfig(context=8, contexts_per_document=2, fit_tokens=100, validation_tokens=20, test_tokens=40)
+
+
+def lengths(*ns):
+    return [torch.arange(n) + 100 * i for i, n in enumerate(ns)]
+
+
+def test_documents_are_cut_into_whole_contexts():
+    found = cut(lengths(7, 8, 17, 90), CONFIG)
+    assert [(c.document, tuple(c.tokens.shape)) for c in found] == [(1, (1, 8)), (2, (2, 8)), (3, (2, 8))]
+    assert found[1].tokens.flatten().tolist() == list(range(200, 216))
+    assert [tuple(b.shape) for b in found[1].batches(8)] == [(1, 8), (1, 8)]
+    assert [tuple(b.shape) for b in found[1].batches(4)] == [(1, 8), (1, 8)]
+    assert [tuple(b.shape) for b in found[1].batches(999)] == [(2, 8)]
+
+
+def test_parts_share_no_document_and_depend_on_the_seed_alone():
+    texts = lengths(*[20] * 30)
+    parts = split(texts, CONFIG, n_features=10)
+    names = [{c.document for c in part} for part in (parts.fit, parts.validation, parts.test)]
+    assert sum(map(len, names)) == len(set.union(*names))
+    assert [count_tokens(p) for p in (parts.fit, parts.validation, parts.test)] == [112, 32, 48]
+    again = split(texts, CONFIG, n_features=10)
+    assert [c.document for c in again.fit] == [c.document for c in parts.fit]
+    other = split(texts, AuditConfig(**vars(CONFIG) | {"seed": 1}), n_features=10)
+    assert [c.document for c in other.fit] != [c.document for c in parts.fit]
+
+
+def test_too_little_text_is_refused_with_the_reason():
+    with pytest.raises(AuditError, match="shorter than a context: its longest document has 7 tokens"):
+        split(lengths(7, 3), CONFIG, 5)
+    with pytest.raises(AuditError, match="2 documents are too few"):
+        split(lengths(20, 20), CONFIG, 5)
+    with pytest.raises(AuditError, match="fewer tokens than features: 112 tokens to fit 200 features"):
+        split(lengths(*[20] * 30), CONFIG, 200)
+
+
+def test_scarce_text_is_shared_out():
+    parts = split(lengths(*[16] * 8), AuditConfig(context=8), n_features=5)
+    assert [len(p) for p in (parts.fit, parts.validation, parts.test)] == [5, 1, 2]
+
+
+def test_packaged_text_is_there_and_the_same_each_time():
+    stdlib, prose = read_corpus("stdlib"), read_corpus("prose")
+    names = [document.name for document in stdlib.documents]
+    assert "json/decoder.py" in names
+    assert not any("test" in name.split("/") or name.startswith("encodings/") for name in names)
+    assert len(stdlib.documents) > 300
+    assert len(prose.documents) > 50
+    assert stdlib.digest == read_corpus("stdlib").digest != prose.digest
+    assert stdlib.version.startswith("python 3")
+
+
+def test_folders_and_files_are_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("one")
+    (tmp_path / "two.md").write_text("two")
+    (tmp_path / "image.png").write_bytes(b"\xff")
+    assert read_corpus(str(tmp_path)).documents == (Document("a/one.txt", "one"), Document("two.md", "two"))
+    lines = tmp_path / "d.jsonl"
+    lines.write_text(json.dumps({"text": "x"}) + "\n" + json.dumps({"text": "y"}))
+    assert [d.text for d in read_corpus(str(lines)).documents] == ["x", "y"]
+    parted = tmp_path / "d.txt"
+    parted.write_text("x<|endoftext|>y<|endoftext|>")
+    assert [d.text for d in read_corpus(str(parted)).documents] == ["x", "y"]
+    assert Corpus("a", (Document("n", "x"),)).digest != Corpus("a", (Document("n", "y"),)).digest
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    with pytest.raises(AuditError, match=r"does not exist.*stdlib or prose"):
+        read_corpus(str(tmp_path / "none"))
+    with pytest.raises(AuditError, match="holds no document"):
+        read_corpus(str(tmp_path))
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(AuditError, match=r"a\.txt is not UTF-8"):
+        read_corpus(str(tmp_path))
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"txt": "y"}')
+    with pytest.raises(AuditError, match=r"b\.jsonl, line 2"):
+        read_corpus(str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("context", 3), ("fit_tokens", 0), ("seed", -1), ("strengths", ()), ("strengths", (0.0,)),
+     ("replaced_fracs", (1.0,)), ("confidence", 1.0), ("layers", ()), ("layers", (-1,))],
+)  # fmt: skip
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"audit\.{field} = "):
+        AuditConfig(**{field: value})
