@@ -109,7 +109,8 @@ def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
     value = torch.softmax(memory.log_scale.exp() * cosine, dim=0) @ memory.values + memory.bias
     p = torch.softmax(memory.config.sharpness * cosine, dim=0)
     entropy = -(p * torch.log(p)).sum() / math.log(memory.config.n_slots)
-    return value, torch.stack([cosine.max(), entropy])
+    best = cosine.max()
+    return value, torch.stack([best, torch.log(1.001 - best.clamp(max=1.0)), entropy])
 
 
 def _answer(

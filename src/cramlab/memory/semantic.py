@@ -83,7 +83,7 @@ class Slots(nn.Module):
     Source: ours. Rank d/16 cannot hold a hundred arbitrary facts at small d.
     """
 
-    n_familiarity_features = 2
+    n_familiarity_features = 3
 
     def __init__(self, config: SlotsConfig, d_model: int) -> None:
         super().__init__()
@@ -99,11 +99,16 @@ class Slots(nn.Module):
         return torch.softmax(self.log_scale.exp() * self._cosine(h), dim=-1) @ self.values + self.bias
 
     def familiarity(self, h: Tensor) -> Tensor:
-        """How well the slots know h (..., D): best cosine, and entropy of the match over its maximum; (..., 2)."""
+        """How well the slots know h (..., D): (..., 3).
+
+        Best cosine c; log(1.001 - c), for two looks at one noisy key differ by less than a hundredth in c, and the
+        nearest strangers by a tenth; entropy of the match over its maximum.
+        """
         cosine = self._cosine(h)
+        best = cosine.amax(dim=-1)
         log_p = torch.log_softmax(self.config.sharpness * cosine, dim=-1)
         entropy = -(log_p.exp() * log_p).sum(dim=-1) / math.log(max(self.config.n_slots, 2))
-        return torch.stack([cosine.amax(dim=-1), entropy], dim=-1)
+        return torch.stack([best, torch.log(1.001 - best.clamp(max=1.0)), entropy], dim=-1)
 
     def _cosine(self, h: Tensor) -> Tensor:
         """(..., n_slots)."""
