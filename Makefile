@@ -28,8 +28,16 @@ lint: .venv/installed
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
 	$(BIN)/lint-imports
 
-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+slow: .venv/installed .venv/transformers-source
+	TRANSFORMERS_SOURCE=.venv/transformers-source $(BIN)/python -m pytest -m slow \
+		-o addopts=--durations=10 -W default::pytest.PytestUnknownMarkWarning  # their tests bring marks of their own
+
+# transformers' own tests of models, which its wheel leaves out.
+.venv/transformers-source: .venv/installed
+	$(BIN)/python -m pip install --quiet parameterized setuptools
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary transformers --dest .venv/sdist \
+		"$$($(BIN)/python -m pip freeze | grep '^transformers==')"
+	mkdir -p $@ && tar xzf .venv/sdist/transformers-*.tar.gz --strip-components 1 -C $@
 
 # Every record behind README and docs; about half an hour on two cores.
 results: .venv/installed

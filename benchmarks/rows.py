@@ -88,7 +88,7 @@ def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience")
                 torch.nn.init.normal_(gate.out.weight)
         x = block.mixer_norm(x)
         h = layer.norm(layer.working(x, torch.ones(x.shape[:2]), layer.working.initial_state(len(x)))[0])
-        logit = layer.gate(h, layer.semantic.familiarity(h))
+        logit = layer.gate(h, layer.semantic.recognise(h))
         layer.gate.out.bias -= logit.quantile(1 - read_frac) / layer.gate.gain
         if layer.episodic.salience is not None:
             layer.episodic.salience.out.bias -= layer.episodic.salience(h).quantile(1 - WRITE_FRAC)

@@ -85,7 +85,7 @@ def test_ls_and_show(runs, capsys):
     assert main(["ls"]) == 0
     assert "srcd" in capsys.readouterr().out
     assert main(["show", "srcd/cram", "--size", "tiny"]) == 0
-    assert "model.mixer.semantic.n_slots = 256" in capsys.readouterr().out
+    assert "model.mixer.semantic.rank = 256" in capsys.readouterr().out
     assert main(["show", str(runs)]) == 0
     assert "transformer" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ def test_hash_is_a_function_of_the_values():
     ("assignment", "get", "value"),
     [
         ("training.learning_rate=1e-3", lambda c: c.training.learning_rate, 1e-3),
-        ("model.mixer.semantic.n_slots=7", lambda c: c.model.mixer.semantic.n_slots, 7),
+        ("model.mixer.semantic.rank=7", lambda c: c.model.mixer.semantic.rank, 7),
         ("model.mixer.router.name=never", lambda c: c.model.mixer.router.name, "never"),
         ("model.mixer.episodic.capacity=64", lambda c: c.model.mixer.episodic.capacity, 64),
         ("model.mixer.episodic.capacity=none", lambda c: c.model.mixer.episodic.capacity, None),

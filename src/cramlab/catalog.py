@@ -38,7 +38,7 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-no-encoding": CRAMConfig,
     "cram-fast-semantic": CRAMConfig,
     "cram-no-working": _cram(working=None),
-    "cram-low-rank": _cram(semantic=AdapterConfig()),
+    "cram-low-rank": _cram(semantic=AdapterConfig(rank=None)),
     "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
     "price-only": _cram(semantic=NothingConfig()),
     # Others' ideas.

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "MIXER-seedN under --out with config.json, checkpoint.pt and, at the end, record.json. Some experiments have "
         "several rounds, in which later runs depend on earlier records; killed at any moment, --resume continues.",
         epilog="examples: cramlab run srcd --size small --out runs/a | cramlab run srcd/cram --size tiny --out runs/b "
-        "--set model.mixer.semantic.n_slots=128 --set training.max_steps=200",
+        "--set model.mixer.semantic.rank=64 --set training.max_steps=200",
     )
     run.add_argument(
         "name", metavar="NAME", help="experiment, or EXPERIMENT/MIXER,MIXER... for some mixers (see cramlab ls)"

@@ -12,7 +12,7 @@ def make(**changes):
     config = CRAMForCausalLMConfig(
         **{
             "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "memory_capacity": 12, "state_size": 16, "n_slots": 8, "pad_token_id": 0,
+            "num_attention_heads": 2, "memory_capacity": 12, "state_size": 16, "semantic_rank": 8, "pad_token_id": 0,
         } | changes
     )  # fmt: skip
     model = CRAMForCausalLM(config).eval()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cramlab.memory import CRAMConfig, EpisodicMemoryConfig, RouterConfig, SlotsConfig, WorkingMemoryConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
 
 D = 16
 
@@ -12,7 +12,7 @@ def make(write="all"):
     config = CRAMConfig(
         working=WorkingMemoryConfig(d_state=8, n_timescales=4),
         episodic=EpisodicMemoryConfig(n_heads=2, capacity=6, write=write),
-        semantic=SlotsConfig(n_slots=8, d_match=4),
+        semantic=AdapterConfig(rank=8),
         router=RouterConfig(d_hidden=8),
     )
     layer = config.build(D).eval()

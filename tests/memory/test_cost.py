@@ -12,7 +12,6 @@ from cramlab.memory import (
     CRAMConfig,
     EpisodicMemoryConfig,
     RouterConfig,
-    SlotsConfig,
     WorkingMemoryConfig,
 )
 from cramlab.memory.cost import break_even_length
@@ -25,7 +24,7 @@ def make(router="benefit", *, semantic=None, capacity=None, write="all", working
     config = CRAMConfig(
         working=WorkingMemoryConfig(d_state=8, n_timescales=4, refine_steps=2) if working else None,
         episodic=EpisodicMemoryConfig(n_heads=2, capacity=capacity, write=write),
-        semantic=semantic or SlotsConfig(n_slots=12, d_match=6),
+        semantic=semantic or AdapterConfig(rank=12),
         router=RouterConfig(name=router, d_hidden=10),
     )
     layer = config.build(D).eval()
@@ -61,7 +60,7 @@ def count(layer, n_tokens, monkeypatch, *, training=False):
     return counter.get_total_flops(), 2 * 2 * D * sum(pairs), output
 
 
-@pytest.mark.parametrize("semantic", [AdapterConfig(rank=3), SlotsConfig(n_slots=12, d_match=6)])
+@pytest.mark.parametrize("semantic", [AdapterConfig(rank=3), AdapterConfig(rank=None)])
 @pytest.mark.parametrize(
     ("router", "training"),
     [(r, t) for r in ("benefit", "gumbel", "always", "oracle") for t in (False, True)] + [("never", False)],

@@ -10,7 +10,6 @@ from cramlab.memory import (
     CRAMConfig,
     EpisodicMemoryConfig,
     RouterConfig,
-    SlotsConfig,
     WorkingMemoryConfig,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
@@ -27,7 +26,7 @@ def make(router="benefit", *, capacity=None, semantic=None, n_heads=2, write="al
     config = CRAMConfig(
         working=WorkingMemoryConfig(d_state=8, n_timescales=4, refine_steps=2),
         episodic=EpisodicMemoryConfig(n_heads=n_heads, capacity=capacity, write=write),
-        semantic=semantic or SlotsConfig(n_slots=12, d_match=6),
+        semantic=semantic or AdapterConfig(rank=12),
         router=RouterConfig(name=router, d_hidden=10, **router_changes),
     )
     layer = config.build(D).eval()
@@ -65,7 +64,7 @@ def test_layer_equals_its_slow_twin(router, n_tokens, capacity, write):
     assert torch.equal(output.trace.attended, reads)
 
 
-@pytest.mark.parametrize("semantic", [SlotsConfig(n_slots=12, d_match=6), AdapterConfig(), AdapterConfig(rank=3)])
+@pytest.mark.parametrize("semantic", [AdapterConfig(rank=12), AdapterConfig(rank=None)])
 @pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
 @pytest.mark.parametrize("write", WRITES)
 def test_gradients_equal_those_of_the_slow_twin(router, semantic, write):
@@ -359,7 +358,6 @@ def test_no_tokens_are_no_trouble():
         (lambda: RouterConfig(name="benefits"), "router.name"),
         (lambda: RouterConfig(random_frac=2.0), "router.random_frac"),
         (lambda: RouterConfig(sigma=0.0), "router.sigma"),
-        (lambda: SlotsConfig(n_slots=0), "semantic.n_slots"),
         (lambda: AdapterConfig(rank=0), "semantic.rank"),
     ],
 )

@@ -49,7 +49,7 @@ def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") ->
         case "cram-paper":  # keeps its Add&Norm
             model = dataclasses.replace(model, norm="post")
         case "price-only":  # as many parameters as the semantic memory would have
-            model = dataclasses.replace(model, d_mlp=434)
+            model = dataclasses.replace(model, d_mlp=576)
         case "cram-no-consolidation":  # nothing teaches the semantic memory but the tokens that it answers
             silent = dataclasses.replace(training.loss, consolidation_weight=0.0, no_read_weight=0.0)
             training = dataclasses.replace(training, loss=silent)

@@ -9,7 +9,7 @@ from typing import Any
 from cramlab.config import ConfigError
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.study import Study
-from cramlab.memory import CRAMConfig, SlotsConfig
+from cramlab.memory import AdapterConfig, CRAMConfig
 from cramlab.training.run import RunConfig
 
 N_SEEDS = 2
@@ -41,8 +41,8 @@ def sweep_config(mixer: str, size: str, seed: int, name: str, value: Any) -> Run
     """A mixer on the task with one field changed."""
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_sweeps")
     task = dataclasses.replace(config.task, **{name: value})
-    if mixer == "cram" and name == "n_patterns" and value > 200:  # slots should exceed the patterns
-        semantic = SlotsConfig(n_slots=2 * value)
+    if mixer == "cram" and name == "n_patterns" and value > 200:  # more to know
+        semantic = AdapterConfig(rank=value)
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, mixer=CRAMConfig(semantic=semantic))
         )

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, LinearAttentionAndFullAttentionLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, RouterConfig, SlotsConfig, WorkingMemoryConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, CRAMState, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
 from cramlab.memory.episodic import Buffer
 from cramlab.mixer import MixerOutput, Routing
 from cramlab.model import Block, ModelConfig
@@ -35,7 +35,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
         memory_capacity: entries that a layer's buffer holds at most; None: no bound, so state grows with the context.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
         state_size: width of the working memory's state.
-        n_slots: of the semantic memory.
+        semantic_rank: width of the semantic memory.
         router: "benefit", "always" or "never".
         read_price: nats that a read must save to be worth it.
         audit_frac: share of the tokens that reads in training whatever the gate says.
@@ -53,7 +53,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
     memory_capacity: int | None = 4096
     memory_write: str = "all"
     state_size: int = 128
-    n_slots: int = 256
+    semantic_rank: int = 256
     router: str = "benefit"
     read_price: float = 0.1
     audit_frac: float = 0.1
@@ -75,7 +75,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
                 capacity=self.memory_capacity,
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
-            semantic=SlotsConfig(n_slots=self.n_slots),
+            semantic=AdapterConfig(rank=self.semantic_rank),
             router=RouterConfig(name=self.router),  # type: ignore[arg-type]
         )
 
@@ -208,7 +208,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds: in place of `input_ids`, (B, T, D).
             labels: (B, T), -100 where there is no loss.
             use_cache: return the state; by default only outside of training.
-            output_hidden_states: return the residual stream before each layer and after the last norm.
+            output_hidden_states: return the residual stream before each layer and after the last norm; None: as the
+                config says.
             logits_to_keep: compute logits for the last so many tokens; 0: all.
             read_all: every token reads and is written: the encoding phase of training.
             kwargs: for the loss function.
@@ -219,6 +220,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = Cache(layers=[CRAMCacheLayer() for _ in self.layers])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cramlab.memory.episodic import block_size
-from cramlab.memory.semantic import AdapterConfig, SlotsConfig
 from cramlab.memory.working import scan_chunk
 from cramlab.mixer import Cost, Path
 
@@ -72,30 +71,19 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
 
 
 def _semantic(layer: CRAMLayer, full: int, first: int) -> float:
-    """A token; `first` is the factor of the products that take h itself."""
-    d, semantic = layer.d_model, layer.config.semantic
-    if isinstance(semantic, SlotsConfig):
-        cosine = 2 * semantic.d_match * (first * d + full * semantic.n_slots)
-        return float(cosine + full * 2 * semantic.n_slots * d)
-    if isinstance(semantic, AdapterConfig):
-        return float((first + full) * 2 * d * (semantic.rank or max(1, d // 16)))
-    return 0.0
+    """A token; `first` is the factor of the product that takes h itself."""
+    return float((first + full) * 2 * layer.d_model * layer.semantic.rank)
 
 
 def _router(layer: CRAMLayer, full: int, half: int) -> float:
-    """A token; the familiarity that the benefit gate looks at included."""
-    d, router, semantic = layer.d_model, layer.config.router, layer.config.semantic
+    """A token."""
+    d, router = layer.d_model, layer.config.router
     if router.name == "gumbel":
         # As a bystander of the loss in Eq. 8: its inputs are x, and numbers of which the sizes carry a gradient.
         return float(full * 2 * (d + (4 + len(Path)) * router.d_hidden))
     if router.name != "benefit":
         return 0.0
-    n_features = layer.semantic.n_familiarity_features
-    first = full if n_features else half
-    gate = 2 * router.d_hidden * (first * (d + n_features) + full)
-    if not isinstance(semantic, SlotsConfig):
-        return float(gate)
-    return float(gate + 2 * semantic.d_match * (half * d + full * semantic.n_slots))
+    return float(2 * router.d_hidden * (half * (d + layer.semantic.rank) + full))
 
 
 def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float) -> float:

@@ -12,7 +12,7 @@ from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
-from cramlab.memory.semantic import AdapterConfig, SemanticConfig, SlotsConfig
+from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
@@ -24,19 +24,19 @@ class CRAMConfig:
     Attributes:
         working: continuous-time recurrence; None: the token itself, an ablation.
         episodic: buffer and attention.
-        semantic: `SlotsConfig`, `AdapterConfig` or `NothingConfig`.
+        semantic: `AdapterConfig` or `NothingConfig`.
         router: who decides.
     """
 
     working: WorkingMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
     episodic: EpisodicMemoryConfig = field(default_factory=EpisodicMemoryConfig)
-    semantic: SemanticConfig = field(default_factory=SlotsConfig)
+    semantic: SemanticConfig = field(default_factory=AdapterConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
 
     @classmethod
     def paper(cls) -> CRAMConfig:
         """Adapter of rank d/16 and the Gumbel router that sees q, to be trained with Eq. 8. See docs/method.md."""
-        return cls(semantic=AdapterConfig(), router=RouterConfig(name="gumbel", d_hidden=32))
+        return cls(semantic=AdapterConfig(rank=None), router=RouterConfig(name="gumbel", d_hidden=32))
 
     def build(self, d_model: int) -> CRAMLayer:
         """A fresh layer."""
@@ -66,7 +66,7 @@ class CRAMLayer(Mixer):
         self.episodic = EpisodicMemory(config.episodic, d_model)
         self.semantic = config.semantic.build(d_model)
         if config.router.name == "benefit":
-            self.gate = BenefitGate(config.router, d_model, self.semantic.n_familiarity_features)
+            self.gate = BenefitGate(config.router, d_model, self.semantic.rank)
         elif config.router.name == "gumbel":
             self.gumbel = GumbelRouter(config.router, d_model)
 
@@ -134,10 +134,9 @@ class CRAMLayer(Mixer):
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
         """Each token takes a read or the semantic answer; reads are executed for their tokens alone."""
-        answer = self.semantic(h)
-        gate_logit: Tensor | None = None
-        if self.config.router.name == "benefit":
-            gate_logit = self.gate(h.detach(), self.semantic.familiarity(h.detach()))
+        recognised = self.semantic.recognise(h)
+        answer = self.semantic.answer(recognised)
+        gate_logit = self.gate(h, recognised) if self.config.router.name == "benefit" else None
         chosen = self._decide(h, gate_logit, routing)
         reads = chosen
         if routing.audits is not None and gate_logit is not None:  # only a gate that learns has use for an audit

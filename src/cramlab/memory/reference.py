@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cramlab.memory.layer import CRAMLayer
-from cramlab.memory.semantic import Nothing, Slots
+from cramlab.memory.semantic import Nothing
 from cramlab.memory.working import NoWorkingMemory
 from cramlab.mixer import Path
 
@@ -98,19 +98,12 @@ def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]])
 
 
 def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Semantic answer (Eq. 4 or slots) and familiarity features."""
+    """Semantic answer (Eq. 4), and what the gate sees of it."""
     memory = layer.semantic
     if isinstance(memory, Nothing):
         return torch.zeros_like(h), torch.zeros(0)
-    if not isinstance(memory, Slots):
-        return memory.w_up(memory.w_down(h).clamp(min=0)), torch.zeros(0)
-    query = memory.w_query(h)
-    cosine = torch.stack([query @ key / (query.norm() * key.norm()) for key in memory.keys])
-    value = torch.softmax(memory.log_scale.exp() * cosine, dim=0) @ memory.values + memory.bias
-    p = torch.softmax(memory.config.sharpness * cosine, dim=0)
-    entropy = -(p * torch.log(p)).sum() / math.log(memory.config.n_slots)
-    best = cosine.max()
-    return value, torch.stack([best, torch.log(1.001 - best.clamp(max=1.0)), entropy])
+    recognised = memory.w_down(h).clamp(min=0)
+    return memory.w_up(recognised), recognised
 
 
 def _answer(
@@ -122,13 +115,13 @@ def _answer(
     forced: bool,
 ) -> tuple[Tensor, bool]:
     """The layer's output for one token (x, gap, h(K)), and whether it used a read."""
-    value, familiarity = _know(layer, h)
+    value, recognised = _know(layer, h)
     name = layer.config.router.name
     if name == "gumbel":
         return _answer_by_path(layer, token, working, _retrieve(layer, h, entries), value)
     if name == "benefit":
         gate = layer.gate
-        hidden = gate.hidden(torch.cat([h, familiarity]))
+        hidden = gate.hidden(torch.cat([h, recognised]))
         forced = forced or bool(gate.gain * gate.out(hidden * torch.sigmoid(hidden)) > 0)
     read = (forced or name == "always") and bool(entries)
     return working + (_retrieve(layer, h, entries) if read else value), read

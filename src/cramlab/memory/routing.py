@@ -30,7 +30,7 @@ class RouterConfig:
     """
 
     name: RouterName = "benefit"
-    d_hidden: int = 256
+    d_hidden: int = 64
     random_frac: float = 0.05
     sigma: float = 1.0
 
@@ -50,22 +50,21 @@ class RouterConfig:
 class BenefitGate(nn.Module):
     """Whether reading would lower the loss by more than its price, judged from the token's own state.
 
-    Trained as a weighted classification of counterfactual benefit (`losses.gate_loss`). It sees a detached h, so it
-    never shapes what it looks at, and the familiarity that the semantic memory reports; through the latter its loss
-    also teaches the semantic memory to tell what it knows from what it does not. Source: ours.
+    Trained as a weighted classification of counterfactual benefit (`losses.gate_loss`). It sees h and what h brings to
+    the semantic memory's mind, both detached, so it never shapes what it looks at. Source: ours.
     """
 
     # With Adam, a fixed gain on the output works like a higher learning rate of the gate alone.
     gain = 4.0
 
-    def __init__(self, config: RouterConfig, d_model: int, n_familiarity_features: int) -> None:
+    def __init__(self, config: RouterConfig, d_model: int, rank: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(d_model + n_familiarity_features, config.d_hidden)
+        self.hidden = nn.Linear(d_model + rank, config.d_hidden)
         self.out = nn.Linear(config.d_hidden, 1)
 
-    def forward(self, h: Tensor, familiarity: Tensor) -> Tensor:
-        """The logit of reading, (B, T), from detached h (B, T, D) and familiarity features (B, T, M)."""
-        z = F.silu(self.hidden(torch.cat([h, familiarity], dim=-1)))
+    def forward(self, h: Tensor, recognised: Tensor) -> Tensor:
+        """The logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
+        z = F.silu(self.hidden(torch.cat([h, recognised], dim=-1).detach()))
         return self.gain * self.out(z).squeeze(-1)
 
 
