@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from cramlab.memory import AdapterConfig
+from cramlab.memory.consolidation import consolidation_loss, quality
+
+D, N_FACTS = 32, 40
+
+
+@pytest.mark.parametrize("size", [0.3, 4.0])
+def test_facts_that_recur_are_remembered_whatever_the_size_of_the_answer(size):
+    """What the default once failed at: it learned the mean of all answers, and nothing of any one."""
+    known, answers = torch.randn(N_FACTS, D), size * torch.randn(N_FACTS, D)
+    memory = AdapterConfig().build(D)
+    optimizer = torch.optim.AdamW(memory.parameters(), lr=2e-3, weight_decay=0.01)
+    shared = 2 * torch.randn(D)  # all queries are alike in most respects
+    for _ in range(600):
+        which = torch.randint(N_FACTS, (64,))
+        strange = torch.rand(64, 1) < 0.3  # and some ask for what never recurs
+        h = shared + torch.where(strange, torch.randn(64, D), known[which]) + 0.05 * torch.randn(64, D)
+        target = torch.where(strange, size * torch.randn(64, D), answers[which])
+        optimizer.zero_grad()
+        consolidation_loss(memory(h), target).backward()
+        optimizer.step()
+    everywhere = torch.ones(1, N_FACTS, dtype=torch.bool)
+    q = quality(memory(shared + known)[None], answers[None], everywhere, sigma=1.0)
+    stranger = quality(memory(shared + torch.randn(N_FACTS, D))[None], answers[None], everywhere, sigma=1.0)
+    assert q.mean() > 0.8
+    assert stranger.mean() < 0.5
