@@ -53,6 +53,9 @@ def decay_scan(
     n_batch, n_tokens, n_timescales, width = u.shape
     if n_tokens == 0:
         return u, state
+    if n_tokens == 1:  # a step of decoding: the definition itself
+        state = torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0]
+        return state[:, None], state
     size = min(chunk or scan_chunk(u.device), n_tokens)
     gaps = gaps.clamp(max=_NEVER)
     padding = -n_tokens % size
