@@ -9,18 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cramlab import records
 from cramlab.baselines import TransformerConfig
-from cramlab.catalog import MIXERS
-from cramlab.config import ConfigError, from_dict, nearest
-from cramlab.files import load_checkpoint
 from cramlab.memory import CRAMLayer
 from cramlab.memory.cost import break_even_length
 from cramlab.mixer import Cost, Mixer, Routing
-from cramlab.model import ModelConfig, SequenceModel
-from cramlab.tasks.srcd import SRCDConfig
+from cramlab.model import SequenceModel
 from cramlab.training.evaluate import split_batches
-from cramlab.training.run import RunConfig, TrainingConfig
+from cramlab.training.load import load_run
+from cramlab.training.run import RunConfig
 
 
 class Shares(NamedTuple):
@@ -33,7 +29,7 @@ class Shares(NamedTuple):
 def print_cost(folder: Path, console: Console | None = None) -> None:
     """Prints the cost of every layer at the run's length, from shares measured on its validation split."""
     console = console or Console()
-    config, model = _load(folder)
+    config, model = load_run(folder)
     seq_len = config.task_at(config.training.stages[-1]).seq_len
     table = Table("layer", "part", "FLOPs a token", "of the layer")
     for i, (block, shares) in enumerate(zip(model.blocks, measured_shares(config, model), strict=True)):
@@ -84,23 +80,3 @@ def measured_shares(config: RunConfig, model: SequenceModel) -> list[Shares]:
 def _n_heads(mixer: Mixer) -> int:
     """Heads do not change the count; a control must merely be possible."""
     return mixer.config.episodic.n_heads if isinstance(mixer, CRAMLayer) else 1
-
-
-def _load(folder: Path) -> tuple[RunConfig, SequenceModel]:
-    """A run's config and its model, with the weights of its checkpoint."""
-    for name in ("config.json", "checkpoint.pt"):
-        if not (folder / name).exists():
-            raise records.RecordError(f"{folder} holds no {name}; give the folder of one run")
-    data = records.read_json(folder / "config.json")
-    if data["mixer"] not in MIXERS:
-        raise ConfigError(
-            f'{folder / "config.json"}: mixer "{data["mixer"]}" is unknown{nearest(data["mixer"], MIXERS)}'
-        )
-    like = RunConfig(
-        experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
-        model=ModelConfig(mixer=MIXERS[data["mixer"]]()),
-    )  # fmt: skip
-    config = from_dict(data, like)
-    model = SequenceModel(config.model, config.task.input_spec)
-    model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
-    return config, model

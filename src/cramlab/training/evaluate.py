@@ -10,18 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.catalog import MIXERS
-from cramlab.config import ConfigError, from_dict, nearest
-from cramlab.files import load_checkpoint
 from cramlab.metrics import AttentionUse, Scores, attention_use, score
 from cramlab.mixer import Routing
-from cramlab.model import ModelConfig, SequenceModel
 from cramlab.tasks.srcd import Split, SRCDConfig
-from cramlab.training.run import RunConfig, TrainingConfig
+from cramlab.training.load import load_run
+from cramlab.training.run import RunConfig
 
 _EVAL_BATCH_TOKENS = 8192
 
@@ -123,21 +119,9 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
     """
     if not (folder / "record.json").exists():
         raise records.RecordError(f"{folder} holds no finished run; continue it with --resume first")
-    data = records.read_json(folder / "config.json")
-    if data["mixer"] not in MIXERS:
-        raise ConfigError(
-            f'{folder / "config.json"}: mixer "{data["mixer"]}" is unknown{nearest(data["mixer"], MIXERS)}'
-        )
-    like = RunConfig(
-        experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
-        model=ModelConfig(mixer=MIXERS[data["mixer"]]()),
-    )  # fmt: skip
-    config = from_dict(data, like)
-    model = SequenceModel(config.model, config.task.input_spec)
-    model = AveragedModel(model)
-    model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["average"])
+    config, model = load_run(folder)
     torch.set_num_threads(config.training.n_threads)
-    return config.name, evaluate(model.module, split_batches(config, "test")).metrics()
+    return config.name, evaluate(model, split_batches(config, "test")).metrics()
 
 
 def split_batches(config: RunConfig, split: Split, seq_len: int | None = None) -> Iterator[Batch]:
