@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from timing import side_by_side
+from timing import core_ms, cuda_ms, side_by_side
 from torch import Tensor
 
 from cramlab.baselines import TransformerConfig
@@ -20,66 +20,104 @@ D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
 Row = dict[str, Any]
 
 
-def repeats_at(n_tokens: int) -> int:
+class Where(NamedTuple):
+    """Device and type of the numbers."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def on_cpu(self) -> bool:
+        """Where a long call takes seconds."""
+        return self.device.type == "cpu"
+
+    def rand(self, *shape: int) -> Tensor:
+        """Normal numbers."""
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+    def put(self, module: torch.nn.Module) -> Any:
+        """The module, there."""
+        return module.to(self.device, self.dtype)
+
+
+CPU = Where()
+
+
+def repeats_at(n_tokens: int, where: Where = CPU) -> int:
     """Fewer where one call takes seconds."""
+    if not where.on_cpu:
+        return 21
     return 15 if n_tokens <= 2048 else 5 if n_tokens <= 4096 else 3 if n_tokens <= 16384 else 1
 
 
-def some(n_tokens: int, share: float) -> Tensor:
+def some(n_tokens: int, share: float, where: Where = CPU) -> Tensor:
     """A share of the tokens, at random but always the same number, bool (1, N)."""
     chosen = torch.zeros(1, n_tokens, dtype=torch.bool)
     chosen[0, torch.randperm(n_tokens)[: max(1, round(share * n_tokens))]] = True
-    return chosen
+    return chosen.to(where.device)
 
 
-def episodic(write: str) -> EpisodicMemory:
+def episodic(write: str, where: Where = CPU) -> EpisodicMemory:
     """A memory that keeps everything that is written."""
-    return EpisodicMemory(EpisodicMemoryConfig(n_heads=N_HEADS, capacity=None, write=write), D)  # type: ignore[arg-type]
+    config = EpisodicMemoryConfig(n_heads=N_HEADS, capacity=None, write=write)  # type: ignore[arg-type]
+    return where.put(EpisodicMemory(config, D))
 
 
-def row(what: str, n_tokens: int, ways: dict[str, Callable[[], Any]], **more: Any) -> Row:
+def row(what: str, n_tokens: int, ways: dict[str, Callable[[], Any]], where: Where = CPU, **more: Any) -> Row:
     """Times the ways at one length."""
-    found = side_by_side(ways, repeats=repeats_at(n_tokens), warmups=1 if n_tokens <= 16384 else 0)
+    found = side_by_side(
+        ways,
+        repeats=repeats_at(n_tokens, where),
+        warmups=(1 if n_tokens <= 16384 else 0) if where.on_cpu else 3,
+        clock=core_ms if where.on_cpu else cuda_ms,
+    )
     return {"what": what, "n_tokens": n_tokens, "ways": found} | more
 
 
 @torch.no_grad()
-def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,)) -> Iterator[Row]:
+def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: Where = CPU) -> Iterator[Row]:
     """Scores and mixing alone, over a full buffer."""
-    memory = episodic("all")
+    memory = episodic("all", where)
     for n in lengths:
-        q, k, v = (torch.randn(1, n, D) for _ in range(3))
-        buffer = Buffer(keys=k, values=v, times=torch.zeros(1, n), filled=torch.ones(1, n, dtype=torch.bool))
+        q, k, v = (where.rand(1, n, D) for _ in range(3))
+        buffer = full_buffer(k, v)
         for share in shares:
-            token = some(n, share)[0].nonzero().squeeze(-1)
+            token = some(n, share, where)[0].nonzero().squeeze(-1)
             ways = {
                 "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
                 "routed": lambda q=q, buffer=buffer, token=token: memory._attend_in_blocks(
                     q[:, token], token[None], buffer
                 ),
             }
-            yield row("scores only, full buffer", n, ways, read_frac=share)
+            yield row("scores only, full buffer", n, ways, where, read_frac=share)
+
+
+def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
+    """All places filled."""
+    nothing = torch.zeros(keys.shape[:2], device=keys.device)
+    return Buffer(keys=keys, values=values, times=nothing, filled=nothing == 0)
 
 
 @torch.no_grad()
-def tier(lengths: list[int]) -> Iterator[Row]:
+def tier(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
     """Episodic memory with all its projections, a tenth of the tokens written."""
-    dense, routed = TransformerConfig(n_heads=N_HEADS).build(D), episodic("salience")
+    dense, routed = where.put(TransformerConfig(n_heads=N_HEADS).build(D)), episodic("salience", where)
     for n in lengths:
-        h, gaps = torch.randn(1, n, D), torch.ones(1, n)
-        reads, writes = some(n, READ_FRAC), some(n, WRITE_FRAC)
+        h, gaps = where.rand(1, n, D), torch.ones(1, n, device=where.device)
+        reads, writes = some(n, READ_FRAC, where), some(n, WRITE_FRAC, where)
 
         def go(h: Tensor = h, gaps: Tensor = gaps, reads: Tensor = reads, writes: Tensor = writes) -> Tensor:
             written = routed.write(h, gaps, routed.initial_buffer(1), writes)
             return routed.read(h, reads & routed.can_read(written), written)
 
-        yield row("episodic tier with projections", n, {"dense": lambda h=h, gaps=gaps: dense(h, gaps), "routed": go})
+        ways = {"dense": lambda h=h, gaps=gaps: dense(h, gaps), "routed": go}
+        yield row("episodic tier with projections", n, ways, where)
 
 
 def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience") -> Block:
     """A block whose gates let the stated shares of x pass."""
     config = CRAMConfig(episodic=EpisodicMemoryConfig(n_heads=N_HEADS, write=write))  # type: ignore[arg-type]
-    block = Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval()
+    block = Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval().to(x.device, x.dtype)
     layer = block.mixer
     assert isinstance(layer, CRAMLayer)
     with torch.no_grad():
@@ -87,46 +125,46 @@ def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience")
             if gate is not None:
                 torch.nn.init.normal_(gate.out.weight)
         x = block.mixer_norm(x)
-        h = layer.norm(layer.working(x, torch.ones(x.shape[:2]), layer.working.initial_state(len(x)))[0])
-        logit = layer.gate(h, layer.semantic.recognise(h))
+        h = layer.norm(layer.working(x, torch.ones_like(x[..., 0]), layer.working.initial_state(len(x)))[0])
+        logit = layer.gate(h, layer.semantic.recognise(h)).float()
         layer.gate.out.bias -= logit.quantile(1 - read_frac) / layer.gate.gain
         if layer.episodic.salience is not None:
-            layer.episodic.salience.out.bias -= layer.episodic.salience(h).quantile(1 - WRITE_FRAC)
+            layer.episodic.salience.out.bias -= layer.episodic.salience(h).float().quantile(1 - WRITE_FRAC)
     return block
 
 
-def transformer_block() -> Block:
+def transformer_block(where: Where = CPU) -> Block:
     """The control of equal width."""
     config = TransformerConfig(n_heads=N_HEADS)
-    return Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval()
+    return where.put(Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval())
 
 
 def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Tensor, Any]:
     """A block's output and what its mixer returned."""
-    mixed = block.mix(x, torch.ones(x.shape[:2]), None, None, routing)
+    mixed = block.mix(x, torch.ones_like(x[..., 0]), None, None, routing)
     return block.finish(x, mixed.y), mixed
 
 
 @torch.no_grad()
-def layer_forward(lengths: list[int]) -> Iterator[Row]:
+def layer_forward(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
     """Norm, mixer, norm and MLP of width 4 d, all gates running."""
-    control = transformer_block()
+    control = transformer_block(where)
     for n in lengths:
-        x = torch.randn(1, n, D)
+        x = where.rand(1, n, D)
         ours = cram_block(x)
         trace = forward(ours, x)[1].trace
         ways = {"transformer": lambda x=x: forward(control, x), "cram": lambda x=x, ours=ours: forward(ours, x)}
         shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
-        yield row("whole layer, forward", n, ways, **shares)
+        yield row("whole layer, forward", n, ways, where, **shares)
 
 
-def training_step(lengths: list[int]) -> Iterator[Row]:
+def training_step(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
     """Forward and backward of a block; ours with the reads of a routed phase: without audits, and with a tenth."""
-    control = transformer_block().train()
+    control = transformer_block(where).train()
     for n in lengths:
-        x = torch.randn(1, n, D, requires_grad=True)
+        x = where.rand(1, n, D).requires_grad_()
         ours = cram_block(x.detach()).train()
-        audits = some(n, 0.1)
+        audits = some(n, 0.1, where)
 
         def step(block: Block, routing: Routing | None = None, x: Tensor = x) -> None:
             y, mixed = forward(block, x, routing)
@@ -140,38 +178,36 @@ def training_step(lengths: list[int]) -> Iterator[Row]:
             "cram": lambda step=step, ours=ours: step(ours),
             "cram, a tenth audited": lambda step=step, ours=ours, audits=audits: step(ours, Routing(audits=audits)),
         }
-        yield row("layer, training step", n, ways, read_frac=READ_FRAC)
+        yield row("layer, training step", n, ways, where, read_frac=READ_FRAC)
 
 
 @torch.no_grad()
-def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30) -> Iterator[Row]:
+def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Where = CPU) -> Iterator[Row]:
     """One token at a time after a context: the layers of a Llama of transformers with its cache, and ours."""
     from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-    llama = LlamaModel(
-        LlamaConfig(
-            hidden_size=D,
-            intermediate_size=4 * D,
-            num_hidden_layers=n_layers,
-            num_attention_heads=N_HEADS,
-            num_key_value_heads=N_HEADS,
-            vocab_size=8,
-            max_position_embeddings=1 << 17,
-        )
-    ).eval()
-    x = torch.randn(1, 2048, D)
+    sizes = LlamaConfig(
+        hidden_size=D,
+        intermediate_size=4 * D,
+        num_hidden_layers=n_layers,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        vocab_size=8,
+        max_position_embeddings=1 << 17,
+    )
+    llama = where.put(LlamaModel(sizes).eval())
+    x = where.rand(1, 2048, D)
     blocks = [cram_block(x) for _ in range(n_layers)]
     for context in contexts:
         cache = DynamicCache(config=llama.config)
         for i in range(n_layers):
-            cache.update(*(torch.randn(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
+            cache.update(*(where.rand(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
         held = min(round(WRITE_FRAC * context), EpisodicMemoryConfig().capacity or context)
         states = []
         for block in blocks:
             layer = block.mixer
             assert isinstance(layer, CRAMLayer)
-            filled = torch.ones(1, held, dtype=torch.bool)
-            buffer = Buffer(torch.randn(1, held, D), torch.randn(1, held, D), torch.zeros(1, held), filled)
+            buffer = full_buffer(where.rand(1, held, D), where.rand(1, held, D))
             states.append(CRAMState(working=layer.working.initial_state(1), buffer=buffer))
 
         def theirs(cache: Any = cache) -> None:
@@ -184,14 +220,15 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30) -> Iterato
             for t in range(n_steps):
                 y = x[:, t : t + 1]
                 for i, block in enumerate(blocks):
-                    mixed = block.mix(y, torch.ones(1, 1), now[i], None, None)
+                    mixed = block.mix(y, torch.ones_like(y[..., 0]), now[i], None, None)
                     y, now[i] = block.finish(y, mixed.y), mixed.state
 
         bytes_ = {
-            "llama": n_layers * 2 * D * context * 4,
-            "cram": sum(s.working.numel() * 4 + s.buffer.n_bytes for s in states),
+            "llama": n_layers * 2 * D * context * where.dtype.itemsize,
+            "cram": sum(s.working.numel() * s.working.element_size() + s.buffer.n_bytes for s in states),
         }
-        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3)
+        clock = core_ms if where.on_cpu else cuda_ms
+        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3, clock=clock)
         yield {
             "what": "decode", "n_tokens": context, "ways": found, "n_steps": n_steps, "state_bytes": bytes_,
             "read_frac": READ_FRAC,

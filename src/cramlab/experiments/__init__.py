@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cramlab.experiments.srcd import srcd, srcd_routers
+from cramlab.experiments.srcd import srcd, srcd_deep, srcd_routers
 from cramlab.experiments.srcd_sweeps import srcd_sweeps
 from cramlab.experiments.srcd_table import srcd_table
 from cramlab.experiments.study import Experiment, Study
@@ -10,6 +10,7 @@ from cramlab.experiments.study import Experiment, Study
 EXPERIMENTS: dict[str, Experiment] = {
     "srcd": srcd,
     "srcd_routers": srcd_routers,
+    "srcd_deep": srcd_deep,
     "srcd_table": srcd_table,
     "srcd_sweeps": srcd_sweeps,
 }

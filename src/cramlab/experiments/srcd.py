@@ -73,3 +73,12 @@ def srcd_routers(*, size: str, seed: int | None, mixers: Sequence[str] | None) -
     """Routers compared: the paper's layer, and ours with every token, no token, random or the right tokens read."""
     mixers = mixers or ("cram-paper", "cram-always", "cram-never", "cram-random", "cram-oracle")
     yield [run_config(mixer=mixer, size=size, seed=seed or 0, experiment="srcd_routers") for mixer in mixers]
+
+
+def srcd_deep(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
+    """Four layers instead of one; at the paper's size this wants an accelerator."""
+    configs = [
+        run_config(mixer=mixer, size=size, seed=seed or 0, experiment="srcd_deep")
+        for mixer in mixers or ("cram", "transformer", "seqboat", "price-only")
+    ]
+    yield [dataclasses.replace(c, model=dataclasses.replace(c.model, n_layers=4)) for c in configs]
