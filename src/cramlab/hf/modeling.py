@@ -36,7 +36,8 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
         state_size: width of the working memory's state.
         semantic_rank: width of the semantic memory.
-        router: "benefit", "always" or "never".
+        router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
+            of recurrence and attention.
         read_price: nats that a read must save to be worth it.
         audit_frac: share of the tokens that reads in training whatever the gate says.
         initializer_range: of the embedding.
@@ -54,7 +55,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
     memory_write: str = "all"
     state_size: int = 128
     semantic_rank: int = 256
-    router: str = "benefit"
+    router: str | list[str] = "benefit"
     read_price: float = 0.1
     audit_frac: float = 0.1
     initializer_range: float = 0.02
@@ -64,10 +65,18 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
 
-    def mixer(self) -> CRAMConfig:
-        """The config of every layer's mixer; refuses what a layer cannot be built with."""
-        if self.router not in ("benefit", "always", "never"):
-            raise ValueError(f'router = "{self.router}" cannot serve text; give "benefit", "always" or "never"')
+    def routers(self) -> list[str]:
+        """One a layer; refuses those that cannot serve text, and too many or too few."""
+        names = [self.router] * self.num_hidden_layers if isinstance(self.router, str) else self.router
+        if len(names) != self.num_hidden_layers:
+            raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
+        for name in names:
+            if name not in ("benefit", "always", "never"):
+                raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
+        return names
+
+    def mixer(self, router: str) -> CRAMConfig:
+        """The config of a layer's mixer; refuses what a layer cannot be built with."""
         return CRAMConfig(
             working=WorkingMemoryConfig(d_state=self.state_size),
             episodic=EpisodicMemoryConfig(
@@ -76,7 +85,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
             semantic=AdapterConfig(rank=self.semantic_rank),
-            router=RouterConfig(name=self.router),  # type: ignore[arg-type]
+            router=RouterConfig(name=router),  # type: ignore[arg-type]
         )
 
 
@@ -153,15 +162,15 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CRAMForCausalLMConfig) -> None:
         super().__init__(config)
-        mixer = config.mixer()
+        mixers = tuple(config.mixer(router) for router in config.routers())
         blocks = ModelConfig(
-            mixer=mixer,
+            mixer=mixers,
             d_model=config.hidden_size,
             n_layers=config.num_hidden_layers,
             d_mlp=config.intermediate_size,
         )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(blocks, mixer) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(blocks, mixer) for mixer in mixers)
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -229,7 +238,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         valid = None
         if attention_mask is not None and not bool((given := attention_mask[:, -x.shape[1] :] != 0).all()):
             valid = given
-        learns_gate = self.training and labels is not None and self.config.router == "benefit"
+        learns_gate = self.training and labels is not None and "benefit" in self.config.routers()
         routing, without = self._training_routing(read_all, gaps) if learns_gate else (Routing(read_all=read_all), -1)
         silent: Tensor | None = None  # the residual stream in which one layer, `without`, has not read
         hidden, auxes, judged = [], [], None
@@ -263,9 +272,10 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _training_routing(self, read_all: bool, gaps: Tensor) -> tuple[Routing, int]:
-        """Audits for this step, and the layer, drawn by lot, that a second pass does without."""
+        """Audits for this step, and the gated layer, drawn by lot, that a second pass does without."""
         audits = torch.rand(gaps.shape, device=gaps.device) < self.config.audit_frac
-        return Routing(read_all=read_all, audits=audits), int(torch.randint(len(self.layers), ()))
+        gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
+        return Routing(read_all=read_all, audits=audits), gated[int(torch.randint(len(gated), ()))]
 
     def _gate_loss(self, mixed: MixerOutput, logits: Tensor, silent_logits: Tensor, labels: Tensor) -> Tensor:
         """Task loss without the reads, and the gate's: see `losses.gate_loss`, here with the next token's nats."""

@@ -1,0 +1,226 @@
+"""Language models from scratch, side by side: CRAM, a Llama of as many parameters, and a 1:7 hybrid with recurrence.
+
+What it shows is the loss that each reaches on equal tokens, against the share of its tokens that attend.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from cramlab import records
+from cramlab.config import to_dict
+from cramlab.files import load_checkpoint, save_checkpoint, write_json
+from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+from cramlab.hf.pretrain import PreparedText
+from cramlab.mixer import MixerOutput
+from cramlab.model import Block
+
+ModelName = Literal["cram", "hybrid", "llama"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRunConfig:
+    """A model and its training, the same for all three but for what is named here.
+
+    The rate rises over `warmup_steps` and falls along a cosine to a tenth.
+
+    Attributes:
+        model: "cram", "hybrid" (CRAM blocks of which every eighth always reads and the others never) or "llama".
+        seed: of weights, batches and audits.
+        vocab_size: of the tokenizer.
+        context: tokens a sequence.
+        n_layers: blocks.
+        d_model: width.
+        n_heads: attention heads.
+        batch_size: sequences a step.
+        n_steps: optimiser steps.
+        learning_rate: of AdamW.
+        warmup_steps: see above.
+        encoding_frac: share of the steps in which CRAM reads everywhere; then its gates decide.
+        read_price: nats that a read must save; what moves a CRAM model along its trade-off.
+        eval_every_steps: steps between two looks at held-out text, and between two checkpoints.
+        device: of torch.
+    """
+
+    model: ModelName = "cram"
+    seed: int = 0
+    vocab_size: int = 2048
+    context: int = 256
+    n_layers: int = 8
+    d_model: int = 128
+    n_heads: int = 4
+    batch_size: int = 16
+    n_steps: int = 1000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    encoding_frac: float = 0.3
+    read_price: float = 0.01
+    eval_every_steps: int = 100
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.model not in ModelName.__args__:  # type: ignore[attr-defined]
+            raise ValueError(f'model = "{self.model}" is unknown; give "cram", "hybrid" or "llama"')
+        if not 0 <= self.encoding_frac <= 1:
+            raise ValueError(f"encoding_frac = {self.encoding_frac} is not a share; give a number from 0 to 1")
+
+    @property
+    def name(self) -> str:
+        """Of the record."""
+        price = f"-price{self.read_price:g}" if self.model == "cram" else ""
+        return f"{self.model}{price}-seed{self.seed}"
+
+    def build(self) -> PreTrainedModel:
+        """A fresh model; the MLPs of the other two are as wide as gives them the parameters of the CRAM model."""
+        make = {"cram": self._cram, "hybrid": self._hybrid, "llama": self._llama}[self.model]
+        with torch.device("meta"):
+            wanted = self._cram(4 * self.d_model).num_parameters()
+            narrow, wide = (make(width).num_parameters() for width in (64, 128))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return make(64 + round((wanted - narrow) / (wide - narrow) * 64))
+
+    def _cram(self, width: int, router: str | list[str] = "benefit") -> PreTrainedModel:
+        config = CRAMForCausalLMConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.d_model,
+            intermediate_size=width,
+            num_hidden_layers=self.n_layers,
+            num_attention_heads=self.n_heads,
+            memory_capacity=None,
+            router=router,
+            read_price=self.read_price,
+        )
+        return CRAMForCausalLM(config)
+
+    def _hybrid(self, width: int) -> PreTrainedModel:
+        return self._cram(width, ["always" if i % 8 == 4 else "never" for i in range(self.n_layers)])
+
+    def _llama(self, width: int) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.d_model,
+            intermediate_size=width,
+            num_hidden_layers=self.n_layers,
+            num_attention_heads=self.n_heads,
+            tie_word_embeddings=True,
+        )
+        return LlamaForCausalLM(config)
+
+
+def run_text(
+    config: TextRunConfig, text: PreparedText, out: Path, log: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Trains one model and writes `out/NAME.json`; goes on from `out/NAME.pt` if it is there.
+
+    Args:
+        config: the run.
+        text: from `hf.pretrain.prepare`, with the same `vocab_size`.
+        out: folder of the runs.
+        log: called with a line at each look at held-out text.
+
+    Raises:
+        FloatingPointError: when the loss is not finite.
+    """
+    record_path, checkpoint = out / f"{config.name}.json", out / f"{config.name}.pt"
+    if record_path.exists():
+        return records.read_json(record_path)
+    device = torch.device(config.device)
+    model = config.build()
+    nn.Module.to(model, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    run: dict[str, Any] = {"step": 0, "series": [], "elapsed_s": 0.0}
+    if checkpoint.exists():
+        saved = load_checkpoint(checkpoint)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        run = saved["run"]
+    start = time.perf_counter() - run["elapsed_s"]
+    while run["step"] < config.n_steps:
+        step = run["step"]
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(config, step)
+        tokens = _windows(text.train, config, step).to(device)
+        encoding = {"read_all": step < config.encoding_frac * config.n_steps} if config.model == "cram" else {}
+        model.train()
+        torch.manual_seed(config.seed * 1_000_003 + step)  # of audits
+        loss = model(input_ids=tokens, labels=tokens, **encoding).loss
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run["step"] += 1
+        if run["step"] % config.eval_every_steps == 0 or run["step"] == config.n_steps:
+            row = {"step": run["step"], "n_tokens": run["step"] * tokens.numel()} | held_out(model, text, config)
+            run["series"].append(row)
+            run["elapsed_s"] = time.perf_counter() - start
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
+            save_checkpoint(checkpoint, saved)
+            if log is not None:
+                log(f"{config.name} {row} {run['elapsed_s']:.0f} s")
+    record = records.header(device) | {
+        "name": config.name,
+        "config": to_dict(config),
+        "n_parameters": model.num_parameters(),
+        "series": run["series"],
+        "elapsed_s": run["elapsed_s"],
+    }
+    write_json(record_path, record)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _rate(config: TextRunConfig, step: int) -> float:
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.n_steps - config.warmup_steps)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def _windows(stream: Tensor, config: TextRunConfig, step: int) -> Tensor:
+    """Random windows of the stream, the same for every model at a step, (B, T)."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    starts = torch.randint(len(stream) - config.context, (config.batch_size,), generator=generator)
+    return torch.stack([stream[s : s + config.context] for s in starts.tolist()]).long()
+
+
+@torch.no_grad()
+def held_out(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = 16) -> dict[str, Any]:
+    """Nats a token on held-out text by the gates' own rule, and the share of tokens that attend, by layer."""
+    model.eval()
+    n_windows = min(n_batches * config.batch_size, len(text.held_out) // config.context)
+    windows = text.held_out[: n_windows * config.context].view(-1, config.context).long()
+    shares = torch.zeros(config.n_layers, dtype=torch.float64)
+    seen: list[float] = []
+
+    def count(_module: nn.Module, _args: Any, output: MixerOutput) -> None:
+        seen.append(float(output.trace.scored.double().mean()))
+
+    hooks = []
+    if isinstance(model, CRAMForCausalLM):
+        hooks = [block.mixer.register_forward_hook(count) for block in cast("list[Block]", list(model.layers))]
+    total = 0.0
+    try:
+        for tokens in windows.split(config.batch_size):
+            logits = model(input_ids=tokens.to(config.device), use_cache=False).logits[:, :-1]
+            nats = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:].to(config.device))
+            total += float(nats) * len(tokens) / len(windows)
+            shares += torch.tensor(seen or [1.0] * config.n_layers, dtype=torch.float64) * len(tokens) / len(windows)
+            seen.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"nats_per_token": total, "attention_frac": float(shares.mean()), "attention_frac_by_layer": shares.tolist()}
