@@ -75,11 +75,8 @@ def table_config(mixer: str, size: str, seed: int, rate: float) -> RunConfig:
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_table")
     training = dataclasses.replace(config.training, learning_rate=rate)
     if size != "tiny":
-        # Ten times the squared error: else retrieval's nats drown it, and no model reaches the floor of the noise.
-        # And a benefit that counts in full: capped, the gate takes missing a read for less of a loss than it is.
-        loss = dataclasses.replace(training.loss, dynamics_weight=10.0, benefit_cap=5.0)
         training = dataclasses.replace(
-            training, loss=loss, max_steps=6000, patience_evals=12, cooldown_steps=600, n_test_tokens=262_144,
+            training, max_steps=6000, patience_evals=12, cooldown_steps=600, n_test_tokens=262_144,
             test_seq_lens=(512, 1024, 2048) if size == "small" else (),
         )  # fmt: skip
     return dataclasses.replace(config, training=training)
