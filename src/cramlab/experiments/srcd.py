@@ -31,7 +31,9 @@ TRAINING: dict[str, TrainingConfig] = {
         n_validation_tokens=1024,
         n_test_tokens=4096,
     ),
-    "small": TrainingConfig(stages=(_SHORT, Stage(batch_size=16)), max_steps=2400, cooldown_steps=300, loss=_LOSS),
+    "small": TrainingConfig(
+        stages=(_SHORT, Stage(batch_size=16)), max_steps=2400, patience_evals=8, cooldown_steps=300, loss=_LOSS
+    ),
     "medium": TrainingConfig(
         stages=(_SHORT, Stage(seq_len=256, batch_size=16, max_steps=600), Stage(batch_size=8)),
         max_steps=2600,
