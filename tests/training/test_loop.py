@@ -52,6 +52,14 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     assert curve(train(tiny(seed=1), tmp_path)) != curve(uninterrupted[1])
 
 
+def test_quality_of_recurring_queries_rises_with_consolidation(uninterrupted, tmp_path):
+    quality = [row["quality"] for row in uninterrupted[1]["series"]]
+    assert all(0 < q < 1 for q in quality)
+    assert quality[-1] > quality[0]
+    nobody_reads = train(tiny("recurrence"), tmp_path)
+    assert {row["quality"] for row in nobody_reads["series"]} == {None}
+
+
 def test_the_tiny_run_goes_through_both_phases(uninterrupted):
     record = uninterrupted[1]
     assert {row["phase"] for row in record["series"]} == {"encoding", "routed"}

@@ -6,11 +6,13 @@ from cramlab.experiments.srcd import srcd, srcd_routers
 from cramlab.experiments.srcd_sweeps import srcd_sweeps
 from cramlab.experiments.srcd_table import srcd_table
 from cramlab.experiments.study import Experiment, Study
+from cramlab.experiments.transition import transition
 
 EXPERIMENTS: dict[str, Experiment] = {
     "srcd": srcd,
     "srcd_routers": srcd_routers,
     "srcd_table": srcd_table,
     "srcd_sweeps": srcd_sweeps,
+    "transition": transition,
 }
 __all__ = ["EXPERIMENTS", "Experiment", "Study"]

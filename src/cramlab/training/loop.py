@@ -146,6 +146,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
             "loss": {name: float(value.detach()) for name, value in terms.items()},
             "train_retrieval_acc": _retrieval_acc(output, batch),
             "train_reads_frac": n_reads / batch.n_tokens,
+            "quality": _quality(output, batch),
             "validation": None,
         }
         due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
@@ -307,6 +308,15 @@ def _count_reads(output: ModelOutput, batch: Batch) -> float:
 def _retrieval_acc(output: ModelOutput, batch: Batch) -> float:
     hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
     return int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1)
+
+
+def _quality(output: ModelOutput, batch: Batch) -> float | None:
+    """Mean q (Eq. 6) of the recurring queries that were read, over all layers that know it; None without any."""
+    asked = (batch.pattern >= 0) & batch.valid
+    known = [trace.quality.detach()[asked] for trace in output.traces if trace.quality is not None]
+    read = torch.cat(known) if known else torch.empty(0)
+    read = read[torch.isfinite(read)]
+    return float(read.mean()) if len(read) else None
 
 
 def _stop_if_not_finite(
