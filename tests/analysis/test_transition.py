@@ -21,7 +21,7 @@ def planted(middle, width, before, after, seed=0, **kinds):
     return np.exp(np.log(before) * (1 - s) + np.log(after) * s + noise(seed, **kinds))
 
 
-@pytest.mark.parametrize(("middle", "width", "after"), [(300, 5, 0.05), (600, 80, 0.1), (905, 150, 0.5)])
+@pytest.mark.parametrize(("middle", "width", "after"), [(300, 5, 0.05), (600, 80, 0.1), (905, 90, 0.4)])
 def test_planted_steps_are_found(middle, width, after):
     found = detect(STEPS, planted(middle, width, 1.0, after))
     assert found.step_low <= middle <= found.step_high
@@ -34,7 +34,7 @@ def test_planted_steps_are_found(middle, width, after):
 def test_intervals_cover_as_often_as_they_say():
     hits = 0
     for seed in range(60):
-        found = detect(STEPS, planted(603, 120, 0.05, 0.015, seed, size=0.2), DetectorConfig(n_resamples=150))
+        found = detect(STEPS, planted(603, 80, 0.05, 0.015, seed, size=0.1), DetectorConfig(n_resamples=150))
         hits += found.step_low <= 603 <= found.step_high
     assert hits >= 52  # of 60, at 95%
 
@@ -54,6 +54,15 @@ COURSES = {
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
 def test_flat_and_gradual_courses_have_none(name, seed, correlation):
     assert detect(STEPS, COURSES[name] * np.exp(noise(seed, 0.1, correlation))) is None
+
+
+def test_a_step_is_found_on_a_gradual_course():
+    """As when an encoding phase ends and consolidation follows."""
+    shares = planted(305, 5, 1.0, 0.05) * np.exp(-1.2 * np.maximum(STEPS - 305, 0) / 900)
+    found = detect(STEPS, shares)
+    assert found.step_low <= 305 <= found.step_high
+    late = STEPS > 320
+    assert detect(STEPS[late], shares[late]) is None
 
 
 def test_a_rise_is_no_fall():

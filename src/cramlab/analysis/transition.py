@@ -26,8 +26,8 @@ class DetectorConfig:
         seed: of the bootstrap.
     """
 
-    min_fold: float = 1.5
-    max_width_frac: float = 0.2
+    min_fold: float = 2.0
+    max_width_frac: float = 0.1
     min_side: int = 3
     margin: float = 10.0
     resolution: float = 1e-4
@@ -82,9 +82,9 @@ class Transition:
 def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConfig | None = None) -> Transition | None:
     """The transition of a series; None where it is flat, gradual, rising or too short to tell.
 
-    A logistic step in log share is fitted by least squares over a grid of middles and widths. It has to beat the
-    gradual courses (constant, linear, power law, exponential relaxation) by BIC. Intervals come from a bootstrap of
-    blocks of residuals, which keeps their correlation in time.
+    A logistic step in log share on a straight trend is fitted by least squares over a grid of middles and widths. It
+    has to beat the gradual courses (a trend, and a power law or exponential relaxation on a trend) by BIC. Intervals
+    come from a bootstrap of blocks of residuals, which keeps their correlation in time.
 
     Args:
         steps: increasing.
@@ -101,30 +101,33 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
     if len(t) < 2 * config.min_side + 2:
         return None
     middles, widths, curves = _candidates(t, config.min_side)
-    fit = _best_step(y[None], curves)
-    best, high, low = int(fit.candidate[0]), float(fit.before[0]), float(fit.after[0])
-    fold, width = np.exp(high - low), widths[best]
-    residual = y - (high + (low - high) * curves[best])
-    rivals = min(_bic(y - course, k) for course, k in _gradual_courses(t, y))
-    sharp = width <= config.max_width_frac * (t[-1] - t[0]) and fold >= config.min_fold
-    if not sharp or _bic(residual, 4) > rivals - 2 * config.margin:
+    trend = np.stack([np.ones_like(t), t], axis=1)
+    bare = curves - _projected(curves, trend)
+    (best,), (fall,) = _best_step(y[None], bare)
+    course = _projected(y - fall * curves[best], trend)  # without the step
+    residual = y - course - fall * curves[best]
+    rivals = min(_bic(y - _projected(y, design), design.shape[1]) for design in _gradual_designs(t, trend))
+    width = widths[best]
+    sharp = width <= config.max_width_frac * (t[-1] - t[0]) and np.exp(-fall) >= config.min_fold
+    if not sharp or _bic(residual, 5) > rivals - 2 * config.margin:
         return None
     rng = np.random.default_rng(config.seed)
     noise = _INFLATION * _block_resamples(residual, config.n_resamples, rng)
-    again = _best_step(y - residual + noise, curves).candidate
+    again, _ = _best_step(y - residual + noise, bare)
     tails = [50 * (1 - config.confidence), 50 * (1 + config.confidence)]
     (step_low, step_high), (width_low, width_high) = (np.percentile(x[again], tails) for x in (middles, widths))
-    # The grid is no finer than the series: what lies between two observations cannot be told apart.
+    level = float(np.interp(middles[best], t, course))
+    # What lies between two observations cannot be told apart, so intervals are widened by half their distance.
     gap = float(np.diff(t).max()) / 2
     return Transition(
         step=float(middles[best]),
-        step_low=float(min(step_low, middles[best] - gap)),
-        step_high=float(max(step_high, middles[best] + gap)),
+        step_low=float(step_low - gap),
+        step_high=float(step_high + gap),
         width=float(width),
         width_low=float(width_low),
         width_high=float(width_high),
-        before=float(np.exp(high)),
-        after=float(np.exp(low)),
+        before=float(np.exp(level)),
+        after=float(np.exp(level + fall)),
     )
 
 
@@ -150,39 +153,33 @@ def _candidates(t: np.ndarray, min_side: int) -> tuple[np.ndarray, np.ndarray, n
     return m, w, curves
 
 
-@dataclass(frozen=True)
-class _Fit:
-    candidate: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+def _projected(y: np.ndarray, design: np.ndarray) -> np.ndarray:
+    """Least squares of the rows of y (..., T) on the columns of a design (T, P): the fitted rows."""
+    basis, _ = np.linalg.qr(design)
+    return (y @ basis) @ basis.T
 
 
-def _best_step(y: np.ndarray, curves: np.ndarray) -> _Fit:
-    """Least squares of every row of y (R, T) on every curve (C, T), the best falling one for each row."""
-    centred = curves - curves.mean(axis=1, keepdims=True)
-    power = (centred**2).sum(axis=1)
-    cross = (y - y.mean(axis=1, keepdims=True)) @ centred.T  # (R, C)
-    slope = cross / power
-    gain = np.where(slope < 0, cross**2 / power, -1.0)
-    candidate = gain.argmax(axis=1)
-    rows = np.arange(len(y))
-    slope = np.minimum(slope[rows, candidate], 0.0)
-    before = y.mean(axis=1) - slope * curves.mean(axis=1)[candidate]
-    return _Fit(candidate=candidate, before=before, after=before + slope)
+def _best_step(y: np.ndarray, bare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every row of y (R, T), the candidate whose fall explains most of it, and that fall (<= 0), in logs.
+
+    `bare` (C, T) are the candidates' curves with the trend taken out of them.
+    """
+    power = np.maximum((bare**2).sum(axis=1), 1e-9)
+    cross = y @ bare.T  # (R, C)
+    candidate = np.where(cross < 0, cross**2 / power, -1.0).argmax(axis=1)
+    fall = cross[np.arange(len(y)), candidate] / power[candidate]
+    return candidate, np.minimum(fall, 0.0)
 
 
-def _gradual_courses(t: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Fitted courses without a step, each with its number of parameters; noise not counted."""
-    courses = [(np.full_like(y, y.mean()), 1)]
+def _gradual_designs(t: np.ndarray, trend: np.ndarray) -> list[np.ndarray]:
+    """Courses without a step, as columns (T, P) to be fitted."""
     clock = t - t[0] + float(np.diff(t).min())
     span = float(t[-1] - t[0])
-    shapes = [(clock, 2), (np.log(clock), 2), (np.log(np.maximum(t, 1.0)), 2)]
+    shapes = [np.log(clock), np.log(np.maximum(t, 1.0))]
     # Relaxations slower than a fifth of the span; faster ones are steps that happen to begin the series.
-    shapes += [(np.exp(-clock / time), 3) for time in np.geomspace(span / 5, 5 * span, 16)]
-    for shape, n_parameters in shapes:
-        design = np.stack([np.ones_like(t), shape], axis=1)
-        courses.append((design @ np.linalg.lstsq(design, y, rcond=None)[0], n_parameters))
-    return courses
+    shapes += [np.exp(-clock / time) for time in np.geomspace(span / 5, 5 * span, 16)]
+    alone = [np.stack([np.ones_like(t), shape], axis=1) for shape in shapes]
+    return [trend[:, :1], trend, *alone, *(np.column_stack([design, t]) for design in alone)]
 
 
 def _bic(residual: np.ndarray, n_parameters: int) -> float:
