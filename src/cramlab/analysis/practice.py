@@ -187,7 +187,7 @@ def fit(law: str, k: np.ndarray, errors: Errors, near: PracticeFit | None = None
     n_parameters = len(family.names) + errors.n_parameters
     spare = errors.n - n_parameters - 1
     aic = 2 * nats + 2 * n_parameters + (2 * n_parameters * (n_parameters + 1) / spare if spare > 0 else np.inf)
-    parameters = {name: float(value) for name, value in zip(family.names, np.exp(found), strict=True)}
+    parameters = {name: float(value) for name, value in zip(family.names, np.exp(np.clip(found, -50, 50)), strict=True)}
     return PracticeFit(law=law, parameters=parameters, nats=nats, aic=aic)
 
 

@@ -25,6 +25,7 @@ from cramlab.training.evaluate import Evaluation, evaluate, split_batches
 from cramlab.training.practice import PracticeLog
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.samples import record_samples
+from cramlab.training.start import TransferConfig, start
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -90,6 +91,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         plain = SequenceModel(config.model, config.task.input_spec)
+    if isinstance(config, TransferConfig):
+        start(config, plain, out)
     adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
     model, optimizer = fabric.setup(plain, adamw)
     # What is validated, tested and saved for use is an average of the newest weights, calmer than any of them.
