@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from cramlab.config import ConfigError
 from cramlab.experiments.study import Study
-from cramlab.experiments.transition import MAX_STEPS, Point, transition_config
+from cramlab.experiments.transition import Point, transition_config
 from cramlab.memory import CRAMConfig, RouterConfig
-from cramlab.training.run import RunConfig
+from cramlab.training.run import RunConfig, Stage
 
 
 class BoundPoint(NamedTuple):
@@ -41,7 +41,8 @@ POINTS = (
     BoundPoint("cram", query_frac=0.1, rebound=True),
     BoundPoint("cram-random", rebound=True, random_frac=0.2),
 )
-STEPS = {"tiny": MAX_STEPS["tiny"], "small": 1000}
+STEPS = {"tiny": 60, "small": 600}
+BATCH_SIZE = {"tiny": 16, "small": 32}
 
 
 def bounds(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
@@ -70,5 +71,7 @@ def bound_config(point: BoundPoint, size: str, seed: int) -> RunConfig:
         router = RouterConfig(name="random", random_frac=point.random_frac)
         model = dataclasses.replace(model, mixer=CRAMConfig(router=router))
         variant += f"-reads={point.random_frac:g}"
-    training = dataclasses.replace(config.training, max_steps=STEPS[size], eval_every_steps=20)
+    training = dataclasses.replace(
+        config.training, max_steps=STEPS[size], eval_every_steps=20, stages=(Stage(batch_size=BATCH_SIZE[size]),)
+    )
     return dataclasses.replace(config, experiment="bounds", task=task, model=model, training=training, variant=variant)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cramlab.config import ConfigError
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.study import Study
-from cramlab.experiments.transition import MAX_STEPS, SEQ_LEN, Point, transition_config
+from cramlab.experiments.transition import SEQ_LEN, Point, transition_config
 from cramlab.memory import CRAMConfig, RouterConfig
 from cramlab.tasks.copying import CopyingConfig
 from cramlab.tasks.srcd import SRCDConfig
@@ -19,8 +19,9 @@ from cramlab.training.start import EMBEDDING, HEADS, TransferConfig
 # can be carried over too.
 TARGETS: tuple[str, ...] = ("recall", "rebound", "patterns", "copy")
 # What is carried over and what is trained.
-WAYS: tuple[str, ...] = ("scratch", "head", "embedding", "all", "untrained")
-STEPS = {"tiny": 40, "small": 600}
+WAYS: tuple[str, ...] = ("scratch", "head", "all", "embedding", "untrained")
+SOURCE_STEPS = {"tiny": 60, "small": 800}
+STEPS = {"tiny": 40, "small": 400}
 BATCH_SIZE = {"tiny": 16, "small": 32}
 OTHER_PATTERNS = 500  # added to the seed where the patterns are to be others
 
@@ -38,7 +39,7 @@ def transfer(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> St
     for mixer in mixers:
         # Nothing of SeqBoat's is new when frozen routers are untrained, and its control is one of transfer alone.
         ways = WAYS if mixer == "cram" else ("scratch", "head")
-        runs += [target_config(mixer, size, seed, target, way) for target in TARGETS for way in ways]
+        runs += [target_config(mixer, size, seed, target, way) for way in ways for target in TARGETS]
     found = yield runs
     rates = {
         record["variant"].partition("-")[0]: record["metrics"]["test"]["attention_frac"]
@@ -55,7 +56,11 @@ def source_config(mixer: str, size: str, seed: int) -> TransferConfig:
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="transfer")
     return TransferConfig(
         experiment="transfer", size=size, mixer=mixer, seed=seed, task=point.task, model=config.model,
-        training=dataclasses.replace(point.training, eval_every_steps=20, max_steps=MAX_STEPS[size]), variant="source",
+        training=dataclasses.replace(
+            point.training, eval_every_steps=20, max_steps=SOURCE_STEPS[size],
+            stages=(Stage(batch_size=BATCH_SIZE[size]),),
+        ),
+        variant="source",
     )  # fmt: skip
 
 
@@ -102,7 +107,6 @@ def _training(like: TrainingConfig, size: str, way: str) -> TrainingConfig:
     frozen = way in ("head", "embedding", "untrained")
     return dataclasses.replace(
         like,
-        stages=(Stage(batch_size=BATCH_SIZE[size]),),
         max_steps=STEPS[size],
         encoding_target=like.encoding_target if way == "scratch" else 0.0,
         audit_frac=0.0 if frozen else like.audit_frac,
