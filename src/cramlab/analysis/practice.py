@@ -267,10 +267,7 @@ class Encounters:
         return self.k[met], Binomial(hits[met], trials[met])
 
     def after(self, encounter: float) -> Encounters:
-        """Only what came after an encounter, counted on: the encoding phase, in which all is read by decree, left out.
-
-        Encounters keep their number.
-        """
+        """What came after an encounter, as when all before was read by decree; encounters keep their number."""
         late = self.k > encounter
         return Encounters(self.k[late], self.hits[:, late], self.trials[:, late])
 

@@ -21,7 +21,7 @@ TARGETS: tuple[str, ...] = ("recall", "rebound", "patterns", "copy")
 # What is carried over and what is trained.
 WAYS: tuple[str, ...] = ("scratch", "head", "all", "embedding", "untrained")
 SOURCE_STEPS = {"tiny": 60, "small": 800}
-STEPS = {"tiny": 40, "small": 400}
+STEPS = {"tiny": 40, "small": 1200}  # at most; a run ends when its validation stops improving
 BATCH_SIZE = {"tiny": 16, "small": 32}
 OTHER_PATTERNS = 500  # added to the seed where the patterns are to be others
 
@@ -100,7 +100,7 @@ def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> Tr
 
 
 def _training(like: TrainingConfig, size: str, way: str) -> TrainingConfig:
-    """Shorter than the source's; no encoding phase for a router that is carried over or never learns.
+    """Until validation stops improving; no encoding phase for a router that is carried over or never learns.
 
     A frozen gate has no use for audits, so it makes none: training reads are then what the gate itself lets through.
     """
@@ -108,6 +108,8 @@ def _training(like: TrainingConfig, size: str, way: str) -> TrainingConfig:
     return dataclasses.replace(
         like,
         max_steps=STEPS[size],
+        patience_evals=6,
+        cooldown_steps=min(like.cooldown_steps, 100),
         encoding_target=like.encoding_target if way == "scratch" else 0.0,
         audit_frac=0.0 if frozen else like.audit_frac,
         audit_supervised_frac=0.0 if frozen else like.audit_supervised_frac,
