@@ -69,11 +69,11 @@ def fit_table(table: HumanTable, *, n_resamples: int = 200, seed: int = 0) -> Hu
     residual = np.log(y / power)
     residual = residual * np.sqrt(len(x) / (len(x) - 2))  # two parameters have been fitted
     rng = np.random.default_rng(seed)
-    exponents = [
-        fit("power", x, LogNormal(power * np.exp(rng.choice(residual, len(x))))).parameters["exponent"]
+    again = [
+        fit("power", x, LogNormal(power * np.exp(rng.choice(residual, len(x)))), near=fits["power"])
         for _ in range(n_resamples)
     ]
-    low, high = np.percentile(exponents, (2.5, 97.5))
+    low, high = np.percentile([one.parameters["exponent"] for one in again], (2.5, 97.5))
     return HumanFit(
         fits=fits,
         weights=aic_weights(fits),

@@ -20,7 +20,14 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
         )
     ]
     if not evidence.audits:
-        made.append(_not_run("C1", "R of a pretrained model", ".84 or more", "cramlab audit glassllm --text stdlib"))
+        made.append(
+            _not_run(
+                "C1",
+                "R of a pretrained model",
+                ".84 or more",
+                "cramlab audit glassllm --text stdlib --out runs/glassllm",
+            )
+        )
     for model, data in sorted(evidence.audits.items()):
         made += _model(model, data)
     made.append(_training(evidence.over_training))

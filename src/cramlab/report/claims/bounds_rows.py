@@ -67,13 +67,15 @@ def point(run: dict[str, Any]) -> BoundPoint | None:
 def points(evidence: Evidence) -> list[BoundPoint]:
     """Of all experiments on SRCD."""
     experiments = ("bounds", "transition", "srcd", "srcd_table", "srcd_sweeps", "srcd_routers")
-    found = [point(run) for name in experiments for run in evidence.of(name)]
+    runs = [run for name in experiments for run in evidence.of(name)]
+    runs += [run for run in evidence.of("transfer") if run["variant"].endswith("-scratch")]
+    found = [point(run) for run in runs]
     return [p for p in found if p is not None]
 
 
 def table(evidence: Evidence) -> str:
     """A row a run of the experiments made for it."""
-    found = [p for p in points(evidence) if p.label.startswith(("bounds", "transition"))]
+    found = [p for p in points(evidence) if p.label.startswith(("bounds", "transition", "transfer"))]
     if not found:
         return "No records yet.\n"
     columns = ("run", "n", "local answers must fail", "f, recurring", "eps", "Theorem 1 asks for", "attention_frac",
