@@ -9,7 +9,7 @@ from cramlab.report.claims.evidence import ClaimRow, Evidence, Verdict, markdown
 from cramlab.report.tables import Interval, seed_interval
 
 COMMAND = "cramlab irregular --data nafld2 --out runs/results/irregular"
-SIMPLE = "gradient-boosting"
+LOST = 0.01  # AUC by which the best other model may be ahead; intervals over people are too wide to be the test
 
 
 def groups(evidence: Evidence) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -88,8 +88,7 @@ def _data_row(data: str, found: dict[tuple[str, str], list[dict[str, Any]]]) -> 
     verdict = Verdict.NOT_RUN
     if cram is not None:
         rivals = [value.mean for model, value in auc.items() if model != "cram" and value is not None]
-        upper = cram.mean if cram.high is None else cram.high
-        verdict = Verdict.REPRODUCED if rivals and upper >= max(rivals) else Verdict.NOT_REPRODUCED
+        verdict = Verdict.REPRODUCED if rivals and cram.mean >= max(rivals) - LOST else Verdict.NOT_REPRODUCED
     return ClaimRow(
         claim="C8",
         what=f"CRAM is as good as the best other model, with few reads, on {data}",

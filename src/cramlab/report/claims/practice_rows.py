@@ -18,6 +18,7 @@ PAPER_EXPONENT, PAPER_FAST = 0.43, 0.71
 TOLERANCE = 0.04
 COMMAND = "cramlab run transition/cram --size small --out runs/results/transition"
 FAST_COMMAND = "cramlab run srcd_table/cram-fast-semantic --size small --out runs/results/srcd_table"
+EXPERIMENTS = ("transition", "srcd", "srcd_table")  # all from fresh weights
 MIXERS = ("cram", "cram-no-encoding", "cram-fast-semantic", "cram-gumbel", "price-only")
 N_RESAMPLES, N_PATTERNS = 20, 12
 AFTER = ", after encoding"  # of rows that leave out what was read by decree
@@ -28,7 +29,7 @@ NULLS = tuple((rate, spread) for rate in (0.02, 0.2, 1.0) for spread in (0.5, 2.
 def summaries(evidence: Evidence) -> dict[tuple[str, ...], tuple[int, PracticeSummary]]:
     """By experiment, size, mixer and variant: number of runs and what their practice logs say."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for run in evidence.runs:
+    for run in (run for experiment in EXPERIMENTS for run in evidence.of(experiment)):
         if run["mixer"] in MIXERS and run.get("practice") and run["config"]["task"]["recurring_frac"] == 0.7:
             key = (run["experiment"], run["size"], run["mixer"], run.get("variant", ""))
             groups.setdefault(key, []).append(run)
