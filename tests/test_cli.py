@@ -33,6 +33,7 @@ def test_the_command_line_is_frozen():
             *("--allow-pickle", "--batch-tokens", "--checkpoints", "--help", "--layers", "--no-controls"),
             *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
         ],
+        "irregular": ["--data", "--help", "--models", "--out", "--path", "--resume", "--seeds"],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }

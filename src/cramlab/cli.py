@@ -1,4 +1,4 @@
-"""The `cramlab` command: run, eval, cost, report, ls, show."""
+"""The `cramlab` command: run, eval, cost, report, audit, irregular, ls, show."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cramlab import records
 from cramlab.catalog import MIXERS
 from cramlab.cli_audit import USAGE_ERRORS, add_audit
 from cramlab.cli_cost import print_cost
+from cramlab.cli_irregular import add_irregular
 from cramlab.config import ConfigError, nearest, override
 from cramlab.experiments import EXPERIMENTS, Study
 from cramlab.files import write_text
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     add_audit(commands)
+    add_irregular(commands)
 
     ls = commands.add_parser("ls", help="list experiments, sizes and mixers", description="Lists every name.")
     ls.set_defaults(command=_ls)

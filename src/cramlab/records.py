@@ -23,6 +23,7 @@ from cramlab.files import write_json
 SCHEMA_VERSION = 1
 # What may lie beside records: a run's config, and the documents of audits.
 _NO_RECORDS = ("config.json", "audit.json", "over_training.json")
+_NO_RECORDS_IN = {"bench", "irregular"}  # folders of timings, and of documents of `cramlab irregular`
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
@@ -142,7 +143,7 @@ def validate(record: Any, name: str) -> None:
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name; timings under bench/ are none.
+    """The record files named by or lying under the given paths, in order of name; none are under bench/ or irregular/.
 
     Raises:
         RecordError: when a path does not exist or holds no record.
@@ -155,7 +156,9 @@ def find(paths: list[Path]) -> list[Path]:
         if not path.is_dir():
             raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
         below = sorted(
-            p for p in path.rglob("*.json") if p.name not in _NO_RECORDS and "bench" not in p.relative_to(path).parts
+            p
+            for p in path.rglob("*.json")
+            if p.name not in _NO_RECORDS and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
         )
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from cramlab.experiments.bounds import bounds
 from cramlab.experiments.srcd import srcd, srcd_deep, srcd_routers
 from cramlab.experiments.srcd_sweeps import srcd_sweeps
 from cramlab.experiments.srcd_table import srcd_table
 from cramlab.experiments.study import Experiment, Study
+from cramlab.experiments.transfer import transfer
+from cramlab.experiments.transition import transition
 
 EXPERIMENTS: dict[str, Experiment] = {
     "srcd": srcd,
@@ -13,5 +16,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "srcd_deep": srcd_deep,
     "srcd_table": srcd_table,
     "srcd_sweeps": srcd_sweeps,
+    "transition": transition,
+    "bounds": bounds,
+    "transfer": transfer,
 }
 __all__ = ["EXPERIMENTS", "Experiment", "Study"]

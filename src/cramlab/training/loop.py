@@ -25,6 +25,7 @@ from cramlab.training.evaluate import Evaluation, evaluate, split_batches
 from cramlab.training.practice import PracticeLog
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.samples import record_samples
+from cramlab.training.start import TransferConfig, start
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -90,6 +91,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         plain = SequenceModel(config.model, config.task.input_spec)
+    if isinstance(config, TransferConfig):
+        start(config, plain, out)
     adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
     model, optimizer = fabric.setup(plain, adamw)
     # What is validated, tested and saved for use is an average of the newest weights, calmer than any of them.
@@ -146,6 +149,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
             "loss": {name: float(value.detach()) for name, value in terms.items()},
             "train_retrieval_acc": _retrieval_acc(output, batch),
             "train_reads_frac": n_reads / batch.n_tokens,
+            "quality": _quality(output, batch),
             "validation": None,
         }
         due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
@@ -307,6 +311,15 @@ def _count_reads(output: ModelOutput, batch: Batch) -> float:
 def _retrieval_acc(output: ModelOutput, batch: Batch) -> float:
     hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
     return int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1)
+
+
+def _quality(output: ModelOutput, batch: Batch) -> float | None:
+    """Mean q (Eq. 6) of the recurring queries that were read, over all layers that know it; None without any."""
+    asked = (batch.pattern >= 0) & batch.valid
+    known = [trace.quality.detach()[asked] for trace in output.traces if trace.quality is not None]
+    read = torch.cat(known) if known else torch.empty(0)
+    read = read[torch.isfinite(read)]
+    return float(read.mean()) if len(read) else None
 
 
 def _stop_if_not_finite(

@@ -1,0 +1,1 @@
+"""Findings from records: transitions, practice curves, bounds. Plain numbers in and out, no torch."""

@@ -1,0 +1,135 @@
+"""The paper's bounds as functions; statements, assumptions, proofs and counterexamples are in docs/theory.md."""
+
+from __future__ import annotations
+
+import math
+
+
+def static_reads(n: int, *, f: float, eps: float, guess: float = 0.0) -> float:
+    """Theorem 1: the least expected number of reads when answering without a read fails.
+
+    Args:
+        n: positions.
+        f: share of them that need retrieval, 0 to 1.
+        eps: share of wrong answers allowed among those, 0 to 1.
+        guess: probability of a right answer without a read, 0 to 1; the paper's assumption is 0.
+
+    Returns:
+        `max(0, 1 - eps / (1 - guess)) f n`.
+    """
+    _check_shares(f=f, eps=eps, guess=guess)
+    _check_count(n)
+    if guess == 1:
+        return 0.0
+    return max(0.0, 1 - eps / (1 - guess)) * f * n
+
+
+def consolidated_reads(n: int, *, f: float, eps_cons: float, delta: float, n_patterns: int = 1) -> float:
+    """Corollary 1: what a consolidated router reads for recurring positions at most, with probability 1 - delta.
+
+    Args:
+        n: positions.
+        f: share of them that ask for a recurring pattern, 0 to 1.
+        eps_cons: probability that such a position is still read, given all before it, 0 to 1.
+        delta: probability with which more may be read, above 0.
+        n_patterns: K, events over which the union is taken; 1 for a single fixed router.
+
+    Returns:
+        `eps_cons f n + sqrt(f n log(K / delta) / 2)`, never above f n. The paper writes n for f n in the second term.
+    """
+    _check_shares(f=f, eps_cons=eps_cons)
+    _check_count(n)
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta = {delta} is no probability above 0")
+    if n_patterns < 1:
+        raise ValueError(f"n_patterns = {n_patterns} must be at least 1")
+    return min(f * n, eps_cons * f * n + math.sqrt(f * n * math.log(n_patterns / delta) / 2))
+
+
+def separation_length(*, f: float, eps: float, eps_cons: float, delta: float, n_patterns: int = 1) -> float:
+    """The least n at which Corollary 1 promises fewer reads than Theorem 1 demands; infinite if never.
+
+    Args:
+        f: share of positions that ask for a recurring pattern, above 0.
+        eps: share of wrong answers allowed to the static router.
+        eps_cons: share of these positions that the consolidated router still reads.
+        delta: probability with which the corollary may fail.
+        n_patterns: K.
+    """
+    _check_shares(f=f, eps=eps, eps_cons=eps_cons)
+    if f == 0 or eps + eps_cons >= 1:
+        return math.inf
+    return math.log(n_patterns / delta) / (2 * f * (1 - eps - eps_cons) ** 2)
+
+
+def consolidation_error(*, eps_approx: float, distance: float, n_steps: int, rate: float) -> float:
+    """Convergence of gradient descent on a convex consolidation loss.
+
+    Args:
+        eps_approx: root of the least loss that the semantic memory can reach, 0 or more.
+        distance: from the initial parameters to the best ones.
+        n_steps: T, gradient steps.
+        rate: their size, at most 1 / L for a loss whose gradient is L-Lipschitz.
+
+    Returns:
+        `eps_approx^2 + distance^2 / (2 T rate)`: the paper's, with its C.
+    """
+    if n_steps < 1 or not rate > 0:
+        raise ValueError(f"n_steps = {n_steps} and rate = {rate} must be positive")
+    return eps_approx**2 + distance**2 / (2 * n_steps * rate)
+
+
+def use_ratio(*, recurring_frac: float, eps: float) -> float:
+    """`1 - rho + eps`: attention use after consolidation over before, when all that was read before asked for a key.
+
+    Args:
+        recurring_frac: rho, share of the earlier reads that asked for a recurring pattern.
+        eps: share of the earlier reads that are such and are still made.
+    """
+    _check_shares(recurring_frac=recurring_frac, eps=eps)
+    return min(1.0, 1 - recurring_frac + eps)
+
+
+def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[float, float]:
+    """Splits a fall of attention into two factors: reads that nobody asked for, and consolidation.
+
+    Args:
+        before: attention share before, at least `query_frac`.
+        query_frac: share of tokens that ask for a binding.
+        after: attention share after.
+
+    Returns:
+        `before / query_frac`, which a router needs no memory for, and `query_frac / after`, which it does.
+    """
+    if not after > 0 or not 0 < query_frac <= before:
+        raise ValueError(f"before = {before}, query_frac = {query_frac}, after = {after}: shares have to be positive")
+    return before / query_frac, query_frac / after
+
+
+def memoriser(*, recurring_frac: float, n_values: int, f: float) -> tuple[float, float]:
+    """The counterexample to Theorem 1 without its assumption: knows all patterns by heart and never reads.
+
+    Args:
+        recurring_frac: share of the queries that are recurring.
+        n_values: equally likely answers.
+        f: share of positions that ask.
+
+    Returns:
+        Its wrong answers among recurring queries (0), and what the theorem would have demanded, as a share of
+        positions (`f recurring_frac`).
+    """
+    _check_shares(recurring_frac=recurring_frac, f=f)
+    if n_values < 2:
+        raise ValueError(f"n_values = {n_values} must be at least 2")
+    return 0.0, f * recurring_frac
+
+
+def _check_shares(**shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value} is not a share; give a number from 0 to 1")
+
+
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n = {n} must be at least 1")

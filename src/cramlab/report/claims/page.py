@@ -1,0 +1,50 @@
+"""All sections and figures of docs/claims.md."""
+
+from __future__ import annotations
+
+from cramlab.report.claims import (
+    audit_rows,
+    bounds_rows,
+    drawings,
+    irregular_rows,
+    practice_rows,
+    table_rows,
+    transfer_rows,
+    transition_rows,
+)
+from cramlab.report.claims.evidence import COLUMNS, ClaimRow, Evidence, Verdict, markdown
+from cramlab.report.tables import origin
+
+
+def claim_rows(evidence: Evidence) -> list[ClaimRow]:
+    """C1 to C8."""
+    parts = (audit_rows, table_rows, transition_rows, bounds_rows, transfer_rows, practice_rows, irregular_rows)
+    return [row for part in parts for row in part.rows(evidence)]
+
+
+def sections(evidence: Evidence) -> dict[str, str]:
+    """The text between each pair of marks."""
+    rows = claim_rows(evidence)
+    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
+    summary = "; ".join(f"{verdict.strip('*')}: {count}" for verdict, count in counts.items())
+    experiments = ("transition", "bounds", "transfer")
+    lines = sorted({origin(run) for name in experiments for run in evidence.of(name)})
+    drawn = drawings.draw(evidence)
+
+    def with_figure(name: str, table: str, caption: str) -> str:
+        return f"{table}\n![{caption}](figures/{name}.svg)\n" if f"{name}.svg" in drawn else table
+
+    return {
+        "claims": markdown(COLUMNS, [row.cells() for row in rows]) + f"\nRows: {summary}.\n",
+        "transition": with_figure("transition", transition_rows.table(evidence), "Attention and quality over training"),
+        "practice": with_figure("practice", practice_rows.table(evidence), "Practice curves"),
+        "bounds": with_figure("bounds", bounds_rows.table(evidence), "Attention against the bound"),
+        "transfer": with_figure("transfer", transfer_rows.table(evidence), "Reads and errors after transfer"),
+        "irregular": with_figure("irregular", irregular_rows.table(evidence), "AUC on irregular series"),
+        "claims origins": "".join(f"- {line}\n" for line in lines) or "No records yet.\n",
+    }
+
+
+def figures(evidence: Evidence) -> dict[str, str]:
+    """SVG text by file name; only those that there are records for."""
+    return drawings.draw(evidence)

@@ -1,0 +1,212 @@
+"""Trains and measures models on irregular series: few data, so the best weights on validation are the ones kept."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cramlab.batch import Batch
+from cramlab.catalog import MIXERS
+from cramlab.config import to_dict
+from cramlab.losses import LossConfig, gate_loss, task_loss, token_losses
+from cramlab.metrics import AttentionUse, attention_use
+from cramlab.mixer import Routing
+from cramlab.model import ModelConfig, SequenceModel
+from cramlab.ranking import average_precision, interval, roc_auc
+from cramlab.tasks.irregular import IrregularData, Scaling, Series, collate
+
+MODELS = ("cram", "transformer", "recurrence", "seqboat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The same for every model.
+
+    Attributes:
+        d_model: width.
+        d_mlp: hidden width of the MLP.
+        batch_size: series a step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        max_epochs: at most.
+        patience_epochs: epochs without a better validation loss after which training ends.
+        encoding_epochs: in which a router that learns lets everything read.
+        audit_frac: share of visits that read whatever the router says, in training.
+        forecast_weight: of the squared error of the next value, next to the nats of the label.
+        n_threads: CPU threads.
+    """
+
+    d_model: int = 64
+    d_mlp: int = 128
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    max_epochs: int = 40
+    patience_epochs: int = 6
+    encoding_epochs: int = 4
+    audit_frac: float = 0.2
+    forecast_weight: float = 0.5
+    n_threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        for name in ("d_model", "d_mlp", "batch_size", "max_epochs", "patience_epochs", "n_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit.{name} = {getattr(self, name)} must be at least 1")
+        if not 0 <= self.audit_frac <= 1:
+            raise ValueError(f"fit.audit_frac = {self.audit_frac} is not a share; give a number from 0 to 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"fit.learning_rate = {self.learning_rate} must be positive")
+
+
+def fit(
+    data: IrregularData, splits: dict[str, list[Series]], mixer: str, config: FitConfig, seed: int
+) -> dict[str, Any]:
+    """Trains one model; validation chooses the epoch, the test split is looked at once.
+
+    Args:
+        data: for its channels and classes.
+        splits: "train", "validation" and "test", by person.
+        mixer: name in the catalog.
+        config: how.
+        seed: of weights and order.
+
+    Returns:
+        `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`.
+    """
+    begin = time.perf_counter()
+    torch.set_num_threads(config.n_threads)
+    scaling = Scaling.of(splits["train"])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model_config = ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
+        model = SequenceModel(model_config, data.input_spec)
+    adamw = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    losses = LossConfig(dynamics_weight=config.forecast_weight, retrieval_emphasis=1.0)
+    batches = {name: _batches(data, splits[name], scaling, 256) for name in ("validation", "test")}
+    rng = np.random.default_rng(seed)
+    best, best_epoch, best_weights, epoch = np.inf, 0, copy.deepcopy(model.state_dict()), 0
+    for epoch in range(1, config.max_epochs + 1):
+        encoding = epoch <= config.encoding_epochs
+        _train_epoch(model, adamw, data, splits["train"], scaling, config, losses, rng, encoding)
+        loss = _validation_loss(model, batches["validation"], losses, encoding)
+        # An epoch in which all read by decree is none that could be used.
+        if not encoding and loss < best:
+            best, best_epoch, best_weights = loss, epoch, copy.deepcopy(model.state_dict())
+        if not encoding and epoch - max(best_epoch, config.encoding_epochs) >= config.patience_epochs:
+            break
+    model.load_state_dict(best_weights)
+    return {
+        "validation": measure(model, batches["validation"], data),
+        "test": measure(model, batches["test"], data),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": epoch,
+        "best_epoch": best_epoch,
+        "seconds": time.perf_counter() - begin,
+        "config": {"fit": to_dict(config), "model": to_dict(model_config)},
+    }
+
+
+def _batches(data: IrregularData, series: list[Series], scaling: Scaling, size: int) -> list[Batch]:
+    return [collate(data, series[i : i + size], scaling) for i in range(0, len(series), size)]
+
+
+def _train_epoch(
+    model: SequenceModel, adamw: torch.optim.Optimizer, data: IrregularData, series: list[Series], scaling: Scaling,
+    config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool,
+) -> None:  # fmt: skip
+    """Batches of series of like length, in random order."""
+    model.train()
+    order = sorted(rng.permutation(len(series)), key=lambda i: len(series[i].times))
+    groups = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    for group in rng.permutation(len(groups)):
+        batch = collate(data, [series[i] for i in groups[group]], scaling)
+        adamw.zero_grad()
+        training_loss(model, batch, config, losses, rng, encoding).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+
+
+def training_loss(
+    model: SequenceModel, batch: Batch, config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool
+) -> Tensor:
+    """Task, consolidation, the pass without reads and the gate's loss: the terms of the main loop. Scalar."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    audits = torch.rand(batch.gaps.shape, generator=generator) < config.audit_frac
+    audits = (audits | batch.retrieval_mask) & batch.valid
+    routing = Routing(read_all=encoding, audits=None if encoding else audits, generator=generator)
+    output = model(batch, routing=routing, counterfactual_layer=0)
+    with_read = token_losses(output.predictions, batch)
+    loss = task_loss(with_read, batch, losses)
+    if "consolidation" in output.aux:
+        loss = loss + losses.consolidation_weight * output.aux["consolidation"]
+    if output.without_reads is not None:
+        without = token_losses(output.without_reads, batch)
+        trace = output.traces[0]
+        loss = loss + losses.no_read_weight * task_loss(without, batch, losses, trace.attended)
+        if trace.gate_logit is not None:
+            gate = gate_loss(trace.gate_logit, with_read, without, trace.attended & batch.valid, batch, losses)
+            loss = loss + losses.gate_weight * gate
+    return loss
+
+
+@torch.no_grad()
+def _validation_loss(model: SequenceModel, batches: list[Batch], losses: LossConfig, encoding: bool) -> float:
+    model.eval()
+    found = []
+    for batch in batches:
+        output = model(batch, routing=Routing(read_all=encoding))
+        weight = int(batch.retrieval_mask.sum())
+        found.append((float(task_loss(token_losses(output.predictions, batch), batch, losses)) * weight, weight))
+    return sum(value for value, _ in found) / max(sum(weight for _, weight in found), 1)
+
+
+@torch.no_grad()
+def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> dict[str, float | int | None]:
+    """Under the rule that decoding uses: how labels are ranked, next values forecast, and how many visits attend."""
+    model.eval()
+    use, probabilities, labels, errors, still = AttentionUse(), [], [], [], []
+    for batch in batches:
+        output = model(batch, routing=Routing(generator=torch.Generator().manual_seed(0)))
+        use = use + attention_use(output.traces, batch.valid)
+        probabilities.append(F.softmax(output.predictions.logits[batch.retrieval_mask], dim=-1).double())
+        labels.append(batch.retrieval_target[batch.retrieval_mask])
+        where = batch.dynamics_mask
+        errors.append((output.predictions.level[where] - batch.dynamics_target[where]).double().square())
+        still.append((batch.continuous[..., 0][where] - batch.dynamics_target[where]).double().square())
+    found = label_metrics(torch.cat(probabilities).numpy(), torch.cat(labels).numpy(), data.n_classes)
+    error, as_before = torch.cat(errors), torch.cat(still)
+    ratio = float(error.mean() / as_before.mean()) if len(error) and float(as_before.mean()) else None
+    return found | use.fracs() | {"n_tokens": use.n_tokens, "forecast_skill_ratio": ratio, "n_forecasts": len(error)}
+
+
+def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> dict[str, float | int | None]:
+    """Accuracy; for two classes AUC with its interval and average precision.
+
+    Args:
+        probabilities: (N, n_classes).
+        labels: (N,).
+        n_classes: of the label.
+    """
+    found: dict[str, float | int | None] = {
+        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "n_labels": len(labels),
+        "n_positive": int((labels == 1).sum()),
+        "auc": None,
+        "auc_low": None,
+        "auc_high": None,
+        "average_precision": None,
+    }
+    if n_classes == 2:
+        scores = probabilities[:, 1]
+        low, high = interval(roc_auc, scores, labels)
+        found |= {"auc": roc_auc(scores, labels), "auc_low": low, "auc_high": high,
+                  "average_precision": average_precision(scores, labels)}  # fmt: skip
+    return found

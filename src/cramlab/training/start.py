@@ -1,0 +1,55 @@
+"""A run that begins with the weights of another one and may train only some of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cramlab.config import ConfigError
+from cramlab.files import load_checkpoint
+from cramlab.model import SequenceModel
+from cramlab.training.run import RunConfig
+
+HEADS = ("norm.", "level_head.", "answer_head.")
+EMBEDDING = ("embedding.",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig(RunConfig):
+    """A run that starts from another.
+
+    Attributes:
+        source: name of a finished run beside this one, whose averaged weights are the start; empty: fresh weights.
+        trainable: beginnings of the names of the parameters that are trained; empty: all of them.
+    """
+
+    source: str = ""
+    trainable: tuple[str, ...] = ()
+
+
+def start(config: TransferConfig, model: SequenceModel, out: Path) -> None:
+    """Loads the source's weights into a fresh model and freezes what is not to be trained.
+
+    Args:
+        config: the run.
+        model: its model; changed in place.
+        out: the run's folder; the source's lies beside it.
+
+    Raises:
+        ConfigError: when the source is not finished or of another shape, or nothing would be trained.
+    """
+    if config.source:
+        folder = out.parent / config.source
+        if not (folder / "record.json").exists():
+            raise ConfigError(f'source = "{config.source}": {folder} holds no finished run; train it first')
+        averaged = load_checkpoint(folder / "checkpoint.pt")["average"]
+        weights = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ConfigError(f'source = "{config.source}" has weights of another model or task: {error}') from error
+    if config.trainable:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(config.trainable))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"trainable = {config.trainable} names no parameter; give beginnings such as {HEADS}")

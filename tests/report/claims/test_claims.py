@@ -1,0 +1,239 @@
+"""Rows follow from records: planted figures get their verdicts, missing records say so, and the page is up to date."""
+
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cramlab import records
+from cramlab.cli import _parser
+from cramlab.report.claims import (
+    Evidence,
+    Verdict,
+    bounds_rows,
+    drawings,
+    figures,
+    irregular_rows,
+    practice_rows,
+    table_rows,
+    transfer_rows,
+    transition_rows,
+)
+from cramlab.report.claims.evidence import judge, over_seeds
+from cramlab.report.claims.page import claim_rows
+from cramlab.report.tables import Interval
+
+ROOT = Path(__file__).parents[3]
+RUN = records.read(ROOT / "results" / "transition" / "small" / "cram-recurring_frac=0.7-seed0.json")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    sys.path.insert(0, str(ROOT / "tools"))
+    spec = importlib.util.spec_from_file_location("claims_tool", ROOT / "tools" / "claims.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(ROOT / "tools"))
+    return module
+
+
+def run(experiment="transition", mixer="cram", variant="", seed=0, **test):
+    made = copy.deepcopy(RUN) | {"experiment": experiment, "mixer": mixer, "variant": variant, "seed": seed}
+    made["metrics"]["test"] |= test
+    return made
+
+
+def irregular(model, auc, seed, attention=None, data="pbcseq"):
+    test = {"auc": auc, "auc_low": auc - 0.05, "auc_high": auc + 0.05, "average_precision": auc,
+            "attention_frac": attention, "forecast_skill_ratio": None}  # fmt: skip
+    return {"data": {"name": data}, "model": model, "seed": seed, "test": test, "seconds": 60.0, "n_parameters": None}
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        (None, Verdict.NOT_RUN),
+        (Interval(mean=0.5, low=0.4, high=0.6), Verdict.REPRODUCED),
+        (Interval(mean=0.5, low=0.49, high=0.51), Verdict.NOT_REPRODUCED),
+        (Interval(mean=0.56), Verdict.REPRODUCED),
+        (Interval(mean=0.5), Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_a_figure_is_reproduced_within_interval_or_tolerance(ours, verdict):
+    assert judge(ours, 0.57, 0.02) == verdict
+
+
+def test_without_records_nothing_is_reproduced_but_what_is_proved():
+    rows = claim_rows(Evidence())
+    assert {row.claim for row in rows} == {f"C{i}" for i in range(1, 9)}
+    proved = [row for row in rows if row.verdict is Verdict.REPRODUCED]
+    assert [row.what for row in proved] == ["use(T)/use(0) <= 1 - rho + eps"]
+    assert any(row.verdict is Verdict.NOT_RUN for row in rows)
+    assert figures(Evidence()).keys() == {"practice.svg"}  # the null and people need no records
+
+
+def test_every_command_is_understood():
+    for row in claim_rows(Evidence(runs=[RUN | {"practice": None}])):
+        words = row.command.split()
+        if words[0] == "cramlab":
+            _parser().parse_args(words[1:])
+        else:
+            assert words[0] in ("make", "pytest", "python")
+            assert words[0] == "make" or (ROOT / words[1]).exists()
+
+
+def test_seeds_give_an_interval_and_one_run_wilsons():
+    one = over_seeds([run(retrieval_acc=0.98, n_queries=1000)], "retrieval_acc", "n_queries")
+    assert one.low < 0.98 < one.high
+    two = over_seeds([run(retrieval_acc=0.98), run(retrieval_acc=0.96)], "retrieval_acc", "n_queries")
+    assert two.mean == pytest.approx(0.97)
+    assert over_seeds([run(retrieval_acc=None)], "retrieval_acc") is None
+
+
+def test_the_table_prefers_the_papers_length():
+    runs = [run("srcd_table", retrieval_acc=0.5), run("srcd_table", retrieval_acc=1.0) | {"size": "paper"}]
+    rows = {row.what: row for row in table_rows.rows(Evidence(runs=runs))}
+    assert rows["cram: retrieval, all queries (2,048 tokens)"].verdict is Verdict.REPRODUCED
+    assert rows["jamba: attention (not run)"].verdict is Verdict.NOT_RUN
+
+
+def test_a_fall_at_the_end_of_encoding_is_found_and_laid_at_its_door():
+    course = transition_rows.course(RUN)
+    assert abs(course.whole.step - RUN["encoding_ended_step"]) <= 15
+    assert course.whole.fold > 8
+    assert course.routed is None
+    assert course.quality < 0.6
+    rows = {row.what: row for row in transition_rows.rows(Evidence(runs=[RUN]))}
+    assert "1 of 1 runs the step is where the encoding phase ends" in rows["the fall is consolidation"].ours
+    assert rows["the transition is emergent, not set off by a schedule"].verdict is Verdict.NOT_REPRODUCED
+
+
+def test_an_emergent_transition_would_be_reported():
+    made = run()
+    for row in made["series"]:
+        if row["validation"]:
+            row["validation"]["attention_frac"] = 0.05 if row["step"] < 800 else 0.0155
+    made["encoding_ended_step"] = 50
+    rows = {row.what: row for row in transition_rows.rows(Evidence(runs=[made]))}
+    assert rows["the transition is emergent, not set off by a schedule"].verdict is Verdict.REPRODUCED
+
+
+def test_runs_without_attention_or_with_few_validations_have_no_course():
+    still = run()
+    for row in still["series"]:
+        if row["validation"]:
+            row["validation"]["attention_frac"] = 0.0
+    assert transition_rows.course(still) is None
+    assert transition_rows.course(run() | {"series": RUN["series"][:8]}) is None
+
+
+def test_a_run_below_theorem_1_is_a_counterexample_only_where_it_may_memorise():
+    free = run("bounds", "price-only", attention_frac=0.016, retrieval_acc_recurring=1.0)
+    held = run("bounds", "cram", attention_frac=0.05, retrieval_acc_rebound=0.99)
+    held["metrics"]["test"]["n_queries_rebound"] = held["metrics"]["test"]["n_queries_recurring"]
+    held["config"]["task"]["rebind_frac"] = 1.0
+    first, second, *_ = bounds_rows.rows(Evidence(runs=[free, held]))
+    assert first.verdict is Verdict.REPRODUCED
+    assert second.verdict is Verdict.NOT_REPRODUCED
+    assert [p.below for p in bounds_rows.points(Evidence(runs=[free, held]))] == [True, False]
+    held["metrics"]["test"]["attention_frac"] = 0.01
+    assert bounds_rows.rows(Evidence(runs=[held]))[0].verdict is Verdict.NOT_REPRODUCED
+
+
+def test_a_reduction_that_costs_accuracy_is_none():
+    runs = [
+        run("transfer", "cram", "recall-scratch", attention_frac=0.2, retrieval_acc=0.99),
+        run("transfer", "cram", "recall-head", attention_frac=0.1, retrieval_acc=0.97),
+        run("transfer", "cram", "rebound-scratch", attention_frac=0.2, retrieval_acc=0.99),
+        run("transfer", "cram", "rebound-head", attention_frac=0.1, retrieval_acc=0.985),
+        run("transfer", "cram", "source"),
+    ]
+    found = transfer_rows.found(Evidence(runs=runs))
+    saved = {(r.target, r.way): transfer_rows.reduction(r, transfer_rows.scratch_of(found, r)) for r in found}
+    assert saved["recall", "head"] is None
+    assert saved["rebound", "head"] == pytest.approx(0.5)
+    assert "accuracy lost" in transfer_rows.table(Evidence(runs=runs))
+    row = transfer_rows.rows(Evidence(runs=runs))[0]
+    assert row.ours == "rebound: 50% (head); recall: none, accuracy lost or not reached"
+    assert row.verdict is Verdict.NOT_REPRODUCED
+
+
+def test_training_reads_are_counted_up_to_the_goal():
+    made = run("transfer", "cram", "recall-scratch")
+    made["series"] = [
+        {"step": s, "n_tokens": 100 * s, "train_reads_frac": 1.0 if s < 3 else 0.1,
+         "validation": {"retrieval_acc": 0.96 if s == 4 else 0.5}}
+        for s in (1, 2, 3, 4, 5)
+    ]  # fmt: skip
+    row = transfer_rows.row(made)
+    assert row.reads_to_goal == pytest.approx(100 + 100 + 10 + 10)
+    assert row.tokens_to_goal == 400
+
+
+def test_the_best_simple_model_decides_on_irregular_series():
+    documents = [irregular("cram", auc, s, 0.1) for s, auc in enumerate((0.80, 0.81, 0.82))]
+    documents += [irregular("gradient-boosting", auc, s) for s, auc in enumerate((0.90, 0.91, 0.92))]
+    row = irregular_rows.rows(Evidence(irregular=documents))[-1]
+    assert row.verdict is Verdict.NOT_REPRODUCED
+    assert "gradient-boosting 0.910" in row.ours
+    assert irregular_rows.rows(Evidence(irregular=[*documents[:3], irregular("x", 0.7, 0)]))[-1].verdict is (
+        Verdict.REPRODUCED
+    )
+
+
+def test_decreed_encounters_are_counted_from_the_tokens_of_the_encoding_phase():
+    tokens = next(r["n_tokens"] for r in RUN["series"] if r["step"] == RUN["encoding_ended_step"])
+    expected = tokens * 0.05 * 0.7 / 100
+    assert practice_rows.encounters_in_encoding(RUN) == pytest.approx(expected)
+    log = RUN["practice"]
+    reads = [sum(r[i] for r in log["read"]) / sum(n[i] for n in log["n"]) for i in range(len(log["first_encounter"]))]
+    assert all(share == 1 for first, share in zip(log["first_encounter"], reads, strict=True) if first < expected / 2)
+
+
+@pytest.mark.parametrize("name", ["transition", "bounds", "transfer", "irregular"])
+def test_figures_parse(name):
+    runs = [RUN, run("transfer", "cram", "recall-scratch"), run("transfer", "cram", "recall-head")]
+    drawn = getattr(drawings, name)(Evidence(runs=runs, irregular=[irregular("cram", 0.8, 0, 0.1)]))
+    assert "".join(ElementTree.fromstring(drawn).itertext())
+    assert getattr(drawings, name)(Evidence()) is None
+
+
+def sections_of(text):
+    found = {}
+    for part in text.split("<!-- ")[1:]:
+        mark, _, rest = part.partition(": begin -->")
+        if rest:
+            found[mark] = rest
+    return found
+
+
+def test_tables_without_fits_are_made_from_the_records(tool):
+    """The whole page, whose practice curves take a minute to fit, is compared by the slow test below."""
+    evidence = tool.evidence(ROOT / "results")
+    page = sections_of((ROOT / "docs" / "claims.md").read_text(encoding="utf-8"))
+    for name, part in (("transition", transition_rows), ("bounds", bounds_rows), ("transfer", transfer_rows),
+                       ("irregular", irregular_rows)):  # fmt: skip
+        assert part.table(evidence).strip() in page[name], f"{name}: run python tools/claims.py results"
+    for name in ("transition", "bounds"):
+        assert f"figures/{name}.svg" in page[name]
+        assert (ROOT / "docs" / "figures" / f"{name}.svg").exists()
+
+
+@pytest.mark.slow
+def test_the_page_is_made_from_the_records(tool):
+    text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert tool.renewed(text, tool.sections(tool.evidence(ROOT / "results")), "claims.md") == text
+
+
+def test_documents_of_irregular_series_are_no_run_records(tool, tmp_path):
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "irregular.json").write_text(json.dumps(irregular("cram", 0.8, 3)))
+    tool.collect_irregular(tmp_path / "runs", tmp_path / "results")
+    place = tmp_path / "results" / "irregular" / "pbcseq" / "cram-seed3.json"
+    assert json.loads(place.read_text())["seed"] == 3
+    with pytest.raises(records.RecordError, match="holds no record"):
+        records.find([tmp_path / "results"])
