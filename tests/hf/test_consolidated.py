@@ -12,7 +12,6 @@ from transformers.cache_utils import DynamicCache
 from cramlab.hf.attention_sites import UnknownFamilyError, attention_sites
 from cramlab.hf.consolidated import (
     ConsolidatedAttention,
-    ConsolidationError,
     closed,
     consolidatable_sites,
     install,
@@ -20,6 +19,7 @@ from cramlab.hf.consolidated import (
     patched,
     remove,
 )
+from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.growing_cache import GrowingLayer
 
 NAMES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_neox"]
@@ -30,8 +30,7 @@ def model_of(name):
     if name != "mistral":
         return build(name)
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=None)).eval()
-    return model
+    return MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=None)).eval()
 
 
 def layers_for(model, rank=3, window=WINDOW, n_sinks=N_SINKS, seed=0):
@@ -71,7 +70,9 @@ def test_closed_removed_or_reading_all_is_the_original(name):
         for layer in installed(model).values():
             layer.rule = lambda scores: torch.ones_like(scores, dtype=torch.bool)
         torch.testing.assert_close(model(tokens).logits, plain, rtol=1e-3, atol=1e-4)
-        assert torch.equal(model(tokens[:, : WINDOW + N_SINKS]).logits, model_of(name)(tokens[:, : WINDOW + N_SINKS]).logits)
+        assert torch.equal(
+            model(tokens[:, : WINDOW + N_SINKS]).logits, model_of(name)(tokens[:, : WINDOW + N_SINKS]).logits
+        )
         remove(model)
         assert torch.equal(model(tokens).logits, plain)
     assert not installed(model)

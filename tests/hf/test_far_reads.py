@@ -9,7 +9,9 @@ from cramlab.hf.far_reads import Padding, far_read, has_far, window_read
 def tensors(n_tokens, n_keys, n_batch=2, n_heads=4, n_groups=2, d_head=6, requires_grad=False):
     generator = torch.Generator().manual_seed(n_tokens * 1000 + n_keys)
     shapes = [(n_batch, n_heads, n_tokens, d_head)] + 2 * [(n_batch, n_groups, n_keys, d_head)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(requires_grad) for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(requires_grad) for shape in shapes
+    ]
 
 
 def dense(query, key, value, allowed, scale):
@@ -40,7 +42,7 @@ CASES = [(t, t + before, window, sinks) for t in (1, 2, 17, 40) for before in (0
 @pytest.mark.parametrize(("n_tokens", "n_keys", "window", "n_sinks"), CASES)
 @pytest.mark.parametrize("first", [(0, 0), (0, 3)])
 def test_the_window_is_attention_under_a_mask(n_tokens, n_keys, window, n_sinks, first):
-    if n_keys - n_tokens < max(first) or window == 1 and n_sinks == 0 and n_tokens > 17:
+    if n_keys - n_tokens < max(first) or (window == 1 and n_sinks == 0 and n_tokens > 17):
         first = (0, 0)  # padding tokens see nothing
     query, key, value = tensors(n_tokens, n_keys, requires_grad=True)
     padding = None

@@ -1,7 +1,7 @@
 """The patch of a pretrained model: a window for every token, the far past for those that a gate lets read.
 
-`install` puts one `ConsolidatedAttention` beside each attention sub-layer. The weights of the model are not touched; when
-the patch is closed or removed, outputs are bit-equal to the original's.
+`install` puts one `ConsolidatedAttention` beside each attention sub-layer. The weights of the model are not touched;
+when the patch is closed or removed, outputs are bit-equal to the original's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cramlab.hf.attention_sites import AttentionSite, UnknownFamilyError, attention_sites, base_model, family_of
+from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.far_reads import Padding, far_read, has_far, window_read
 from cramlab.hf.growing_cache import let_grow
 
 NAME = "cramlab"  # of the attention function, in `config._attn_implementation`
-_CHILD = "consolidated"
-
-
-class ConsolidationError(ValueError):
-    """A model, folder or setting that does not fit; the message says why and what to do."""
 
 
 @dataclass
@@ -70,6 +66,8 @@ class ConsolidatedAttention(nn.Module):
         window: keys that every token sees, itself included.
         n_sinks: first keys that every token sees.
     """
+
+    CHILD = "consolidated"  # what it is called under the attention module
 
     def __init__(self, *, d_model: int, d_heads: int, n_heads: int, rank: int, window: int, n_sinks: int) -> None:
         super().__init__()
@@ -146,9 +144,7 @@ class ConsolidatedAttention(nn.Module):
         if not bool(far.any()):  # all within the window: the original is as cheap, and exact
             self.counts.window_pairs += causal
             return original()
-        near = window_read(
-            query, key, value, window=self.window, n_sinks=self.n_sinks, scale=scale, padding=padding
-        )
+        near = window_read(query, key, value, window=self.window, n_sinks=self.n_sinks, scale=scale, padding=padding)
         assert self.seen is not None
         features = torch.cat([self.seen, near.heads.flatten(2), near.masses], dim=-1)
         self.seen = None
@@ -176,7 +172,7 @@ class ConsolidatedAttention(nn.Module):
             correction, self._correction = self._correction, None
             return None if correction is None else output + correction.to(output.dtype)
 
-        site.attention.add_module(_CHILD, self)
+        site.attention.add_module(self.CHILD, self)
         self._handles = [
             site.attention.register_forward_pre_hook(before, with_kwargs=True),
             site.out_proj.register_forward_hook(after),
@@ -187,7 +183,12 @@ class ConsolidatedAttention(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        delattr(module, _CHILD)
+        delattr(module, self.CHILD)
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter."""
+        return 0 if self.down is None else self.down.out_features
 
     @property
     def attached(self) -> bool:
@@ -199,7 +200,7 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function of patched models; the original's (SDPA) where there is no patch, or a closed one."""
-    layer = getattr(module, _CHILD, None)
+    layer = getattr(module, ConsolidatedAttention.CHILD, None)
     if layer is None or not layer.active:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("dropout"):
@@ -279,7 +280,7 @@ def install(model: nn.Module, layers: Mapping[int, ConsolidatedAttention]) -> No
 def installed(model: nn.Module) -> dict[str, ConsolidatedAttention]:
     """The patches of a model, by the name of the attention module that they sit at."""
     return {
-        name.removesuffix(f".{_CHILD}"): module
+        name.removesuffix(f".{ConsolidatedAttention.CHILD}"): module
         for name, module in model.named_modules()
         if isinstance(module, ConsolidatedAttention)
     }

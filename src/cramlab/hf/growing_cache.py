@@ -27,9 +27,9 @@ class GrowingLayer(DynamicLayer):
         held = self.get_seq_length()
         total = held + key_states.shape[-2]
         if not self._fits(total):
-            self._room = tuple(  # type: ignore[assignment]
-                self._grown(old, new, held, total) for old, new in ((self.keys, key_states), (self.values, value_states))
-            )
+            pairs = ((self.keys, key_states), (self.values, value_states))
+            keys, values = (self._grown(old, new, held, total) for old, new in pairs)
+            self._room = keys, values
         assert self._room is not None
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, held:total] = new
@@ -40,8 +40,10 @@ class GrowingLayer(DynamicLayer):
         """Whether the room is the one that `keys` looks into (others replace it), and large enough."""
         if self._room is None or self.keys is None or self.keys.numel() == 0:
             return False
-        return self.keys.data_ptr() == self._room[0].data_ptr() and total <= self._room[0].shape[2] and (
-            self.keys.shape[0] == self._room[0].shape[0]
+        return (
+            self.keys.data_ptr() == self._room[0].data_ptr()
+            and total <= self._room[0].shape[2]
+            and (self.keys.shape[0] == self._room[0].shape[0])
         )
 
     @staticmethod
@@ -60,7 +62,8 @@ def let_grow(cache: Any) -> None:
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             grown = GrowingLayer()
-            grown.__dict__.update(layer.__dict__)
+            for name, value in vars(layer).items():
+                setattr(grown, name, value)
             cache.layers[i] = grown
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer

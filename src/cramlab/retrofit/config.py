@@ -48,7 +48,7 @@ class RetrofitConfig:
     adapter_bytes: int = 4_000_000
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
     delta: float = 0.1
-    bound_factor: float = 10.0
+    bound_factor: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:

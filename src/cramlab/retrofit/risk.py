@@ -30,8 +30,8 @@ def hoeffding_bentkus_p(losses: Floats, risk: float) -> float:
 def betting_p(losses: Floats, risk: float, delta: float) -> float:
     """As `hoeffding_bentkus_p`, but it profits from losses that vary little, as those of documents do.
 
-    A gambler bets before each loss (N,) that it will be below `risk`. If the mean is above, no rule of betting makes the
-    expected capital grow, so by Ville's inequality the largest capital ever held is a p-value's inverse.
+    A gambler bets before each loss (N,) that it will be below `risk`. If the mean is above, no rule of betting makes
+    the expected capital grow, so by Ville's inequality the largest capital ever held is a p-value's inverse.
 
     Args:
         losses: independent, in [0, 1], in an order that does not depend on them.
@@ -122,8 +122,8 @@ def fixed_sequence(
 ) -> list[Tested]:
     """Tests candidates in an order chosen without the calibration documents and stops at the first that fails.
 
-    With probability 1 - delta no candidate passes whose expected increase is above the promise, however many are tested:
-    to be wrong, the procedure must pass the first bad one, and that happens with probability delta at most.
+    With probability 1 - delta no candidate passes whose expected increase is above the promise, however many are
+    tested: to be wrong, the procedure must pass the first bad one, and that happens with probability delta at most.
     """
     tested = []
     for candidate in candidates:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cramlab.audit.text import Corpus
-from cramlab.hf.consolidated import ConsolidationError
+from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 from cramlab.retrofit.config import PARTS, RetrofitConfig
 
