@@ -33,7 +33,7 @@ class Counts:
     Attributes:
         tokens: seen.
         far_tokens: those with something to read beyond window and first tokens.
-        far_reads: those that did.
+        far_reads: those that did; broken numbers only where some heads read and others do not (baselines).
         window_pairs: scored by the windows, as executed.
         far_pairs: scored by the readers, as executed.
         causal_pairs: what full causal attention would have had to score, each key once for every later token.
@@ -41,7 +41,7 @@ class Counts:
 
     tokens: int = 0
     far_tokens: int = 0
-    far_reads: int = 0
+    far_reads: float = 0
     window_pairs: int = 0
     far_pairs: int = 0
     causal_pairs: int = 0

@@ -85,6 +85,8 @@ def window_read(
     """
     n_batch, n_heads, n_tokens, d_head = query.shape
     n_groups, n_keys = key.shape[1], key.shape[2]
+    if n_tokens == 1 and padding is None and n_keys >= window + n_sinks:
+        return _one_token(query, key, value, window, n_sinks, scale)
     start = n_keys - n_tokens
     low = max(0, start - window + 1)
     rows = min(window, n_tokens)  # queries a block
@@ -126,6 +128,20 @@ def window_read(
         masses=masses[..., :n_tokens].permute(1, 3, 0, 2).flatten(2).to(query.dtype),
         n_scored=n_batch * n_blocks * rows * (n_near + sinks.shape[-1]),
     )
+
+
+def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scale: float) -> WindowRead:
+    """`window_read` in decoding: all keys of window and first tokens are seen, so there is nothing to mask."""
+    keys, values = (
+        torch.cat([entries[:, :, :n_sinks], entries[:, :, entries.shape[2] - window :]], dim=2)
+        for entries in (key, value)
+    )
+    scores = query.unflatten(1, (key.shape[1], -1)).squeeze(3) @ keys.transpose(-1, -2)  # (B, Hk, G, keys)
+    scores = scores.to(torch.promote_types(query.dtype, torch.float32)) * scale
+    heads = (scores.softmax(dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
+    parts = scores[..., n_sinks:], scores[..., :n_sinks]
+    masses = [part.logsumexp(dim=-1).clamp(min=_LEAST_MASS).flatten(1) for part in parts]
+    return WindowRead(heads, torch.cat(masses, dim=-1)[:, None].to(query.dtype), len(query) * scores.shape[-1])
 
 
 def _allowed(

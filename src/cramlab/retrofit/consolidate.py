@@ -96,7 +96,7 @@ def consolidate(
     with only_process_in(out):
         stages = Stages(out / "state", named, progress)
         learned = Learner(model, sites, config, parts, stages).learn()
-        run = _Run(model, sites, config, parts, stages, learned)
+        run = Calibration(model, sites, config, parts, stages, learned)
         calibrated = run.calibrate(promise)
         test = run.test(calibrated)
         record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
@@ -104,7 +104,7 @@ def consolidate(
     return record
 
 
-class _Run:
+class Calibration:
     """Thresholds, calibration and test of what has been learned."""
 
     def __init__(
@@ -153,7 +153,7 @@ class _Run:
 
         self.stages.run(stage, list(enumerate(documents)), one, rows, sum(map(len, documents)))
 
-    def _increases(self, part: str, name: str, threshold: float) -> Tensor:
+    def increases(self, part: str, name: str, threshold: float) -> Tensor:
         """Increase, share skipped and share of pairs of each document, (documents, 3)."""
         if part not in self._original:
             rows = Rows(len(self.parts[part]), 1)
@@ -176,12 +176,12 @@ class _Run:
         low, high = -1, len(fracs)  # the boldest share whose validation loss is within the promise, by bisection
         while high - low > 1:
             middle = (low + high) // 2
-            increase = float(self._increases("validation", f"{fracs[middle]:g}", thresholds[middle])[:, 0].mean())
+            increase = float(self.increases("validation", f"{fracs[middle]:g}", thresholds[middle])[:, 0].mean())
             low, high = (middle, high) if increase <= promise.increase else (low, middle)
         first = max(0, low - _STEPS_BELOW)
         tested = fixed_sequence(
             range(first, len(fracs)),
-            lambda i: self._increases("calibration", f"{fracs[i]:g}", thresholds[i])[:, 0].tolist(),
+            lambda i: self.increases("calibration", f"{fracs[i]:g}", thresholds[i])[:, 0].tolist(),
             promise,
         )
         named = [(fracs[t.candidate], t) for t in tested]
@@ -198,8 +198,8 @@ class _Run:
         return Calibrated(fracs[passed[-1]], thresholds[passed[-1]], named)
 
     def test(self, calibrated: Calibrated) -> Tensor:
-        """The chosen threshold on the test documents, (documents, 3); see `_increases`."""
-        return self._increases("test", f"{calibrated.skipped_frac:g}", calibrated.threshold)
+        """The chosen threshold on the test documents, (documents, 3); see `increases`."""
+        return self.increases("test", f"{calibrated.skipped_frac:g}", calibrated.threshold)
 
 
 def _record(

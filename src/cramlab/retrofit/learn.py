@@ -101,7 +101,7 @@ class Learner:
 
     def learn(self) -> Learned:
         """All stages in turn."""
-        fit, held_out = self._moments("fit"), self._moments("validation")
+        fit, held_out = self.moments("fit"), self.moments("validation")
         sums = self._sensitivity()
         n_documents = sums.scalars["documents"]
         seen = n_documents.clamp(min=1)
@@ -114,7 +114,7 @@ class Learner:
         layers = {site.layer: self._layer(site, adapter, rank)
                   for site, adapter, rank in zip(self.sites, adapters, ranks, strict=True)}  # fmt: skip
         power = held_out.scalars["power"] / torch.stack([m.n for m in held_out.moments])
-        left = self._errors("gate", layers), self._errors("validation-gate", layers)
+        left = self.errors("gate", layers), self.errors("validation-gate", layers)
         strengths = []
         for i, site in enumerate(self.sites):
             probe, strength = fit_gate(left[0].moments[i], left[1].moments[i], config.strengths)
@@ -174,7 +174,7 @@ class Learner:
         self.stages.run(stage, list(enumerate(documents)), one, into, n_tokens)
         return into
 
-    def _moments(self, part: str) -> LayerSums:
+    def moments(self, part: str) -> LayerSums:
         """Features and what the far read adds."""
         sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"])
 
@@ -185,7 +185,7 @@ class Learner:
 
         return self._run(part, part, sums, lambda tokens, document: self._watch(tokens, document, look))
 
-    def _errors(self, stage: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
+    def errors(self, stage: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
         """Features and the log of the squared error that the adapter leaves."""
         part = stage.removesuffix("-gate") if stage != "gate" else stage
         sums = LayerSums(len(self.sites), self.n_features, 1, ["error"])

@@ -30,10 +30,17 @@ class Sight(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a layer is made to say: heads (B, T, H, D), and what is added after the output projection, (B, T, D)."""
+    """What a layer is made to say.
+
+    Attributes:
+        heads: (B, T, H, D).
+        added: after the output projection, (B, T, D).
+        n_reads: far reads that this stands for; a read by half of the heads is half a read.
+    """
 
     heads: Tensor
     added: Tensor | None
+    n_reads: float
 
 
 Choose = Callable[[Sight], Answer | None]
@@ -66,6 +73,8 @@ class ObservedAttention(ConsolidatedAttention):
         if answer is None:
             return full
         self._correction = answer.added
+        self.counts.far_tokens += int(far.sum())
+        self.counts.far_reads += answer.n_reads
         return answer.heads
 
 
