@@ -1,7 +1,7 @@
 """Let a pretrained model skip far attention, with a promise about its loss; then use it as before.
 
-The model is the small one of the package glassllm, so that this runs in seconds; `cramlab consolidate` does the same from
-the command line, for any causal model of Hugging Face.
+The model is the small one of the package glassllm, so that this runs in seconds; `cramlab consolidate` does the same
+from the command line, for any causal model of Hugging Face.
 """
 
 import tempfile
@@ -16,16 +16,9 @@ from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.consolidate import consolidate
 
 torch.set_num_threads(1)
-sizes = dict.fromkeys(("sensitivity_documents", "validation_documents", "test_documents"), 4)
-config = RetrofitConfig(
-    context=128,
-    window=16,
-    fit_documents=16,
-    gate_documents=8,
-    calibration_documents=30,
-    tokens_per_document=64,
-    **sizes,
-)
+few = {"fit": 12, "gate": 6, "sensitivity": 3, "validation": 4, "test": 4, "calibration": 30}
+sizes = {f"{part}_documents": n for part, n in few.items()}
+config = RetrofitConfig(context=128, window=16, max_rank=8, strengths=(0.1, 1.0), **sizes)
 pretrained = load("glassllm")  # yours: a folder, a hub name, or cramlab.hf.loading.Pretrained(...)
 
 with tempfile.TemporaryDirectory() as folder:
@@ -35,6 +28,5 @@ with tempfile.TemporaryDirectory() as folder:
 tokens = torch.tensor([pretrained.encode("def main(argv=None): parser = argparse.ArgumentParser() " * 3)])[:, :100]
 model.generate(tokens, max_new_tokens=8, do_sample=False)
 print(cramlab.read_report(model))
-print(
-    f"test: {record['test']['increase']:+.4f} nats per token, {record['test']['skipped_frac']:.0%} of far reads skipped"
-)
+test = record["test"]
+print(f"test: {test['increase']:+.4f} nats per token, {test['skipped_frac']:.0%} of far reads skipped")

@@ -42,23 +42,23 @@ def _curves(data: dict[str, Any]) -> str:
     for row in sorted(data["rows"], key=lambda r: (order.index(r["rule"]), r["asked"])):
         increase = np.array(row["increase"])
         error = increase.std(ddof=1) / len(increase) ** 0.5
-        rows.append(
-            [RULES[row["rule"]], f"{np.mean(row['skipped_frac']):.3f}", f"{increase.mean():+.4f} ± {error:.4f}"]
-        )
+        skipped = f"{np.mean(row['skipped_frac']):.3f}"
+        rows.append([RULES[row["rule"]], skipped, f"{increase.mean():+.4f} ± {error:.4f}"])
     return table(["rule", "far reads skipped", "increase, nats per token"], rows)
 
 
 def _made(data: dict[str, Any]) -> str:
-    c, versions = data["config"], data["header"]["versions"]
+    config, header, ranks, explained = data["config"], data["header"], data["ranks"], data["explained"]
     lines = [
-        f"{data['name']} on {data['text']['name']} ({data['text']['version']}), contexts of {c['context']:,} tokens, window "
-        f"{c['window']} and {c['n_sinks']} first tokens; {data['documents']} test documents, original loss "
-        f"{np.mean(data['original']):.3f}. Adapters: ranks {min(data['ranks'])} to {max(data['ranks'])}, mean "
-        f"{np.mean(data['ranks']):.1f}; they predict {np.mean(data['explained']):.2f} of the far read's squared length on "
-        f"held-out text (layers: {min(data['explained']):.2f} to {max(data['explained']):.2f}).",
-        f"torch {versions['torch']}; code {data['header']['revision']}; {data['header']['date']}."
-        + (f" Deviation: {data['deviation']}." if "deviation" in data else ""),
+        f"{data['name']} on {data['text']['name']} ({data['text']['version']}), contexts of {config['context']:,} tokens,",
+        f"window {config['window']} and {config['n_sinks']} first tokens; {data['documents']} test documents, original loss",
+        f"{np.mean(data['original']):.3f}. Adapters: ranks {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.1f}; of the",
+        f"far read's squared length they predict, on held-out text, {np.mean(explained):.2f} (layers:",
+        f"{min(explained):.2f} to {max(explained):.2f}). torch {header['versions']['torch']}; code {header['revision']};",
+        f"{header['date']}.",
     ]
+    if "deviation" in data:
+        lines.append(f"Deviation from the config, for want of time: {data['deviation']}.")
     return "\n".join(lines)
 
 
@@ -81,9 +81,8 @@ def _decode(data: dict[str, Any]) -> str:
     rows = []
     for name, step in data["steps"].items():
         (median, low, high), (ratio, worst, best) = step["seconds"], step["faster"]
-        rows.append(
-            [name, f"{median * 1e3:.0f} [{low * 1e3:.0f}, {high * 1e3:.0f}]", f"{ratio:.2f} [{worst:.2f}, {best:.2f}]"]
-        )
+        milliseconds = f"{median * 1e3:.0f} [{low * 1e3:.0f}, {high * 1e3:.0f}]"
+        rows.append([name, milliseconds, f"{ratio:.2f} [{worst:.2f}, {best:.2f}]"])
     return table([f"one token at {data['context']:,}", "ms [10%, 90%]", "times as fast as the original"], rows)
 
 
