@@ -48,14 +48,15 @@ def _curves(data: dict[str, Any]) -> str:
 
 
 def _made(data: dict[str, Any]) -> str:
-    config, header, ranks, explained = data["config"], data["header"], data["ranks"], data["explained"]
+    config, header, text = data["config"], data["header"], data["text"]
+    ranks, explained = data["ranks"], data["explained"]
     lines = [
-        f"{data['name']} on {data['text']['name']} ({data['text']['version']}), contexts of {config['context']:,} tokens,",
-        f"window {config['window']} and {config['n_sinks']} first tokens; {data['documents']} test documents, original loss",
-        f"{np.mean(data['original']):.3f}. Adapters: ranks {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.1f}; of the",
-        f"far read's squared length they predict, on held-out text, {np.mean(explained):.2f} (layers:",
-        f"{min(explained):.2f} to {max(explained):.2f}). torch {header['versions']['torch']}; code {header['revision']};",
-        f"{header['date']}.",
+        f"{data['name']} on {text['name']} ({text['version']}), contexts of {config['context']:,} tokens, window",
+        f"{config['window']} and {config['n_sinks']} first tokens; {data['documents']} test documents, original loss",
+        f"{np.mean(data['original']):.3f}. Adapters: ranks {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.1f};",
+        f"of the far read's squared length they predict, on held-out text, {np.mean(explained):.2f} (layers:",
+        f"{min(explained):.2f} to {max(explained):.2f}). torch {header['versions']['torch']}; code",
+        f"{header['revision']}; {header['date']}.",
     ]
     if "deviation" in data:
         lines.append(f"Deviation from the config, for want of time: {data['deviation']}.")
