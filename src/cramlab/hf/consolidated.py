@@ -141,7 +141,8 @@ class ConsolidatedAttention(nn.Module):
         self.counts.tokens += far.numel()
         causal = len(query) * (n_tokens * (2 * n_keys - n_tokens + 1) // 2)
         self.counts.causal_pairs += causal
-        if not bool(far.any()):  # all within the window: the original is as cheap, and exact
+        n_far = int(far.sum())
+        if not n_far:  # all within the window: the original is as cheap, and exact
             self.counts.window_pairs += causal
             return original()
         near = window_read(query, key, value, window=self.window, n_sinks=self.n_sinks, scale=scale, padding=padding)
@@ -149,17 +150,17 @@ class ConsolidatedAttention(nn.Module):
         features = torch.cat([self.seen, near.heads.flatten(2), near.masses], dim=-1)
         self.seen = None
         reads = self.read_rule(self.gate(features).squeeze(-1)) & far
-        self.counts.far_tokens += int(far.sum())
-        self.counts.far_reads += int(reads.sum())
+        n_reads = int(reads.sum())
+        self.counts.far_tokens += n_far
+        self.counts.far_reads += n_reads
         self.counts.window_pairs += near.n_scored
         heads = near.heads
-        if bool(reads.any()):
+        if n_reads:
             answers, n_scored = far_read(query, key, value, reads, scale=scale, padding=padding)
             self.counts.far_pairs += n_scored
             heads = heads.index_put(reads.nonzero(as_tuple=True), answers)
-        skips = far & ~reads
-        if bool(skips.any()):
-            self._correction = torch.where(skips[..., None], self.adapt(features), 0.0)
+        if n_reads < n_far:
+            self._correction = torch.where((far & ~reads)[..., None], self.adapt(features), 0.0)
         return heads
 
     def attach(self, site: AttentionSite) -> None:
