@@ -108,8 +108,7 @@ class Rules:
 
     def errors(self) -> list[float]:
         """Mean squared error of each adapter on validation documents."""
-        sums = self.learner.errors("validation-gate", self.learned.layers)
-        return (sums.scalars["error"] / torch.stack([m.n for m in sums.moments])).tolist()
+        return self.learner.errors("validation-gate", self.learned.layers).mean("error").tolist()
 
     def heads(self, frac: float) -> baselines.Layers:
         """Whole heads."""

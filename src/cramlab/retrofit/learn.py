@@ -44,6 +44,10 @@ class LayerSums:
         self.moments = [Moments(d_in, d_out) for _ in range(n_layers)]
         self.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in scalars}
 
+    def mean(self, name: str) -> Tensor:
+        """A scalar per token that entered the moments, (L,)."""
+        return self.scalars[name] / torch.stack([moments.n for moments in self.moments])
+
     def state(self) -> dict[str, Any]:
         """What `load` takes back."""
         return {"moments": [moments.state() for moments in self.moments], "scalars": self.scalars}
@@ -113,25 +117,32 @@ class Learner:
         ranks = choose_ranks([a.gains for a in adapters], sensitivity.tolist(), bytes_per_rank, config.adapter_bytes)
         layers = {site.layer: self._layer(site, adapter, rank)
                   for site, adapter, rank in zip(self.sites, adapters, ranks, strict=True)}  # fmt: skip
-        power = held_out.scalars["power"] / torch.stack([m.n for m in held_out.moments])
-        left = self.errors("gate", layers), self.errors("validation-gate", layers)
+        gate, gate_held_out = self.errors("gate", layers), self.errors("validation-gate", layers)
         strengths = []
         for i, site in enumerate(self.sites):
-            probe, strength = fit_gate(left[0].moments[i], left[1].moments[i], config.strengths)
-            gate = layers[site.layer].gate
-            _copy(gate, probe.weight, probe.bias + sensitivity[i].log())
+            probe, strength = fit_gate(gate.moments[i], gate_held_out.moments[i], config.strengths)
+            _copy(layers[site.layer].gate, probe.weight, probe.bias + sensitivity[i].log())
             strengths.append((adapters[i].strength, strength))
-        after = left[1].scalars["error"] / torch.stack([m.n for m in left[1].moments])
+        before, after = held_out.mean("power"), gate_held_out.mean("error")
         return Learned(
             layers=layers,
-            benefit_gates=[fit_gate(a, b, config.strengths)[0] if min(float(a.n), float(b.n)) else LinearProbe(
-                torch.zeros(self.n_features, 1), torch.zeros(1)) for a, b in zip(
-                    sums.moments[: len(self.sites)], sums.moments[len(self.sites) :], strict=True)],
+            benefit_gates=self._benefit_gates(sums),
             ranks=ranks,
             strengths=strengths,
             sensitivity=sensitivity.tolist(),
-            explained=(1 - after / power).tolist(),
-        )  # fmt: skip
+            explained=(1 - after / before).tolist(),
+        )
+
+    def _benefit_gates(self, sums: LayerSums) -> list[LinearProbe]:
+        """From the sums of `_sensitivity`; a layer seen in one half of the documents only never asks to read."""
+        n_layers = len(self.sites)
+        gates = []
+        for fit, held_out in zip(sums.moments[:n_layers], sums.moments[n_layers:], strict=True):
+            if fit.n and held_out.n:
+                gates.append(fit_gate(fit, held_out, self.config.strengths)[0])
+            else:
+                gates.append(LinearProbe(torch.zeros(self.n_features, 1), torch.zeros(1)))
+        return gates
 
     def _layer(self, site: AttentionSite, adapter: Adapter, rank: int) -> ConsolidatedAttention:
         config = self.config
