@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +33,24 @@ FORMAT = 1
 RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
 
 
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema that every record meets."""
+    text = importlib.resources.files("cramlab.hf").joinpath("consolidation.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def _validate(record: Any, path: Path) -> None:
+    """Raises `ConsolidationError`, which says where, unless the record has this format and meets the schema."""
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise ConsolidationError(f"{path} has format {found}, this version of cramlab reads {FORMAT}")
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(record))
+    if error is not None:
+        where = ".".join(str(p) for p in error.absolute_path) or "the record"
+        raise ConsolidationError(f"{path} is damaged: {where}: {error.message}; consolidate again")
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of names, shapes and values (as float32) of all parameters of the unpatched model."""
     sha = hashlib.sha256()
@@ -48,7 +69,10 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
         folder: made if needed.
         layers: by layer, all with one threshold.
         model: that they were made for.
-        record: further fields of the JSON.
+        record: the further fields that `consolidation.schema.json` asks for.
+
+    Raises:
+        ConsolidationError: when the record does not meet the schema.
     """
     tensors = {f"{i}.{name}": value.detach().float().cpu().contiguous()
                for i, layer in layers.items() for name, value in layer.state_dict().items()}  # fmt: skip
@@ -57,7 +81,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
     put_in_place(partial, folder / WEIGHTS)
     one = next(iter(layers.values()))
     config: Any = model.config
-    write_json(folder / RECORD, {
+    complete = {
         "format": FORMAT,
         "model": {"family": config.model_type, "n_layers": config.num_hidden_layers, "sha256": weights_digest(model)},
         "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
@@ -65,7 +89,9 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
         "n_sinks": one.n_sinks,
         "threshold": None if one.threshold == float("inf") else one.threshold,
         "ranks": {str(i): layer.rank for i, layer in layers.items()},
-    } | record)  # fmt: skip
+    } | record
+    _validate(complete, folder / RECORD)
+    write_json(folder / RECORD, complete)
 
 
 def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
@@ -119,8 +145,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConsolidationError(f"{path} is damaged ({error}); consolidate again") from error
-    if record.get("format") != FORMAT:
-        raise ConsolidationError(f"{path} has format {record.get('format')}, this version of cramlab reads {FORMAT}")
+    _validate(record, path)
     return record
 
 
