@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import jsonschema.exceptions
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file

@@ -230,6 +230,7 @@ def _record(
         "tested": [{"skipped_frac": frac} | dataclasses.asdict(t) for frac, t in calibrated.tested],
         "test": {"documents": len(test), "increase": increase, "standard_error": error, "skipped_frac": skipped,
                  "pairs_frac": pairs},
-        "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained, "strengths": learned.strengths},
+        "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained,
+                    "strengths": [list(pair) for pair in learned.strengths]},
         "seconds": stages.seconds,
     }  # fmt: skip
