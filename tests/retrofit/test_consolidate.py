@@ -93,7 +93,7 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
     with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 1"):
         cramlab.load("glassllm", copy_with(format=99))
     with pytest.raises(ConsolidationError, match="not the file that"):
-        cramlab.load("glassllm", copy_with(weights_sha256="0"))
+        cramlab.load("glassllm", copy_with(weights_sha256="0" * 64))
     with pytest.raises(ConsolidationError, match=r"damaged: promise.delta: 3"):
         cramlab.load("glassllm", copy_with(promise={"increase": 0.1, "bound": 0.5, "delta": 3}))
     damaged = copy_with()
