@@ -60,7 +60,7 @@ def _made(data: dict[str, Any]) -> str:
     ]
     if "deviation" in data:
         lines.append(f"Deviation from the config, for want of time: {data['deviation']}.")
-    return "\n".join(lines)
+    return " ".join(lines)
 
 
 def _calibration(data: dict[str, Any]) -> str:
