@@ -85,7 +85,7 @@ class Stages:
         saved = load_checkpoint(path)
         if saved["identity"] != self._identity:
             raise FileExistsError(
-                f"{self._folder} holds an unfinished audit of another model, text or config; choose another --out, or "
+                f"{self._folder} holds unfinished work on another model, text or config; choose another --out, or "
                 "remove it"
             )
         into.load(saved["state"])

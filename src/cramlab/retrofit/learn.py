@@ -27,8 +27,9 @@ _LEAST_ERROR = 1e-12
 def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     """Nats of each next token of one context (T,), (T - 1,)."""
     logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
-    parts = [F.cross_entropy(part.float(), labels, reduction="none")
-             for part, labels in zip(logits.split(256), tokens[1:].split(256), strict=True)]  # fmt: skip
+    labels = tokens[1:].to(logits.device)
+    parts = [F.cross_entropy(part.float(), wanted, reduction="none")
+             for part, wanted in zip(logits.split(256), labels.split(256), strict=True)]  # fmt: skip
     return torch.cat(parts)
 
 

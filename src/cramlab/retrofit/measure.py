@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -64,8 +64,3 @@ class Rows:
     def load(self, state: dict[str, Tensor]) -> None:
         """Continues from `state`."""
         self.rows.copy_(state["rows"])
-
-
-def mean_rows(rows: Sequence[DocumentLoss]) -> DocumentLoss:
-    """Means over documents."""
-    return DocumentLoss(*torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist())
