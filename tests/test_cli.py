@@ -33,6 +33,10 @@ def test_the_command_line_is_frozen():
             *("--allow-pickle", "--batch-tokens", "--checkpoints", "--help", "--layers", "--no-controls"),
             *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
         ],
+        "consolidate": [
+            *("--allow-pickle", "--help", "--max-loss-increase", "--out", "--resume", "--set", "--text", "--threads"),
+            "model",
+        ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }

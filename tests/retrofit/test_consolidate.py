@@ -19,9 +19,9 @@ from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.text import parts_of
 
 pytest.importorskip("glassllm")
-SIZES = {"context": 128, "window": 16, "fit_documents": 24, "sensitivity_documents": 4, "layers_per_document": 2,
-         "gate_documents": 10, "validation_documents": 6, "calibration_documents": 40, "test_documents": 6,
-         "tokens_per_document": 64, "adapter_bytes": 100_000}  # fmt: skip
+SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
+         "gate_documents": 6, "validation_documents": 4, "calibration_documents": 30, "test_documents": 4,
+         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8}  # fmt: skip
 SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -45,7 +45,7 @@ def test_the_folder_is_small_and_says_what_was_promised(folder):
     passed = [t for t in record["tested"] if t["p_value"] <= 0.1]
     assert record["skipped_frac"] == passed[-1]["skipped_frac"]
     assert passed[-1]["mean"] < passed[-1]["upper_bound"] <= 0.1
-    assert record["test"]["documents"] == 6
+    assert record["test"]["documents"] == SIZES["test_documents"]
     assert 0 < record["test"]["skipped_frac"] <= 1
     assert record["model"]["family"] == "llama"
 

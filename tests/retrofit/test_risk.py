@@ -74,13 +74,13 @@ def test_the_sequence_stops_at_the_first_failure_and_its_error_is_controlled():
     generator = np.random.default_rng(5)
     means = [0.005, 0.01, 0.0201, 0.03, 0.001]
     wrong = 0
-    for _ in range(300):
+    for _ in range(150):
         tested = fixed_sequence(range(5), lambda i: list(draws("narrow", means[i], 60, generator)), PROMISE)
         assert all(t.p_value <= 0.1 for t in tested[:-1])
         assert len(tested) < 5  # the last is never reached past the failures
         passed = [t.candidate for t in tested if t.p_value <= 0.1]
         wrong += any(means[i] > PROMISE.increase for i in passed)
-    assert wrong / 300 <= 0.1 + 3 * np.sqrt(0.09 / 300)
+    assert wrong / 150 <= 0.1 + 3 * np.sqrt(0.09 / 150)
 
 
 def test_capped_documents_are_counted():
