@@ -34,6 +34,10 @@ def test_the_command_line_is_frozen():
             *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
         ],
         "irregular": ["--data", "--help", "--models", "--out", "--path", "--resume", "--seeds"],
+        "consolidate": [
+            *("--allow-pickle", "--help", "--max-loss-increase", "--out", "--resume", "--set", "--text", "--threads"),
+            "model",
+        ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }

@@ -9,6 +9,7 @@ from cramlab.memory import CRAMConfig, CRAMLayer
 from cramlab.metrics import score
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing
 from cramlab.model import ModelConfig, SequenceModel
+from cramlab.pretrained import load, read_report
 from cramlab.tasks.srcd import SRCDConfig
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "Routing",
     "SRCDConfig",
     "SequenceModel",
+    "load",
+    "read_report",
     "score",
 ]

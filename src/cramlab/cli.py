@@ -1,4 +1,4 @@
-"""The `cramlab` command: run, eval, cost, report, audit, irregular, ls, show."""
+"""The `cramlab` command: run, eval, cost, report, audit, consolidate, irregular, ls, show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from rich.table import Table
 
 from cramlab import records
 from cramlab.catalog import MIXERS
-from cramlab.cli_audit import USAGE_ERRORS, add_audit
+from cramlab.cli_audit import USAGE_ERRORS as AUDIT_ERRORS
+from cramlab.cli_audit import add_audit
+from cramlab.cli_consolidate import USAGE_ERRORS as CONSOLIDATE_ERRORS
+from cramlab.cli_consolidate import add_consolidate
 from cramlab.cli_cost import print_cost
 from cramlab.cli_irregular import add_irregular
 from cramlab.config import ConfigError, nearest, override
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = args.command
     try:
         command(args)
-    except (UsageError, ConfigError, *USAGE_ERRORS) as error:
+    except (UsageError, ConfigError, *AUDIT_ERRORS, *CONSOLIDATE_ERRORS) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_USAGE
     except (RunFailedError, records.RecordError, OSError) as error:
@@ -128,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_audit(commands)
     add_irregular(commands)
+    add_consolidate(commands)
 
     ls = commands.add_parser("ls", help="list experiments, sizes and mixers", description="Lists every name.")
     ls.set_defaults(command=_ls)

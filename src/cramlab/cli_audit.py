@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
+from cramlab.cli_display import Display
 from cramlab.config import ConfigError, differing, override, to_dict
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
@@ -133,43 +132,13 @@ def _run(args: argparse.Namespace, config: AuditConfig) -> AuditResult:
     corpus = read_corpus(args.text)
     other = None if args.other_text == "none" else read_corpus(args.other_text)
     pretrained = load(args.model, allow_pickle=args.allow_pickle)
-    with _Display() as display:
+    with Display() as display:
         result = audit_text(
             pretrained, corpus, config, other=other, controls=not args.no_controls, out=args.out, progress=display
         )
     result.write(args.out / FILE)
     clear(args.out)
     return result
-
-
-class _Display:
-    """A bar a stage, with the time left; a line every half minute where there is no terminal."""
-
-    def __init__(self) -> None:
-        self.console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} tokens"),
-                   TimeElapsedColumn(), TextColumn("{task.fields[left]} left"))  # fmt: skip
-        self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-        self._said = 0.0
-
-    def __enter__(self) -> _Display:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, stage: str, done: int, n_tokens: int, seconds: float) -> None:
-        """See `cramlab.audit.resume.Progress`."""
-        left = str(datetime.timedelta(seconds=round(seconds / max(done, 1) * (n_tokens - done))))
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=n_tokens, left=left)
-            self._said = 0.0
-        self._bars.update(self._tasks[stage], completed=done, left=left)
-        if not self.console.is_terminal and (seconds - self._said >= 30 or done == n_tokens):
-            self._said = seconds
-            self.console.print(f"{stage}: {done}/{n_tokens} tokens, {left} left", highlight=False)
 
 
 def _print(result: AuditResult) -> None:

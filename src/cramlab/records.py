@@ -22,7 +22,10 @@ from cramlab.files import write_json
 
 SCHEMA_VERSION = 1
 # What may lie beside records: a run's config, and the documents of audits.
-_NO_RECORDS = ("config.json", "audit.json", "over_training.json")
+_NO_RECORDS = (
+    *("config.json", "audit.json", "over_training.json"),
+    *("comparison.json", "consolidation.json", "decode.json", "retrieval.json"),
+)
 _NO_RECORDS_IN = {"bench", "irregular"}  # folders of timings, and of documents of `cramlab irregular`
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cramlab.audit.config import AuditConfig
 from cramlab.config import config_hash
 from cramlab.files import load_checkpoint, save_checkpoint
 
@@ -31,7 +30,7 @@ class Resumable(Protocol):
         ...
 
 
-def identity(model: nn.Module, documents: Sequence[Sequence[Tensor]], config: AuditConfig) -> str:
+def identity(model: nn.Module, documents: Sequence[Sequence[Tensor]], config: object) -> str:
     """A digest of everything that the sums depend on: config, tokens, and a sample of every parameter."""
     sha = hashlib.sha256(config_hash(config).encode())
     for group in documents:
@@ -86,7 +85,7 @@ class Stages:
         saved = load_checkpoint(path)
         if saved["identity"] != self._identity:
             raise FileExistsError(
-                f"{self._folder} holds an unfinished audit of another model, text or config; choose another --out, or "
+                f"{self._folder} holds unfinished work on another model, text or config; choose another --out, or "
                 "remove it"
             )
         into.load(saved["state"])

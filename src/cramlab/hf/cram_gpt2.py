@@ -57,6 +57,8 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
 
     config_class = CramGPT2Config  # type: ignore[assignment]
 
+    _supports_attention_backend = False  # its blocks have no attention function to replace
+
     def __init__(self, config: CramGPT2Config) -> None:
         super().__init__(config)
         for block in self.transformer.h:

@@ -1,0 +1,113 @@
+"""The `consolidate` subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cramlab.audit import read_corpus
+from cramlab.cli_display import Display
+from cramlab.config import ConfigError, differing, override, to_dict
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.loading import LoadError, load
+from cramlab.retrofit.config import RetrofitConfig
+
+USAGE_ERRORS = (ConsolidationError,)
+
+
+def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "consolidate",
+        help="let a pretrained model skip far attention, at a stated cost",
+        description="Learns which reads of the far context a pretrained language model can do without, small adapters "
+        "that answer instead, and a threshold that keeps the expected increase of the loss within --max-loss-increase "
+        "with confidence 1 - delta. Writes a few MB into DIR; the model's weights are not touched. "
+        "cramlab.load(MODEL, DIR) puts both together.",
+        epilog="examples: cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass "
+        "--set context=128 --set window=16 | cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 "
+        "--out runs/llama --set context=4096",
+    )
+    parser.add_argument("model", metavar="MODEL", help="smollm2 or glassllm (packaged), a local folder, or a hub name")
+    parser.add_argument(
+        "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
+    )
+    parser.add_argument(
+        "--max-loss-increase", type=float, default=0.02, metavar="NATS", help="promised, per token (default: 0.02)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+        help="change a field of RetrofitConfig, as in window=128; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue unfinished work, keep what is finished")
+    parser.set_defaults(command=_consolidate)
+
+
+def _config(overrides: list[str]) -> RetrofitConfig:
+    config = RetrofitConfig()
+    try:
+        for assignment in overrides:
+            config = override(config, assignment)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConsolidationError(str(error)) from error
+    return config
+
+
+def _consolidate(args: argparse.Namespace) -> None:
+    try:
+        from cramlab.hf.consolidation_folder import RECORD, read_record
+        from cramlab.retrofit.consolidate import consolidate
+    except ImportError as error:
+        raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error
+    config = _config(args.overrides)
+    if not args.max_loss_increase > 0:
+        raise ConsolidationError(f"--max-loss-increase {args.max_loss_increase} must be above 0, in nats per token")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    path: Path = args.out / RECORD
+    if path.exists() and not args.resume:
+        raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
+    if (args.out / "state").exists() and not args.resume:
+        raise FileExistsError(f"{args.out} holds unfinished work; go on with --resume, or choose another --out")
+    if path.exists():
+        record = read_record(args.out)
+        if record["config"] != to_dict(config) or record["promise"]["increase"] != args.max_loss_increase:
+            changed = ", ".join(differing(to_dict(config), record["config"])) or "max-loss-increase"
+            raise FileExistsError(f"{path} was made with another config ({changed}); choose another --out")
+    else:
+        corpus = read_corpus(args.text)
+        pretrained = load(args.model, allow_pickle=args.allow_pickle)
+        with Display() as display:
+            record = consolidate(
+                pretrained, corpus, config, max_loss_increase=args.max_loss_increase, out=args.out, progress=display
+            )
+        shutil.rmtree(args.out / "state")
+    _print(record)
+    print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")
+
+
+def _print(record: dict) -> None:
+    """What was tested, what was chosen, and what it did on the test documents."""
+    promise, test = record["promise"], record["test"]
+    table = Table("far reads skipped", "increase", "could be promised", "p", title=record["name"])
+    for row in record["tested"]:
+        table.add_row(f"{row['skipped_frac']:.0%}", f"{row['mean']:.4f}", f"{row['upper_bound']:.4f}",
+                      f"{row['p_value']:.3g}")  # fmt: skip
+    Console().print(table)
+    print(
+        f"promised: at most {promise['increase']:g} nats per token, confidence {1 - promise['delta']:g}; "
+        f"on {test['documents']} test documents {test['increase']:+.4f} with {test['skipped_frac']:.1%} of far reads "
+        f"skipped, {test['pairs_frac']:.1%} of causal pairs scored"
+    )

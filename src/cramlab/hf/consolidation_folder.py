@@ -1,0 +1,218 @@
+"""What a consolidation leaves on disk, and a model with it back in place: `cramlab.load`, `cramlab.read_report`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cramlab.files import partial_path, put_in_place, write_json
+from cramlab.hf.consolidated import (
+    NAME,
+    ConsolidatedAttention,
+    Counts,
+    consolidatable_sites,
+    install,
+    installed,
+)
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.loading import load as load_pretrained
+
+FORMAT = 1
+RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema that every record meets."""
+    text = importlib.resources.files("cramlab.hf").joinpath("consolidation.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def _validate(record: Any, path: Path) -> None:
+    """Raises `ConsolidationError`, which says where, unless the record has this format and meets the schema."""
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise ConsolidationError(f"{path} has format {found}, this version of cramlab reads {FORMAT}")
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(record))
+    if error is not None:
+        where = ".".join(str(p) for p in error.absolute_path) or "the record"
+        raise ConsolidationError(f"{path} is damaged: {where}: {error.message}; consolidate again")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and values (as float32) of all parameters of the unpatched model."""
+    sha = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if f".{ConsolidatedAttention.CHILD}." in name:
+            continue
+        sha.update(f"{name} {tuple(parameter.shape)}\0".encode())
+        sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Module, record: dict[str, Any]) -> None:
+    """Writes weights first, then the record: a folder without record is unfinished.
+
+    Args:
+        folder: made if needed.
+        layers: by layer, all with one threshold.
+        model: that they were made for.
+        record: the further fields that `consolidation.schema.json` asks for.
+
+    Raises:
+        ConsolidationError: when the record does not meet the schema.
+    """
+    tensors = {f"{i}.{name}": value.detach().float().cpu().contiguous()
+               for i, layer in layers.items() for name, value in layer.state_dict().items()}  # fmt: skip
+    partial = partial_path(folder / WEIGHTS)
+    save_file(tensors, partial)
+    put_in_place(partial, folder / WEIGHTS)
+    one = next(iter(layers.values()))
+    config: Any = model.config
+    complete = {
+        "format": FORMAT,
+        "model": {"family": config.model_type, "n_layers": config.num_hidden_layers, "sha256": weights_digest(model)},
+        "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        "window": one.window,
+        "n_sinks": one.n_sinks,
+        "threshold": None if one.threshold == float("inf") else one.threshold,
+        "ranks": {str(i): layer.rank for i, layer in layers.items()},
+    } | record
+    _validate(complete, folder / RECORD)
+    write_json(folder / RECORD, complete)
+
+
+def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
+    """A pretrained model with a consolidation in place: generate and evaluation harnesses use it as they did before.
+
+    Args:
+        model: a name or folder that `cramlab consolidate` takes, or the loaded model itself (SDPA attention).
+        folder: that `cramlab consolidate` wrote.
+
+    Raises:
+        ConsolidationError: when the folder is unfinished, damaged or of another version, or was made for other weights
+            or another family; or when a probe pass shows that the patch is not live.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    loaded = load_pretrained(model).model if isinstance(model, str) else model
+    family = getattr(getattr(loaded, "config", None), "model_type", None)
+    made_for = record["model"]
+    if family != made_for["family"]:
+        raise ConsolidationError(f'{folder} was made for family "{made_for["family"]}", this model is "{family}"')
+    if weights_digest(loaded) != made_for["sha256"]:
+        raise ConsolidationError(
+            f"{folder} was made for other weights of this family (SHA-256 {made_for['sha256'][:12]}...); load the "
+            "model that it was made for, in the same precision, or consolidate this one"
+        )
+    sites = {site.layer: site for site in consolidatable_sites(loaded)}
+    tensors = _tensors(folder, record)
+    layers: dict[int, ConsolidatedAttention] = {}
+    for name, rank in record["ranks"].items():
+        layer = ConsolidatedAttention.beside(
+            sites[int(name)], rank=rank, window=record["window"], n_sinks=record["n_sinks"]
+        )
+        layer.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name})
+        layer.threshold = float("inf") if record["threshold"] is None else record["threshold"]
+        layers[int(name)] = layer.requires_grad_(False)
+    install(loaded, layers)
+    probe(loaded)
+    return loaded
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The JSON of a folder.
+
+    Raises:
+        ConsolidationError: when there is none, or of another version.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        raise ConsolidationError(f"{folder} holds no {RECORD}: no consolidation, or an unfinished one (--resume)")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConsolidationError(f"{path} is damaged ({error}); consolidate again") from error
+    _validate(record, path)
+    return record
+
+
+def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != record["weights_sha256"]:
+            raise ConsolidationError(f"{path} is not the file that {RECORD} was written with; consolidate again")
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConsolidationError(f"{path} cannot be read ({error}); consolidate again") from error
+
+
+@torch.inference_mode()
+def probe(model: nn.Module) -> None:
+    """Runs a context just longer than the window and looks whether every patch was asked; counts start anew.
+
+    Raises:
+        ConsolidationError: when one was not.
+    """
+    layers = installed(model)
+    for layer in layers.values():
+        layer.counts = Counts()
+    longest = max(layer.window + layer.n_sinks for layer in layers.values()) + 1
+    device = next(model.parameters()).device
+    model(input_ids=torch.zeros(1, longest, dtype=torch.int64, device=device), use_cache=False)
+    for name, layer in layers.items():
+        if layer.counts.far_tokens != longest - layer.window - layer.n_sinks:
+            raise ConsolidationError(f"the patch at {name} was not asked; the model's attention does not go through it")
+        layer.counts = Counts()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which modules are patched, and what they have done since loading.
+
+    Attributes:
+        live: whether the model's attention goes through the patches and their hooks are in place.
+        layers: counts by name of the attention module.
+    """
+
+    live: bool
+    layers: dict[str, Counts]
+
+    @property
+    def total(self) -> Counts:
+        """Over all layers."""
+        fields = Counts.__dataclass_fields__
+        return Counts(**{name: sum(getattr(c, name) for c in self.layers.values()) for name in fields})
+
+    def __str__(self) -> str:
+        """A line a layer, then the sum."""
+        lines = [f"patch {'live' if self.live else 'NOT LIVE'} on {len(self.layers)} attention modules"]
+        for name, c in [*self.layers.items(), ("all", self.total)]:
+            pairs = (c.window_pairs + c.far_pairs) / c.causal_pairs if c.causal_pairs else 0.0
+            lines.append(
+                f"{name}: {c.far_reads}/{c.far_tokens} far reads made ({c.skipped_frac:.1%} skipped), "
+                f"{pairs:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens"
+            )
+        return "\n".join(lines)
+
+
+def report(model: nn.Module) -> Report:
+    """See `Report`; of a model without a patch it says that nothing is live."""
+    layers = installed(model)
+    config: Any = getattr(model, "config", None)
+    live = bool(layers) and getattr(config, "_attn_implementation", None) == NAME
+    live = live and all(layer.attached and layer.active for layer in layers.values())
+    return Report(live, {name: replace(layer.counts) for name, layer in layers.items()})

@@ -1,0 +1,84 @@
+"""What one consolidation is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrofitConfig:
+    """Everything that a consolidation depends on, besides model, text and code.
+
+    Each document gives one context, from its start; the parts are disjoint sets of documents.
+
+    Attributes:
+        context: tokens a document.
+        window: keys that every token sees, itself included.
+        n_sinks: first keys that every token sees.
+        fit_documents: for the adapters.
+        sensitivity_documents: for what a layer's error costs in nats.
+        layers_per_document: layers that go without far reads, one at a time, on each of these.
+        gate_documents: for the gates.
+        validation_documents: for ridge strengths, ranks and the first look at the thresholds.
+        calibration_documents: for the guarantee; looked at once.
+        test_documents: for the figures; looked at once.
+        tokens_per_document: tokens of a document that enter the statistics, drawn at random.
+        strengths: ridge strengths to choose from, see `audit.regression.RidgePath`.
+        max_rank: of an adapter.
+        adapter_bytes: of all adapters together, at most; the folder is little larger.
+        skipped_fracs: shares of far reads to skip that thresholds are made for, ascending.
+        delta: the guarantee may fail in this share of all calibrations.
+        bound_factor: increases of a document above so many times the promised one are counted as that much.
+        seed: of the split and of all sampling.
+    """
+
+    context: int = 1024
+    window: int = 64
+    n_sinks: int = 4
+    fit_documents: int = 64
+    sensitivity_documents: int = 12
+    layers_per_document: int = 8
+    gate_documents: int = 32
+    validation_documents: int = 12
+    calibration_documents: int = 64
+    test_documents: int = 24
+    tokens_per_document: int = 256
+    strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    max_rank: int = 64
+    adapter_bytes: int = 4_000_000
+    skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+    delta: float = 0.1
+    bound_factor: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        least_of = {"seed": 0, "n_sinks": 0, "adapter_bytes": 0, "max_rank": 0} | dict.fromkeys(
+            ("context", "window", "fit_documents", "sensitivity_documents", "layers_per_document", "gate_documents",
+             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document"), 1,
+        )  # fmt: skip
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"retrofit.{name} = {getattr(self, name)} must be at least {least}")
+        if self.context <= self.window + self.n_sinks + 1:
+            raise ValueError(
+                f"retrofit.context = {self.context} leaves nothing far beyond window {self.window} and {self.n_sinks} "
+                "first tokens; lengthen it, or shorten the window"
+            )
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"retrofit.strengths = {self.strengths} must be positive numbers, at least one")
+        fracs = self.skipped_fracs
+        if not fracs or list(fracs) != sorted(set(fracs)) or not 0 < fracs[0] <= fracs[-1] <= 1:
+            raise ValueError(f"retrofit.skipped_fracs = {fracs} must be shares above 0, at most 1, ascending")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"retrofit.delta = {self.delta} must lie between 0 and 1, as in 0.1")
+        if not self.bound_factor > 1:
+            raise ValueError(f"retrofit.bound_factor = {self.bound_factor} must be above 1")
+
+    @property
+    def n_documents(self) -> int:
+        """In all parts."""
+        return sum(getattr(self, f"{part}_documents") for part in PARTS)
+
+
+PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")

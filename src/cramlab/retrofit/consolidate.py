@@ -1,0 +1,236 @@
+"""From a loaded model and text to a calibrated folder: what `cramlab consolidate` runs.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cramlab import records
+from cramlab.audit.resume import Progress, Stages, identity
+from cramlab.audit.text import Corpus
+from cramlab.config import to_dict
+from cramlab.files import only_process_in
+from cramlab.hf.attention_sites import AttentionSite
+from cramlab.hf.consolidated import consolidatable_sites, patched
+from cramlab.hf.consolidation_folder import save
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.loading import Pretrained
+from cramlab.retrofit.config import PARTS, RetrofitConfig
+from cramlab.retrofit.learn import Learned, Learner
+from cramlab.retrofit.measure import Rows, measured, original_loss, set_threshold
+from cramlab.retrofit.observe import Answer, Sight, observed
+from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
+from cramlab.retrofit.text import parts_of
+
+# The test starts this many shares below the one that validation calls promising, and works its way up.
+_STEPS_BELOW = 2
+
+
+class PromiseError(ConsolidationError):
+    """The promised loss cannot be guaranteed; the message says what can."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The outcome.
+
+    Attributes:
+        skipped_frac: the share of far reads that the threshold was made for.
+        threshold: of the gates.
+        tested: every candidate that was tested, with its share.
+    """
+
+    skipped_frac: float
+    threshold: float
+    tested: list[tuple[float, Tested]]
+
+
+@torch.no_grad()
+def consolidate(
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: RetrofitConfig,
+    *,
+    max_loss_increase: float,
+    out: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Learns, calibrates and saves; work cut off goes on from the last saved document.
+
+    Args:
+        pretrained: a causal language model; it is left as it was.
+        corpus: text of the kind that the model will be used on.
+        config: sizes and choices.
+        max_loss_increase: promised for the expected loss of a document, nats per token.
+        out: folder of the result.
+        progress: called as `(stage, tokens done, tokens in all, seconds)` after every document.
+
+    Returns:
+        The record, as saved.
+
+    Raises:
+        ConsolidationError: when model, text and config do not fit.
+        PromiseError: when the promise cannot be kept, with the best that can be.
+        UnknownFamilyError: when nothing says where this model's attention sits.
+    """
+    promise = Promise(increase=max_loss_increase, bound=config.bound_factor * max_loss_increase, delta=config.delta)
+    if (fewest := promise.fewest_documents()) > config.calibration_documents:
+        raise PromiseError(
+            f"{config.calibration_documents} calibration documents can promise nothing at confidence "
+            f"{1 - config.delta:g}, not even if no document lost anything; give at least {fewest} "
+            "(retrofit.calibration_documents), better three times as many"
+        )
+    model = pretrained.model
+    sites = consolidatable_sites(model)
+    parts = parts_of(pretrained, corpus, config)
+    named = identity(model, [parts[part] for part in PARTS], config)
+    with only_process_in(out):
+        stages = Stages(out / "state", named, progress)
+        learned = Learner(model, sites, config, parts, stages).learn()
+        run = Calibration(model, sites, config, parts, stages, learned)
+        calibrated = run.calibrate(promise)
+        test = run.test(calibrated)
+        record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
+        save(out, learned.layers, model, record)
+    return record
+
+
+class Calibration:
+    """Thresholds, calibration and test of what has been learned."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[AttentionSite],
+        config: RetrofitConfig,
+        parts: dict[str, list[Tensor]],
+        stages: Stages,
+        learned: Learned,
+    ) -> None:
+        self.model, self.sites, self.config, self.parts = model, sites, config, parts
+        self.stages, self.learned = stages, learned
+        self._original: dict[str, Tensor] = {}
+
+    def thresholds(self) -> list[float]:
+        """For each share to skip: the gates' scores over all layers at that quantile, averaged over documents."""
+        fracs = torch.tensor([frac for frac in self.config.skipped_fracs if frac < 1])
+        rows = Rows(len(self.parts["validation"]), max(1, len(fracs)))
+
+        def quantiles(tokens: Tensor) -> Tensor:
+            scores: list[Tensor] = []
+
+            def choose(i: int) -> Callable[[Sight], Answer | None]:
+                def chosen(sight: Sight) -> None:
+                    gate = self.learned.layers[self.sites[i].layer].gate
+                    scores.append(gate(sight.features[sight.far]).squeeze(-1))
+
+                return chosen
+
+            with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose)):
+                self.model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
+            ordered = torch.cat(scores).sort().values
+            return ordered[(fracs * len(ordered)).long().clamp(max=len(ordered) - 1)].double()
+
+        self._each("thresholds", "validation", rows, lambda tokens, row: row[: len(fracs)].copy_(quantiles(tokens)))
+        found = rows.rows.mean(dim=0)[: len(fracs)].tolist()
+        return [*found, float("inf")] if self.config.skipped_fracs[-1] == 1 else found
+
+    def _each(self, stage: str, part: str, rows: Rows, fill: Callable[[Tensor, Tensor], Any]) -> None:
+        documents = self.parts[part]
+
+        def one(item: tuple[int, Tensor]) -> int:
+            fill(item[1], rows.rows[item[0]])
+            return len(item[1])
+
+        self.stages.run(stage, list(enumerate(documents)), one, rows, sum(map(len, documents)))
+
+    def increases(self, part: str, name: str, threshold: float) -> Tensor:
+        """Increase, share skipped and share of pairs of each document, (documents, 3)."""
+        if part not in self._original:
+            rows = Rows(len(self.parts[part]), 1)
+            self._each(f"{part}-original", part, rows, lambda t, row: row.fill_(original_loss(self.model, t)))
+            self._original[part] = rows.rows[:, 0]
+        set_threshold(self.learned.layers, threshold)
+        rows = Rows(len(self.parts[part]), 3)
+
+        def fill(tokens: Tensor, row: Tensor) -> None:
+            row.copy_(torch.tensor(measured(self.model, tokens, self.learned.layers), dtype=torch.float64))
+
+        self._each(f"{part}-{name}", part, rows, fill)
+        found = rows.rows.clone()
+        found[:, 0] -= self._original[part]
+        return found
+
+    def calibrate(self, promise: Promise) -> Calibrated:
+        """The boldest threshold that the calibration documents allow; see `risk.fixed_sequence`."""
+        fracs, thresholds = self.config.skipped_fracs, self.thresholds()
+        low, high = -1, len(fracs)  # the boldest share whose validation loss is within the promise, by bisection
+        while high - low > 1:
+            middle = (low + high) // 2
+            increase = float(self.increases("validation", f"{fracs[middle]:g}", thresholds[middle])[:, 0].mean())
+            low, high = (middle, high) if increase <= promise.increase else (low, middle)
+        first = max(0, low - _STEPS_BELOW)
+        tested = fixed_sequence(
+            range(first, len(fracs)),
+            lambda i: self.increases("calibration", f"{fracs[i]:g}", thresholds[i])[:, 0].tolist(),
+            promise,
+        )
+        named = [(fracs[t.candidate], t) for t in tested]
+        passed = [t.candidate for t in tested if t.p_value <= promise.delta]
+        if not passed:
+            best = tested[0]
+            raise PromiseError(
+                f"no threshold keeps the promised {promise.increase:g} nats per token with confidence "
+                f"{1 - promise.delta:g}: skipping {fracs[best.candidate]:.0%} of the far reads costs {best.mean:.4f} "
+                f"on the calibration documents, and {best.upper_bound:.4f} is the least that could be promised for it. "
+                f"Raise --max-loss-increase, or give more than {len(self.parts['calibration'])} calibration documents"
+            )
+        set_threshold(self.learned.layers, thresholds[passed[-1]])
+        return Calibrated(fracs[passed[-1]], thresholds[passed[-1]], named)
+
+    def test(self, calibrated: Calibrated) -> Tensor:
+        """The chosen threshold on the test documents, (documents, 3); see `increases`."""
+        return self.increases("test", f"{calibrated.skipped_frac:g}", calibrated.threshold)
+
+
+def _record(
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: RetrofitConfig,
+    promise: Promise,
+    learned: Learned,
+    calibrated: Calibrated,
+    test: Tensor,
+    stages: Stages,
+) -> dict[str, Any]:
+    header = records.header(torch.device("cpu"))
+    packages = ("transformers", "gguf")
+    increase, skipped, pairs = test.mean(dim=0).tolist()
+    error = float(test[:, 0].std() / len(test) ** 0.5) if len(test) > 1 else None
+    return {
+        "cramlab": header["versions"]["cramlab"],
+        "revision": header["revision"],
+        "versions": header["versions"] | {name: records.package_version(name) for name in packages},
+        "hardware": header["hardware"],
+        "name": pretrained.name,
+        "note": pretrained.note,
+        "text": corpus.described(),
+        "config": to_dict(config),
+        "promise": dataclasses.asdict(promise),
+        "skipped_frac": calibrated.skipped_frac,
+        "tested": [{"skipped_frac": frac} | dataclasses.asdict(t) for frac, t in calibrated.tested],
+        "test": {"documents": len(test), "increase": increase, "standard_error": error, "skipped_frac": skipped,
+                 "pairs_frac": pairs},
+        "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained,
+                    "strengths": [list(pair) for pair in learned.strengths]},
+        "seconds": stages.seconds,
+    }  # fmt: skip

@@ -1,0 +1,263 @@
+"""From documents to adapters, gates and what a read is worth; the backbone is never changed.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cramlab.audit.regression import LinearProbe, Moments
+from cramlab.audit.resume import Stages
+from cramlab.hf.attention_sites import AttentionSite, base_model
+from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.retrofit.config import RetrofitConfig
+from cramlab.retrofit.fit import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities
+from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
+
+_LEAST_ERROR = 1e-12
+
+
+def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Nats of each next token of one context (T,), (T - 1,)."""
+    logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+    labels = tokens[1:].to(logits.device)
+    parts = [F.cross_entropy(part.float(), wanted, reduction="none")
+             for part, wanted in zip(logits.split(256), labels.split(256), strict=True)]  # fmt: skip
+    return torch.cat(parts)
+
+
+class LayerSums:
+    """Sums over tokens for every layer; what `Stages` saves.
+
+    Attributes:
+        moments: of features and what is to be predicted from them, one a layer.
+        scalars: further sums by name, (L,) each.
+    """
+
+    def __init__(self, n_layers: int, d_in: int, d_out: int, scalars: Sequence[str] = ()) -> None:
+        self.moments = [Moments(d_in, d_out) for _ in range(n_layers)]
+        self.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in scalars}
+
+    def mean(self, name: str) -> Tensor:
+        """A scalar per token that entered the moments, (L,)."""
+        return self.scalars[name] / torch.stack([moments.n for moments in self.moments])
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes back."""
+        return {"moments": [moments.state() for moments in self.moments], "scalars": self.scalars}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from `state`."""
+        for moments, saved in zip(self.moments, state["moments"], strict=True):
+            moments.load(saved)
+        self.scalars = state["scalars"]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that is learned before any threshold is chosen.
+
+    Attributes:
+        layers: adapters and gates, by layer; gates score the log of the nats that a read is expected to save.
+        benefit_gates: for comparison: gates that regress a token's counterfactual benefit itself, in nats.
+        ranks: of the adapters.
+        strengths: ridge strengths of the adapters and the gates.
+        sensitivity: nats per squared error, by layer.
+        explained: share of the far read's squared length that the adapter predicts on held-out tokens, by layer.
+    """
+
+    layers: dict[int, ConsolidatedAttention]
+    benefit_gates: list[LinearProbe]
+    ranks: list[int]
+    strengths: list[tuple[float, float]]
+    sensitivity: list[float]
+    explained: list[float]
+
+
+class Learner:
+    """Runs the stages on the parts of the text.
+
+    Args:
+        model: the original, without a patch.
+        sites: to be consolidated.
+        config: sizes and choices.
+        parts: documents, (T,) each, by name of the part.
+        stages: runs and saves.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[AttentionSite],
+        config: RetrofitConfig,
+        parts: dict[str, list[Tensor]],
+        stages: Stages,
+    ) -> None:
+        self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
+        site = sites[0]
+        self.n_features = ConsolidatedAttention.n_features(site.d_model, site.d_heads, site.n_heads)
+
+    def learn(self) -> Learned:
+        """All stages in turn."""
+        fit, held_out = self.moments("fit"), self.moments("validation")
+        sums = self._sensitivity()
+        n_documents = sums.scalars["documents"]
+        seen = n_documents.clamp(min=1)
+        sensitivity = sensitivities(sums.scalars["increase"] / seen, sums.scalars["error"] / seen, n_documents)
+        config = self.config
+        adapters = [fit_adapter(f, h, config.strengths, config.max_rank)
+                    for f, h in zip(fit.moments, held_out.moments, strict=True)]  # fmt: skip
+        bytes_per_rank = 4 * (self.n_features + 1 + self.sites[0].d_model)
+        ranks = choose_ranks([a.gains for a in adapters], sensitivity.tolist(), bytes_per_rank, config.adapter_bytes)
+        layers = {site.layer: self._layer(site, adapter, rank)
+                  for site, adapter, rank in zip(self.sites, adapters, ranks, strict=True)}  # fmt: skip
+        gate, gate_held_out = self.errors("gate", layers), self.errors("validation-gate", layers)
+        strengths = []
+        for i, site in enumerate(self.sites):
+            probe, strength = fit_gate(gate.moments[i], gate_held_out.moments[i], config.strengths)
+            _copy(layers[site.layer].gate, probe.weight, probe.bias + sensitivity[i].log())
+            strengths.append((adapters[i].strength, strength))
+        before, after = held_out.mean("power"), gate_held_out.mean("error")
+        return Learned(
+            layers=layers,
+            benefit_gates=self._benefit_gates(sums),
+            ranks=ranks,
+            strengths=strengths,
+            sensitivity=sensitivity.tolist(),
+            explained=(1 - after / before).tolist(),
+        )
+
+    def _benefit_gates(self, sums: LayerSums) -> list[LinearProbe]:
+        """From the sums of `_sensitivity`; a layer seen in one half of the documents only never asks to read."""
+        n_layers = len(self.sites)
+        gates = []
+        for fit, held_out in zip(sums.moments[:n_layers], sums.moments[n_layers:], strict=True):
+            if fit.n and held_out.n:
+                gates.append(fit_gate(fit, held_out, self.config.strengths)[0])
+            else:
+                gates.append(LinearProbe(torch.zeros(self.n_features, 1), torch.zeros(1)))
+        return gates
+
+    def _layer(self, site: AttentionSite, adapter: Adapter, rank: int) -> ConsolidatedAttention:
+        config = self.config
+        layer = ConsolidatedAttention.beside(site, rank=rank, window=config.window, n_sinks=config.n_sinks)
+        if layer.down is None or layer.up is None:
+            assert layer.constant is not None
+            layer.constant.data.copy_(adapter.mean)
+        else:
+            _copy(layer.down, adapter.down.weight[:, :rank], adapter.down.bias[:rank])
+            _copy(layer.up, adapter.up[:rank], adapter.mean)
+        return layer.requires_grad_(False)
+
+    def _sample(self, sight: Sight, document: int) -> Tensor:
+        """Places of the tokens of this document that enter the statistics: the same for every layer."""
+        far = sight.far[0].nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + document)
+        order = torch.randperm(len(far), generator=generator)[: self.config.tokens_per_document]
+        return far[order.sort().values.to(far.device)]
+
+    def _watch(self, tokens: Tensor, document: int, look: Callable[[int, Sight, Tensor], None]) -> None:
+        """One pass of the original model over one document; `look(i, sight, places)` for each site."""
+
+        def choose(i: int) -> Callable[[Sight], Answer | None]:
+            def chosen(sight: Sight) -> None:
+                look(i, sight, self._sample(sight, document))
+
+            return chosen
+
+        with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose)):
+            base_model(self.model)(input_ids=tokens[None], use_cache=False)
+
+    def _run(self, stage: str, part: str, into: LayerSums, step: Callable[[Tensor, int], None]) -> LayerSums:
+        documents = self.parts[part]
+
+        def one(item: tuple[int, Tensor]) -> int:
+            step(item[1], item[0])
+            return len(item[1])
+
+        n_tokens = sum(len(document) for document in documents)
+        self.stages.run(stage, list(enumerate(documents)), one, into, n_tokens)
+        return into
+
+    def moments(self, part: str) -> LayerSums:
+        """Features and what the far read adds."""
+        sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"])
+
+        def look(i: int, sight: Sight, places: Tensor) -> None:
+            added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
+            sums.moments[i].update(sight.features[0, places].cpu(), added.cpu())
+            sums.scalars["power"][i] += float(added.double().square().sum())
+
+        return self._run(part, part, sums, lambda tokens, document: self._watch(tokens, document, look))
+
+    def errors(self, stage: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
+        """Features and the log of the squared error that the adapter leaves."""
+        part = stage.removesuffix("-gate") if stage != "gate" else stage
+        sums = LayerSums(len(self.sites), self.n_features, 1, ["error"])
+
+        def look(i: int, sight: Sight, places: Tensor) -> None:
+            features = sight.features[0, places]
+            added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
+            error = (added - layers[self.sites[i].layer].adapt(features)).double().square().sum(-1, keepdim=True)
+            sums.moments[i].update(features.cpu(), error.clamp(min=_LEAST_ERROR).log().cpu())
+            sums.scalars["error"][i] += float(error.sum())
+
+        return self._run(stage, part, sums, lambda tokens, document: self._watch(tokens, document, look))
+
+    def _sensitivity(self) -> LayerSums:
+        """What it costs when one layer alone goes without far reads: exact differences of two passes.
+
+        Layers are drawn without replacement for each document, so every layer is as likely to be looked at.
+        """
+        n_layers = len(self.sites)
+        # Moments of even documents come first, those of odd ones choose the strength.
+        sums = LayerSums(2 * n_layers, self.n_features, 1)
+        sums.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in ("increase", "error", "documents")}
+        order = torch.randperm(n_layers, generator=torch.Generator().manual_seed(self.config.seed)).tolist()
+
+        def step(tokens: Tensor, document: int) -> None:
+            features: dict[int, tuple[Tensor, Tensor]] = {}
+
+            def look(i: int, sight: Sight, places: Tensor) -> None:
+                added = added_by_far(self.sites[i], sight.full[0], sight.near[0])[sight.far[0]]
+                features[i] = sight.features[0, places], places
+                errors[i] = float(added.double().square().sum(-1).mean())
+
+            errors: dict[int, float] = {}
+            self._watch(tokens, document, look)
+            base = token_losses(self.model, tokens)
+            k = self.config.layers_per_document
+            for i in {order[j % n_layers] for j in range(document * k, (document + 1) * k)}:
+                layer = ConsolidatedAttention.beside(
+                    self.sites[i], rank=0, window=self.config.window, n_sinks=self.config.n_sinks
+                )
+                layer.rule = no_token
+                with patched(self.model, {self.sites[i].layer: layer}):
+                    benefit = token_losses(self.model, tokens) - base
+                x, places = features[i]
+                inside = places < len(benefit)
+                which = i + n_layers * (document // -(-n_layers // k) % 2)
+                sums.moments[which].update(x[inside].cpu(), benefit[places[inside]][:, None].cpu())
+                sums.scalars["increase"][i] += float(benefit.double().mean())
+                sums.scalars["error"][i] += errors[i]
+                sums.scalars["documents"][i] += 1
+
+        return self._run("sensitivity", "sensitivity", sums, step)
+
+
+def no_token(scores: Tensor) -> Tensor:
+    """A rule by which nobody reads."""
+    return torch.zeros_like(scores, dtype=torch.bool)
+
+
+def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """`x @ weight + bias` into a linear layer."""
+    linear.weight.data.copy_(weight.T)
+    linear.bias.data.copy_(bias)

@@ -1,0 +1,183 @@
+"""From text to a folder and back, on the small packaged model and through the command."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from families import BUILD
+
+import cramlab
+from cramlab.audit import read_corpus
+from cramlab.cli import main
+from cramlab.hf import consolidation_folder
+from cramlab.hf.consolidated import closed, installed, remove
+from cramlab.hf.consolidation_folder import RECORD, WEIGHTS, weights_digest
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.loading import load
+from cramlab.retrofit.config import RetrofitConfig
+from cramlab.retrofit.text import parts_of
+
+pytest.importorskip("glassllm")
+SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
+         "gate_documents": 6, "validation_documents": 4, "calibration_documents": 30, "test_documents": 4,
+         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8}  # fmt: skip
+SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
+
+
+def command(out, *more):
+    return ["consolidate", "glassllm", "--text", "stdlib", "--max-loss-increase", "0.1", "--out", str(out), *SET,
+            "--threads", "1", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("consolidate") / "glassllm"
+    assert main(command(out)) == 0
+    return out
+
+
+def test_the_folder_is_small_and_says_what_was_promised(folder):
+    assert sorted(p.name for p in folder.iterdir()) == [RECORD, WEIGHTS]
+    assert (folder / WEIGHTS).stat().st_size < 150_000
+    record = json.loads((folder / RECORD).read_text())
+    assert record["promise"] == {"increase": 0.1, "bound": 0.5, "delta": 0.1}
+    passed = [t for t in record["tested"] if t["p_value"] <= 0.1]
+    assert record["skipped_frac"] == passed[-1]["skipped_frac"]
+    assert passed[-1]["mean"] < passed[-1]["upper_bound"] <= 0.1
+    assert record["test"]["documents"] == SIZES["test_documents"]
+    assert 0 < record["test"]["skipped_frac"] <= 1
+    assert record["model"]["family"] == "llama"
+
+
+def test_it_loads_is_live_and_loses_what_the_record_says(folder):
+    pretrained = load("glassllm")
+    config = RetrofitConfig(**SIZES)
+    tokens = torch.stack(parts_of(pretrained, read_corpus("stdlib"), config)["test"])
+    with torch.no_grad():
+        original = pretrained.model(tokens, labels=tokens).loss
+        model = cramlab.load("glassllm", folder)
+        assert cramlab.read_report(model).total.tokens == 0  # the probe left no trace
+        patched = model(tokens, labels=tokens).loss
+        record = json.loads((folder / RECORD).read_text())
+        assert float(patched - original) == pytest.approx(record["test"]["increase"], abs=2e-3)
+        found = cramlab.read_report(model)
+        assert found.live
+        assert set(found.layers) == {f"model.layers.{i}.self_attn" for i in range(4)}
+        assert found.total.tokens == 4 * tokens.numel()
+        assert found.total.skipped_frac == pytest.approx(record["test"]["skipped_frac"], abs=1e-6)
+        assert "patch live on 4 attention modules" in str(found)
+        with closed(model):
+            assert not cramlab.read_report(model).live
+            assert torch.equal(model(tokens, labels=tokens).loss, original)
+        assert model.generate(tokens[:1, :40], max_new_tokens=5, do_sample=False).shape == (1, 45)
+        remove(model)
+    assert not cramlab.read_report(model).live
+
+
+def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
+    model = load("glassllm").model
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-3
+    with pytest.raises(ConsolidationError, match="other weights"):
+        cramlab.load(model, folder)
+    with pytest.raises(ConsolidationError, match='made for family "llama", this model is "gpt2"'):
+        cramlab.load(BUILD["gpt2"](), folder)
+
+    def copy_with(**changes):
+        shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        record = json.loads((folder / RECORD).read_text()) | changes
+        (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
+        return tmp_path / "copy"
+
+    with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 1"):
+        cramlab.load("glassllm", copy_with(format=99))
+    with pytest.raises(ConsolidationError, match="not the file that"):
+        cramlab.load("glassllm", copy_with(weights_sha256="0" * 64))
+    with pytest.raises(ConsolidationError, match=r"damaged: promise.delta: 3"):
+        cramlab.load("glassllm", copy_with(promise={"increase": 0.1, "bound": 0.5, "delta": 3}))
+    damaged = copy_with()
+    (damaged / RECORD).write_text("{")
+    with pytest.raises(ConsolidationError, match="damaged"):
+        cramlab.load("glassllm", damaged)
+    (damaged / RECORD).unlink()
+    with pytest.raises(ConsolidationError, match="unfinished"):
+        cramlab.load("glassllm", damaged)
+
+
+def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
+    monkeypatch.setattr(consolidation_folder, "install", lambda model, layers: [
+        site.attention.add_module("consolidated", layers[site.layer])
+        for site in consolidation_folder.consolidatable_sites(model)
+    ])  # fmt: skip
+    with pytest.raises(ConsolidationError, match=r"layers.0.self_attn was not asked"):
+        cramlab.load("glassllm", folder)
+
+
+def test_the_digest_does_not_see_the_patch(folder):
+    model = load("glassllm").model
+    before = weights_digest(model)
+    cramlab.load(model, folder)
+    assert installed(model)
+    assert weights_digest(model) == before
+
+
+def test_finished_work_is_kept(folder, capsys):
+    before = (folder / RECORD).read_bytes()
+    assert main(command(folder)) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert main(command(folder, "--resume", "--set", "seed=1")) == 1
+    assert "another config (seed)" in capsys.readouterr().err
+    assert main(command(folder, "--resume")) == 0
+    assert (folder / RECORD).read_bytes() == before
+    assert "promised: at most 0.1 nats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["sensitivity", "calibration-original"])
+def test_work_cut_off_goes_on_to_the_same_result(stage, folder, tmp_path, monkeypatch, capsys):
+    from cramlab.audit.resume import Stages
+
+    run = Stages.run
+
+    def cut_off(self, name, items, step, into, n_tokens):
+        def failing(item):
+            if name == stage and item[0] == 2:
+                raise KeyboardInterrupt
+            return step(item)
+
+        return run(self, name, items, failing, into, n_tokens)
+
+    monkeypatch.setattr(Stages, "run", cut_off)
+    out = tmp_path / "out"
+    assert main(command(out)) == 1
+    assert "--resume continues" in capsys.readouterr().err
+    monkeypatch.setattr(Stages, "run", run)
+    if (out / "state").exists():  # something had been saved already
+        assert main(command(out)) == 1
+        assert "unfinished" in capsys.readouterr().err
+    assert main(command(out, "--resume")) == 0
+    ours, theirs = (json.loads((path / RECORD).read_text()) for path in (out, folder))
+    for record in (ours, theirs):
+        record.pop("seconds")
+    assert ours == theirs
+    assert (out / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("glassllm", "--text", "/no/such"), "does not exist"),
+        (("glassllm", "--text", "stdlib", "--set", "windw=3"), 'did you mean "window"'),
+        (("glassllm", "--text", "stdlib", "--set", "window=0"), "retrofit.window = 0"),
+        (("glassllm", "--text", "stdlib", "--set", "context=30"), "nothing far beyond window 64"),
+        (("glassllm", "--text", "stdlib"), "longer than the model's own, 128"),
+        (("glassllm", "--text", "stdlib", "--max-loss-increase", "0"), "must be above 0"),
+        (("glassllm", "--text", "stdlib", "--set", "calibration_documents=3"), "promise nothing at confidence 0.9"),
+        (("glassllm", "--text", "prose", "--set", "context=128", "--set", "fit_documents=9999"), "are needed"),
+        (("glassllm", "--text", "stdlib", *SET, "--max-loss-increase", "0.00001"), "is the least that could be"),
+    ],
+)
+def test_bad_usage_and_empty_promises_exit_2_with_the_figure(argv, message, capsys, tmp_path):
+    assert main(["consolidate", *argv, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,0 +1,48 @@
+"""docs/consolidate.md: its figures are those of the records, its commands are understood, its code runs."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cramlab.cli import _parser, main
+from cramlab.cli_consolidate import _config
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "consolidate.md").read_text(encoding="utf-8")
+
+
+def test_every_table_is_made_from_the_records():
+    spec = importlib.util.spec_from_file_location("consolidate_tables", ROOT / "tools" / "consolidate_tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.renewed(PAGE) == PAGE
+    for mark in tables.sections():
+        assert f"<!-- {mark} -->" in PAGE  # no record is left out
+
+
+def commands():
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL))
+    return [line.split() for line in shell.splitlines() if line.startswith("cramlab")]
+
+
+def test_shell_lines_are_understood():
+    assert len(commands()) >= 3
+    for line in commands():
+        _config(_parser().parse_args(line[1:]).overrides)
+
+
+def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("glassllm")
+    monkeypatch.chdir(tmp_path)
+    small = {"fit": 16, "gate": 8, "sensitivity": 4, "validation": 4, "test": 4, "calibration": 30}
+    more = [part for name, n in small.items() for part in ("--set", f"{name}_documents={n}")]
+    assert main([*commands()[0][1:], *more, "--set", "max_rank=16", "--threads", "1"]) == 0
+    capsys.readouterr()
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    exec(compile(block, "consolidate.md", "exec"), {})
+    assert "patch live on 4 attention modules" in capsys.readouterr().out
+    torch.set_grad_enabled(True)

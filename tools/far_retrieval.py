@@ -1,0 +1,101 @@
+"""Does a consolidated model still find what stands far back? A planted number, and the rest of an earlier line.
+
+    python tools/far_retrieval.py smollm2 runs/smollm2 --text stdlib --context 2048 --out runs/smollm2/retrieval.json
+
+Answers are scored token by token with the right answer before them: an answer counts when every token of it would have
+been chosen. Both models see the same prompts; documents come from the end of the random order, beyond those that
+`cramlab consolidate` has used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+from cramlab import load as load_consolidated
+from cramlab import read_report, records
+from cramlab.audit import read_corpus
+from cramlab.files import write_json
+from cramlab.hf.consolidated import closed
+from cramlab.hf.consolidation_folder import read_record
+from cramlab.hf.loading import load
+from cramlab.retrofit.text import contexts
+
+
+def needle(encode, filler, context, generator):
+    """The number stands somewhere in the first three quarters, the question at the end."""
+    name = generator.choice(["Lisbon", "Oslo", "Nairobi", "Lima", "Quebec", "Hanoi", "Vienna", "Dakar"])
+    number = str(generator.randint(10_000, 99_999))
+    fact = encode(f"\n# The secret number of {name} is {number}.\n")
+    question, answer = encode(f"\n# The secret number of {name} is"), encode(f" {number}")
+    room = context - len(fact) - len(question) - len(answer)
+    at = int(room * generator.uniform(0.05, 0.75))
+    return [*filler[:at], *fact, *filler[at:room], *question], answer
+
+
+def earlier_line(_, filler, context, generator):
+    """Sixteen tokens from the first half come again at the end, and the next eight are asked for."""
+    at = generator.randrange(16, context // 2)
+    piece = filler[at : at + 24]
+    return [*filler[: context - 24], *piece[:16]], piece[16:]
+
+
+KINDS = {"needle": needle, "earlier line": earlier_line}
+
+
+def answered(model, prompt, answer):
+    """Whether every token of the answer would have been chosen, and its nats per token."""
+    ids = torch.tensor([[*prompt, *answer]])
+    keep = len(answer) + 1
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float()
+    wanted = torch.tensor(answer)
+    nats = torch.nn.functional.cross_entropy(logits, wanted)
+    return bool((logits.argmax(-1) == wanted).all()), float(nats)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    pretrained, config = load(args.model), read_record(args.folder)["config"]
+    used = sum(value for name, value in config.items() if name.endswith("_documents"))
+    found = contexts(pretrained, read_corpus(args.text), args.context, used + args.prompts, config["seed"])
+    fillers = [tokens.tolist() for tokens in found[used:]]
+    model = load_consolidated(pretrained.model, args.folder)
+    data = {
+        "header": records.header(torch.device("cpu")),
+        "context": args.context,
+        "prompts": len(fillers),
+        "kinds": {},
+    }
+    for kind, make in KINDS.items():
+        generator = random.Random(0)
+        rows = {"original": [], "consolidated": []}
+        for filler in fillers:
+            prompt, answer = make(pretrained.encode, filler, args.context, generator)
+            with closed(model):
+                rows["original"].append(answered(model, prompt, answer))
+            rows["consolidated"].append(answered(model, prompt, answer))
+        data["kinds"][kind] = {
+            who: {"right": [right for right, _ in row], "nats": [nats for _, nats in row]} for who, row in rows.items()
+        }
+        for who, row in rows.items():
+            right = sum(r for r, _ in row)
+            print(kind, who, f"{right}/{len(row)}", f"{sum(n for _, n in row) / len(row):.3f} nats", flush=True)
+    data["skipped_frac"] = read_report(model).total.skipped_frac
+    write_json(args.out, data)
+
+
+if __name__ == "__main__":
+    main()
