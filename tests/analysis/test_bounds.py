@@ -26,7 +26,8 @@ def test_theorem_1_asks_for_no_more_than_there_is(n, f, eps, guess):
     bound = static_reads(n, f=f, eps=eps, guess=guess)
     assert 0 <= bound <= f * n
     assert bound <= static_reads(n, f=f, eps=eps) + 1e-9  # guessing only helps
-    assert static_reads(n, f=f, eps=0) == pytest.approx(f * n if guess < 1 else bound)
+    assert static_reads(n, f=f, eps=0) == pytest.approx(f * n)
+    assert static_reads(n, f=f, eps=eps, guess=1.0) == 0
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(20, 300), f=st.floats(0.05, 1), rate=shares, guess=st.floats(0, 0.9))

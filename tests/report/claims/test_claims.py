@@ -59,6 +59,7 @@ def irregular(model, auc, seed, attention=None, data="pbcseq"):
         (None, Verdict.NOT_RUN),
         (Interval(mean=0.5, low=0.4, high=0.6), Verdict.REPRODUCED),
         (Interval(mean=0.5, low=0.49, high=0.51), Verdict.NOT_REPRODUCED),
+        (Interval(mean=0.3, low=0.0, high=0.7), Verdict.UNDECIDED),
         (Interval(mean=0.56), Verdict.REPRODUCED),
         (Interval(mean=0.5), Verdict.NOT_REPRODUCED),
     ],

@@ -15,6 +15,7 @@ class Verdict(enum.StrEnum):
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "**not reproduced**"
+    UNDECIDED = "undecided"
     NOT_TESTABLE = "not testable here"
     NOT_RUN = "not run yet"
 
@@ -75,11 +76,17 @@ class Evidence:
 
 
 def judge(ours: Interval | None, paper: float, tolerance: float) -> Verdict:
-    """Reproduced when the paper's figure lies in our interval or within the tolerance of our mean."""
+    """Reproduced when the paper's figure lies within the tolerance of our mean or in our interval.
+
+    An interval wider than half of the paper's figure holds too much to decide anything.
+    """
     if ours is None:
         return Verdict.NOT_RUN
-    inside = ours.low is not None and ours.high is not None and ours.low <= paper <= ours.high
-    return Verdict.REPRODUCED if inside or abs(ours.mean - paper) <= tolerance else Verdict.NOT_REPRODUCED
+    if abs(ours.mean - paper) <= tolerance:
+        return Verdict.REPRODUCED
+    if ours.low is None or ours.high is None or not ours.low <= paper <= ours.high:
+        return Verdict.NOT_REPRODUCED
+    return Verdict.REPRODUCED if ours.high - ours.low <= abs(paper) / 2 else Verdict.UNDECIDED
 
 
 def over_seeds(runs: Iterable[dict[str, Any]], name: str, count: str | None = None) -> Interval | None:
