@@ -30,7 +30,7 @@ lint: .venv/installed
 
 slow: .venv/installed .venv/transformers-source
 	TRANSFORMERS_SOURCE=.venv/transformers-source $(BIN)/python -m pytest -m slow \
-		-o addopts=--durations=10 -W default::pytest.PytestUnknownMarkWarning  # their tests bring marks of their own
+		-o addopts="--durations=10 --import-mode=importlib" -W default::pytest.PytestUnknownMarkWarning  # their tests bring marks of their own
 
 # transformers' own tests of models, which its wheel leaves out.
 .venv/transformers-source: .venv/installed
