@@ -1,5 +1,4 @@
 import dataclasses
-import math
 import os
 import shutil
 import signal
@@ -53,10 +52,9 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     assert curve(train(tiny(seed=1), tmp_path)) != curve(uninterrupted[1])
 
 
-def test_quality_is_that_of_a_memory_that_says_nothing_before_it_learns(uninterrupted, tmp_path):
+def test_quality_is_in_the_series_where_somebody_reads(uninterrupted, tmp_path):
     quality = [row["quality"] for row in uninterrupted[1]["series"]]
     assert all(0 < q < 1 for q in quality)
-    assert quality[0] == pytest.approx(math.exp(-1), abs=0.05)  # the error is as large as what was read
     nobody_reads = train(tiny("recurrence"), tmp_path)
     assert {row["quality"] for row in nobody_reads["series"]} == {None}
 
