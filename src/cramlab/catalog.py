@@ -15,7 +15,7 @@ from cramlab.baselines import (
     TransMambaConfig,
     jamba,
 )
-from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import MixerConfig
 
 CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that draws them by lot
@@ -39,6 +39,7 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-fast-semantic": CRAMConfig,
     "cram-no-working": _cram(working=None),
     "cram-low-rank": _cram(semantic=AdapterConfig(rank=None)),
+    "cram-slots": _cram(semantic=SlotsConfig()),
     "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
     "price-only": _cram(semantic=NothingConfig()),
     # Others' ideas.

@@ -10,6 +10,7 @@ from cramlab.memory import (
     CRAMConfig,
     EpisodicMemoryConfig,
     RouterConfig,
+    SlotsConfig,
     WorkingMemoryConfig,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
@@ -64,7 +65,9 @@ def test_layer_equals_its_slow_twin(router, n_tokens, capacity, write):
     assert torch.equal(output.trace.attended, reads)
 
 
-@pytest.mark.parametrize("semantic", [AdapterConfig(rank=12), AdapterConfig(rank=None)])
+@pytest.mark.parametrize(
+    "semantic", [AdapterConfig(rank=12), AdapterConfig(rank=None), SlotsConfig(n_slots=9, d_match=5)]
+)
 @pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
 @pytest.mark.parametrize("write", WRITES)
 def test_gradients_equal_those_of_the_slow_twin(router, semantic, write):
@@ -359,6 +362,8 @@ def test_no_tokens_are_no_trouble():
         (lambda: RouterConfig(random_frac=2.0), "router.random_frac"),
         (lambda: RouterConfig(sigma=0.0), "router.sigma"),
         (lambda: AdapterConfig(rank=0), "semantic.rank"),
+        (lambda: SlotsConfig(n_slots=0), "semantic.n_slots"),
+        (lambda: SlotsConfig(sharpness=0.0), "semantic.sharpness"),
     ],
 )
 def test_bad_sizes_are_refused_by_name(build, field):

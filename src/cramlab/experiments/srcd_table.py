@@ -25,7 +25,7 @@ MAIN: tuple[str, ...] = (
 BASELINES: tuple[str, ...] = ("transmamba", "mixture-of-depths")
 ABLATIONS: tuple[str, ...] = (
     "cram-always", "cram-oracle", "cram-random", "cram-no-consolidation", "cram-no-encoding", "cram-no-working",
-    "cram-low-rank", "cram-gumbel", "cram-paper", "cram-fast-semantic",
+    "cram-low-rank", "cram-slots", "cram-gumbel", "cram-paper", "cram-fast-semantic",
 )  # fmt: skip
 
 

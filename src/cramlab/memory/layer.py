@@ -24,7 +24,7 @@ class CRAMConfig:
     Attributes:
         working: continuous-time recurrence; None: the token itself, an ablation.
         episodic: buffer and attention.
-        semantic: `AdapterConfig` or `NothingConfig`.
+        semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
         router: who decides.
     """
 
