@@ -21,7 +21,7 @@ class LossConfig:
         gate_weight: of the losses of the benefit gate and of the write gate.
         benefit_cap: largest weight of a token in the gate's loss, nats.
         retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
-        no_read_weight: of the task loss without reads.
+        no_read_weight: of the task loss without reads, at tokens that read and with the gate's chance of not reading.
         consolidation_weight: w_cons of Eq. 8.
         episodic_price: lambda_E of Eq. 8, for the Gumbel router.
         semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
@@ -70,21 +70,30 @@ def token_losses(predictions: Predictions, batch: Batch) -> TokenLosses:
     )
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the true entries of a mask; 0 where there are none. Scalar."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, share: Tensor | None = None) -> Tensor:
+    """Mean over the true entries of a mask, each counted with its share; 0 where there are none. Scalar.
 
-
-def task_loss(losses: TokenLosses, batch: Batch, config: LossConfig, where: Tensor | None = None) -> Tensor:
-    """Mean nats of an answer plus weighted mean squared error of a level, over all tokens or those of `where` (B, T).
-
-    Returns a scalar.
+    Args:
+        values: any shape.
+        mask: bool, the same shape.
+        share: 0 to 1, the same shape; None: 1 everywhere. Entries with a share above 0 are what the sum is divided by.
     """
-    retrieval, dynamics = batch.retrieval_mask, batch.dynamics_mask
-    if where is not None:
-        retrieval, dynamics = retrieval & where, dynamics & where
-    error = masked_mean(losses.dynamics, dynamics)
-    return masked_mean(losses.retrieval, retrieval) + config.dynamics_weight * error
+    if share is None:
+        return (values * mask).sum() / mask.sum().clamp(min=1)
+    return (values * mask * share).sum() / (mask & (share > 0)).sum().clamp(min=1)
+
+
+def task_loss(losses: TokenLosses, batch: Batch, config: LossConfig, share: Tensor | None = None) -> Tensor:
+    """Mean nats of an answer plus weighted mean squared error of a level. Scalar.
+
+    Args:
+        losses: of each token.
+        batch: for its masks.
+        config: for the weight.
+        share: how much each token counts, 0 to 1, (B, T); None: all of them fully.
+    """
+    error = masked_mean(losses.dynamics, batch.dynamics_mask, share)
+    return masked_mean(losses.retrieval, batch.retrieval_mask, share) + config.dynamics_weight * error
 
 
 def gate_loss(

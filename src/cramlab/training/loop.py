@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -93,8 +93,10 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         plain = SequenceModel(config.model, config.task.input_spec)
     if isinstance(config, TransferConfig):
         start(config, plain, out)
-    adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
-    model, optimizer = fabric.setup(plain, adamw)
+    adamws = [
+        torch.optim.AdamW(groups, weight_decay=training.weight_decay) for groups in _parameter_groups(plain, training)
+    ]
+    model, *optimizers = fabric.setup(plain, *adamws)
     # What is validated, tested and saved for use is an average of the newest weights, calmer than any of them.
     average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay))
     averaged = fabric.setup_module(average.module, move_to_device=False)
@@ -105,7 +107,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         plain.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         practice.load(saved["practice"])
-        adamw.load_state_dict(saved["optimizer"])
+        for adamw, held in zip(adamws, saved["optimizers"], strict=True):
+            adamw.load_state_dict(held)
         run = saved["progress"] | {"header": records.continued(saved["progress"]["header"], run["header"])}
     write_json(out / "config.json", to_dict(config))
     model.train()
@@ -115,7 +118,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         stage = training.stages[run["stage"]]
         phase = "encoding" if run["encoding"] else "routed"
         learning_rate = _learning_rate(config, run)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate * group["rate"]
 
         # One step: draw a batch, sum the terms, stop on anything that is not a number, update. What must be known of a
@@ -128,17 +131,21 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         run["step"] += 1
         run["stage_step"] += 1
         losses = torch.stack(list(terms.values()))
-        optimizer.zero_grad()
+        model.zero_grad()
         fabric.backward(losses.sum())
-        norm = fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
-        assert norm is not None  # it is, when clipped by norm
+        norms = [
+            fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
+            for optimizer in optimizers
+        ]
+        norm = torch.stack(cast("list[Tensor]", norms)).sum()
         numbers = torch.cat([t.detach().double().view(-1) for t in (losses, norm, _count_scored(output, batch))])
         *values, n_scored = numbers.tolist()
         n_tokens, n_reads = drawn.n_tokens, n_scored / config.model.n_layers
         run["n_tokens"] += n_tokens
         run["n_reads"] += n_reads
         _stop_if_not_finite(config, run, dict(zip([*terms, "gradient"], values, strict=True)), out, clock)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update_parameters(plain)
         practice.update(drawn, output.traces)
 
@@ -180,7 +187,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
                 "model": plain.state_dict(),
                 "average": average.state_dict(),
                 "practice": practice.state(),
-                "optimizer": adamw.state_dict(),
+                "optimizers": [adamw.state_dict() for adamw in adamws],
                 "progress": run,
             }
             save_checkpoint(checkpoint, state)
@@ -195,13 +202,19 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     return records.write(out / "record.json", record)
 
 
-def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[dict[str, Any]]:
-    """All parameters, those of semantic memories with a rate of their own if they have one."""
-    semantic = [p for name, p in model.named_parameters() if ".semantic." in name]
-    if training.semantic_rate == 1.0 or not semantic:
-        return [{"params": list(model.parameters()), "rate": 1.0}]
-    others = [p for name, p in model.named_parameters() if ".semantic." not in name]
-    return [{"params": others, "rate": 1.0}, {"params": semantic, "rate": training.semantic_rate}]
+def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[list[dict[str, Any]]]:
+    """All parameters, in groups with a rate each; the gates that learn beside the model have an optimizer of their own.
+
+    Their gradients are detached from everything else and several times as large; clipped together, how hard the gate's
+    task is at a step would decide how much the rest of the model learns from it.
+    """
+    parts: dict[str, list[nn.Parameter]] = {"others": [], "semantic": [], "gates": []}
+    for name, parameter in model.named_parameters():
+        part = "gates" if ".gate." in name or ".salience." in name else "semantic" if ".semantic." in name else "others"
+        parts[part].append(parameter)
+    rates = {"others": 1.0, "semantic": training.semantic_rate}
+    together = [{"params": parts[name], "rate": rate} for name, rate in rates.items() if parts[name]]
+    return [together, [{"params": parts["gates"], "rate": 1.0}]] if parts["gates"] else [together]
 
 
 class _Clock:
@@ -293,7 +306,9 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
     elif output.without_reads is not None:
         trace = output.traces[_counterfactual_layer(config, run)]
         without = token_losses(output.without_reads, batch)
-        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, trace.attended)
+        # Only what may go without a read has to learn to: a novel query has no answer but the one that is read.
+        goes_without = trace.attended * (1 - trace.gate_prob)
+        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, goes_without)
         if trace.gate_logit is not None:
             terms["gate"] = weights.gate_weight * gate_loss(
                 trace.gate_logit, losses, without, trace.attended, batch, weights
