@@ -118,27 +118,34 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
 
-        # One step: draw a batch, sum the terms, stop on anything that is not a number, update.
-        batch = _training_batch(config, stage, run, fabric)
+        # One step: draw a batch, sum the terms, stop on anything that is not a number, update. What must be known of a
+        # step is fetched from the device at once: each fetch waits until it has caught up.
+        drawn = _training_batch(config, stage, run)
+        batch = drawn.to(fabric.device)
         routing = _training_routing(config, run, batch)
         output = model(batch, routing=routing, counterfactual_layer=_counterfactual_layer(config, run))
         terms = _loss_terms(config, run, output, batch)
         run["step"] += 1
         run["stage_step"] += 1
-        n_reads = _count_reads(output, batch)
-        run["n_tokens"] += batch.n_tokens
-        run["n_reads"] += n_reads
-        _stop_if_not_finite(config, run, terms, out, clock)
+        losses = torch.stack(list(terms.values()))
         optimizer.zero_grad()
-        fabric.backward(torch.stack(list(terms.values())).sum())
+        fabric.backward(losses.sum())
         norm = fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
         assert norm is not None  # it is, when clipped by norm
-        _stop_if_not_finite(config, run, {"gradient": norm}, out, clock)
+        numbers = torch.cat([t.detach().double().view(-1) for t in (losses, norm, _count_scored(output, batch))])
+        *values, n_scored = numbers.tolist()
+        n_tokens, n_reads = drawn.n_tokens, n_scored / config.model.n_layers
+        run["n_tokens"] += n_tokens
+        run["n_reads"] += n_reads
+        _stop_if_not_finite(config, run, dict(zip([*terms, "gradient"], values, strict=True)), out, clock)
         optimizer.step()
         average.update_parameters(plain)
-        practice.update(batch, output.traces)
+        practice.update(drawn, output.traces)
 
         # Once in a while: validate, and let what it shows end phases, stages and the run.
+        due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
+        if not due and run["step"] % training.log_every_steps:
+            continue
         row: dict[str, Any] = {
             "step": run["step"],
             "n_tokens": run["n_tokens"],
@@ -146,29 +153,27 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
             "phase": phase,
             "cooling_down": run["cooldown_from_step"] is not None,
             "learning_rate": learning_rate,
-            "loss": {name: float(value.detach()) for name, value in terms.items()},
+            "loss": dict(zip(terms, values, strict=False)),  # the last value is the gradient's
             "train_retrieval_acc": _retrieval_acc(output, batch),
-            "train_reads_frac": n_reads / batch.n_tokens,
+            "train_reads_frac": n_reads / n_tokens,
             "quality": _quality(output, batch),
             "validation": None,
         }
-        due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
         if due:
             row["validation"] = _validate(config, run, averaged, stage)
-            error = torch.tensor(row["validation"]["dynamics_mse"])
+            error = row["validation"]["dynamics_mse"]
             _stop_if_not_finite(config, run, {"validation dynamics": error}, out, clock)
-        if due or run["step"] % training.log_every_steps == 0:
-            run["series"].append(row)
-            if progress is not None:
-                progress(
-                    row
-                    | {
-                        "elapsed_s": clock.seconds(),
-                        "max_steps": training.max_steps,
-                        "name": config.name,
-                        "last": _finished(config, run),
-                    }
-                )
+        run["series"].append(row)
+        if progress is not None:
+            progress(
+                row
+                | {
+                    "elapsed_s": clock.seconds(),
+                    "max_steps": training.max_steps,
+                    "name": config.name,
+                    "last": _finished(config, run),
+                }
+            )
         if due:
             run["elapsed_s"] = clock.seconds()
             state = {
@@ -242,12 +247,12 @@ def _learning_rate(config: RunConfig, run: dict[str, Any]) -> float:
     return training.learning_rate * warm * cool
 
 
-def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any], fabric: Fabric) -> Batch:
-    """The next batch, at the stage's length; a function of the config and of how many sequences came before."""
+def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any]) -> Batch:
+    """The next batch, at the stage's length; a function of the config and of how many sequences came before. On CPU."""
     start = run["n_sequences"]
     data = config.task_at(stage).dataset(seed=config.seed, split="train", batch_size=stage.batch_size)
     run["n_sequences"] += stage.batch_size
-    return data.batch(start).to(fabric.device)
+    return data.batch(start)
 
 
 def _training_routing(config: RunConfig, run: dict[str, Any], batch: Batch) -> Routing:
@@ -302,10 +307,10 @@ def _price_ramp(config: RunConfig, run: dict[str, Any]) -> float:
     return min(1.0, (run["step"] - run["encoding_ended_step"]) / max(config.training.price_ramp_steps, 1))
 
 
-def _count_reads(output: ModelOutput, batch: Batch) -> float:
-    """Tokens scored in this step, averaged over layers; second passes of upper layers included."""
+def _count_scored(output: ModelOutput, batch: Batch) -> Tensor:
+    """Tokens scored in this step, summed over layers; second passes of upper layers included. Scalar."""
     traces = output.traces + output.counterfactual_traces
-    return sum(int((t.scored & batch.valid).sum()) for t in traces) / len(output.traces)
+    return (torch.stack([trace.scored for trace in traces]) & batch.valid).sum()
 
 
 def _retrieval_acc(output: ModelOutput, batch: Batch) -> float:
@@ -323,10 +328,10 @@ def _quality(output: ModelOutput, batch: Batch) -> float | None:
 
 
 def _stop_if_not_finite(
-    config: RunConfig, run: dict[str, Any], terms: dict[str, Tensor], out: Path, clock: _Clock
+    config: RunConfig, run: dict[str, Any], terms: dict[str, float], out: Path, clock: _Clock
 ) -> None:
     """Leaves a valid record that names step, term and seed, then raises."""
-    bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad:
         return
     failure = {"step": run["step"], "term": bad[0], "seed": config.seed}
