@@ -1,13 +1,14 @@
 """Routed reads on an accelerator: each reader attends to its prefix of the buffer in one kernel, in Triton.
 
-The keys are split between programs and their answers joined by log-sum-exp, since readers are few and prefixes long; the
-backward pass recomputes weights from the log-sum-exp, so that no array is as large as readers times places. The slow
-twin is `EpisodicMemory._attend_in_blocks`. Source: ours; the splitting follows Dao et al., Flash-Decoding.
+The keys are split between programs and their answers joined by log-sum-exp, since readers are few and prefixes long.
+The backward pass recomputes weights from the log-sum-exp, so that no array is as large as readers times places.
+The slow twin is `EpisodicMemory._attend_in_blocks`. Source: ours; the idea of splitting is that of Flash-Decoding.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BLOCK_R = 16  # readers of a program: the least that a matrix unit takes, as they are few
+_FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _PROGRAMS = 528  # wanted at once: four for each of the 132 multiprocessors of an H100
 _LEAST_SPLIT = 256  # places that are worth a program of their own
 _enabled = True
@@ -44,6 +45,11 @@ def usable(q: Tensor, n_heads: int) -> bool:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def _kernels() -> Any:
+    """Imported where they are launched and nowhere else: Triton may be missing."""
+    return importlib.import_module("cramlab.memory.fused_read_kernels")
 
 
 def attend(
@@ -78,11 +84,11 @@ class _Attend(torch.autograd.Function):
         capacity: int | None,
     ) -> Tensor:  # fmt: skip
         """See `attend`."""
-        from cramlab.memory import fused_read_kernels as kernels
-
+        kernels = _kernels()
         n_batch, n_readers, d = q.shape
         n_places, width = keys.shape[1], d // n_heads
-        n_blocks = -(-n_readers // _BLOCK_R)
+        block_r = _FEW if n_readers * n_batch * n_heads < 4 * _FEW * _PROGRAMS else _MANY
+        n_blocks = -(-n_readers // block_r)
         busy = max(1, n_blocks * n_batch * n_heads)
         n_splits = max(1, min(-(-_PROGRAMS // busy), n_places // _LEAST_SPLIT, 64))
         last = last.to(torch.int32).contiguous()
@@ -94,11 +100,11 @@ class _Attend(torch.autograd.Function):
             "scale": width**-0.5,
         }  # fmt: skip
         fixed = {
-            "MASKED": filled is not None, "BOUNDED": capacity is not None, "WIDTH": width, "BLOCK_R": _BLOCK_R,
-            "BLOCK_S": 64 if width < 128 or q.dtype != torch.float32 else 32,
+            "masked": filled is not None, "bounded": capacity is not None, "width": width, "block_r": block_r,
+            "block_s": 64 if width < 128 or q.dtype != torch.float32 else 32,
         }  # fmt: skip
         masks = (q if filled is None else filled, q if n_filled is None else n_filled)  # a pointer must be given
-        ctx.n_splits, ctx.shape, ctx.fixed, ctx.masked = n_splits, shape, fixed, (filled is None, n_filled is None)
+        ctx.n_splits, ctx.shape, ctx.fixed = n_splits, shape, fixed
         if q.numel():
             grid = (n_blocks, n_batch * n_heads, n_splits)
             if n_splits == 1:
@@ -110,19 +116,18 @@ class _Attend(torch.autograd.Function):
                     q, keys, values, last, *masks, part, part_lse, n_splits=n_splits, **shape, **fixed
                 )
                 kernels.join[grid[:2]](
-                    part, part_lse, y, lse, n_splits, n_batch, n_heads, n_readers, WIDTH=width, BLOCK_R=_BLOCK_R
+                    part, part_lse, y, lse, n_splits, n_batch, n_heads, n_readers, width=width, block_r=block_r
                 )
         ctx.save_for_backward(q, last, keys, values, *masks, y, lse)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, keys and values."""
-        from cramlab.memory import fused_read_kernels as kernels
-
+        kernels = _kernels()
         q, last, keys, values, filled, n_filled, y, lse = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad = grad_outputs[0].contiguous()
         n_batch, n_readers, _ = q.shape
         n_heads, n_splits = ctx.shape["n_heads"], ctx.n_splits
         # What each answer's own size takes away from the gradient of its scores, (B, H, R).
@@ -131,10 +136,10 @@ class _Attend(torch.autograd.Function):
         part = torch.empty(n_splits, *q.shape, dtype=torch.float32 if n_splits > 1 else q.dtype, device=q.device)
         tensors = (q, keys, values, last, filled, n_filled, grad, lse, own)
         if q.numel():
-            grid = (-(-n_readers // _BLOCK_R), n_batch * n_heads, n_splits)
+            grid = (-(-n_readers // ctx.fixed["block_r"]), n_batch * n_heads, n_splits)
             kernels.to_queries[grid](*tensors, part, n_splits=n_splits, **ctx.shape, **ctx.fixed)
         if keys.numel():
-            grid = (-(-keys.shape[1] // ctx.fixed["BLOCK_S"]), n_batch * n_heads)
+            grid = (-(-keys.shape[1] // ctx.fixed["block_s"]), n_batch * n_heads)
             kernels.to_places[grid](*tensors, to_keys, to_values, **ctx.shape, **ctx.fixed)
         to_q = part[0] if n_splits == 1 else part.sum(dim=0).to(q.dtype)
         return to_q, None, to_keys, to_values, None, None, None
