@@ -11,6 +11,7 @@ from cramlab.memory import (
     EpisodicMemoryConfig,
     RouterConfig,
     WorkingMemoryConfig,
+    launches,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
@@ -290,6 +291,28 @@ def test_consolidation_teaches_the_semantic_memory_and_nothing_else():
     taught = {name for name, p in layer.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert taught
     assert all(name.startswith("semantic.") for name in taught)
+
+
+@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("n_batch", [1, 3])
+def test_what_runs_on_an_accelerator_is_the_same(write, n_batch, monkeypatch):
+    """Outputs, losses, gradients and the state, over two calls, the second with padding; without the fused kernel."""
+    layer = make(write=write).train()
+    x, gaps = torch.randn(n_batch, 90, D), torch.rand(n_batch, 90)
+    valid = torch.rand(n_batch, 50) < 0.8
+
+    def run(bind):
+        monkeypatch.setattr(launches, "bind", lambda device: bind)
+        torch.manual_seed(0)
+        first = layer(x[:, :40], gaps[:, :40])
+        second = layer(x[:, 40:], gaps[:, 40:], first.state, valid=valid)
+        loss = sum(out.y.square().mean() + sum(out.aux.values()) for out in (first, second))
+        grads = torch.autograd.grad(loss, list(layer.parameters()), allow_unused=True)
+        seen = [second.state.buffer.filled.sum(dim=1), second.trace.quality.nan_to_num(-1)]
+        return [first.y, second.y, second.state.working, *seen, *first.aux.values(), *grads]
+
+    for slow, fast in zip(run(False), run(True), strict=True):
+        assert slow is fast or torch.allclose(slow.float(), fast.float(), atol=1e-5)
 
 
 def test_without_any_read_the_consolidation_loss_is_zero():

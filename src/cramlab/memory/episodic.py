@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.memory import fused_read
+from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
 
 WriteRule = Literal["all", "salience"]
@@ -153,7 +153,7 @@ class EpisodicMemory(nn.Module):
                 rank = rank.clamp(max=most)
             last = n_before + rank - 1
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
-            if most is None and h.device.type == "cpu":
+            if most is None and not launches.bind(h.device):
                 keys, values, ages, filled = self._packed(h, total - now, writes)
             else:
                 keys, values, ages, filled = self._packed_together(h, total - now, writes, most)
@@ -246,7 +246,7 @@ class EpisodicMemory(nn.Module):
                 return self.w_out(self._attend(self.w_query(h), buffer, None))
             visible = visible_places(buffer.filled, written.last, self.config.capacity)
             return self.w_out(self._attend(self.w_query(h), buffer, visible))
-        if most is not None or h.device.type != "cpu":
+        if most is not None or launches.bind(h.device):
             return self._read_together(h, reads, written, most)
         token = reads.flatten().nonzero().squeeze(-1)  # of all sequences together, (R,)
         q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten()[token]
@@ -348,7 +348,7 @@ class EpisodicMemory(nn.Module):
     def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
         """Squared attention weight that each place of the buffer got, summed over readers, mean over heads; (B, S)."""
         asks = asks & self.can_read(written)
-        if h.device.type != "cpu":
+        if launches.bind(h.device):
             return self._use_together(h, asks, writes, written)
         rows = [slice(b, b + 1) for b in range(len(h))]
         parts = [Written(Buffer(*(t[row] for t in written.buffer)), written.last[row]) for row in rows]

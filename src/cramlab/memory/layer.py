@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cramlab.memory import launches
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
@@ -148,8 +149,8 @@ class CRAMLayer(Mixer):
             chosen, reads = chosen & can_read, reads & can_read
         reader = reads.flatten().nonzero().squeeze(-1)  # their numbers, once: it waits for the device
         everyone = len(reader) == reads.numel()
-        most = len(reader) if len(h) == 1 else None
-        retrieved = self.episodic.read(h, None if everyone else reads, written, most=None if h.is_cpu else most)
+        most = len(reader) if launches.bind(h.device) and len(h) == 1 else None  # known now, and another wait saved
+        retrieved = self.episodic.read(h, None if everyone else reads, written, most=most)
         aux = {}
         if self.training:
             aux["consolidation"] = self._consolidation(h, retrieved, reader)
