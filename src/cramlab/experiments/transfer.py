@@ -11,53 +11,69 @@ from cramlab.experiments.study import Study
 from cramlab.experiments.transition import SEQ_LEN, Point, transition_config
 from cramlab.memory import CRAMConfig, RouterConfig
 from cramlab.tasks.copying import CopyingConfig
+from cramlab.tasks.relabelling import RelabellingConfig
 from cramlab.tasks.srcd import SRCDConfig
-from cramlab.training.run import Stage, TrainingConfig
+from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.start import EMBEDDING, HEADS, TransferConfig
 
 # Targets, by what sets them apart from the source. Inputs and answers have the same shape, so that embedding and heads
-# can be carried over too.
-TARGETS: tuple[str, ...] = ("recall", "rebound", "patterns", "copy")
-# What is carried over and what is trained.
-WAYS: tuple[str, ...] = ("scratch", "head", "all", "embedding", "untrained")
-SOURCE_STEPS = {"tiny": 60, "small": 800}
-STEPS = {"tiny": 40, "small": 1200}  # at most; a run ends when its validation stops improving
-BATCH_SIZE = {"tiny": 16, "small": 32}
+# can be carried over too. In the first four, which are the paper's kind, none of the source's facts is of use; in the
+# others, which are ours, all of them are.
+OTHER_FACTS: tuple[str, ...] = ("recall", "rebound", "patterns", "copy")
+SAME_FACTS: tuple[str, ...] = ("relabel", "queries", "laws")
+# What is carried over and what is trained; at every kind of target, and as controls at the paper's kind.
+WAYS: tuple[str, ...] = ("scratch", "no_encoding", "head", "all")
+MORE_WAYS: tuple[str, ...] = ("embedding", "untrained")
+N_SEEDS = 3
+SOURCE_STEPS = {"tiny": 60, "small": 2000}  # at most; a run ends when its validation stops improving
+STEPS = {"tiny": 40, "small": 2000}
+BATCH_SIZE = {"tiny": 16, "small": 64}
 OTHER_PATTERNS = 500  # added to the seed where the patterns are to be others
 
 
 def transfer(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
-    """Memory and router from SRCD, frozen or trained on, on four other tasks; with controls at the same reads."""
+    """Memory and router from SRCD, frozen or trained on, on seven other tasks; with controls at the same reads."""
     if size not in STEPS:
         raise ConfigError(f'transfer has no runs at size "{size}"; give --size {" or ".join(STEPS)}')
-    seed = seed or 0
     mixers = mixers or ("cram", "seqboat")
     if not set(mixers) <= {"cram", "seqboat"}:
         raise ConfigError(f"transfer has no runs of {', '.join(mixers)}; give cram or seqboat")
-    yield [source_config(mixer, size, seed) for mixer in mixers]
-    runs = []
-    for mixer in mixers:
-        # Nothing of SeqBoat's is new when frozen routers are untrained, and its control is one of transfer alone.
-        ways = WAYS if mixer == "cram" else ("scratch", "head")
-        runs += [target_config(mixer, size, seed, target, way) for way in ways for target in TARGETS]
+    seeds = range(N_SEEDS) if seed is None else (seed,)
+    runs: list[RunConfig] = [config for s in seeds for mixer in mixers for config in _runs(mixer, size, s)]
     found = yield runs
     rates = {
-        record["variant"].partition("-")[0]: record["metrics"]["test"]["attention_frac"]
+        (record["seed"], record["variant"].partition("-")[0]): record["metrics"]["test"]["attention_frac"]
         for record in found
         if record["mixer"] == "cram" and record["variant"].endswith("-head")
     }
-    if rates:
-        yield [random_config(size, seed, target, rate) for target, rate in rates.items()]
+    last: list[RunConfig] = [
+        random_config(size, s, target, rates[seed_of(s, target), target])
+        for s in seeds
+        for target in OTHER_FACTS
+        if (seed_of(s, target), target) in rates
+    ]
+    if last:
+        yield last
+
+
+def _runs(mixer: str, size: str, seed: int) -> list[TransferConfig]:
+    """The source and what needs no random rate. The source comes first; what starts from it waits for it alone."""
+    ways = dict.fromkeys(OTHER_FACTS, WAYS + MORE_WAYS) | dict.fromkeys(SAME_FACTS, WAYS)
+    if mixer == "seqboat":  # its routers never learn by audit or decree, and its control is one of transfer alone
+        ways = dict.fromkeys(OTHER_FACTS, ("scratch", "head"))
+    order = ("scratch", "no_encoding", "untrained", "head", "all", "embedding")
+    pairs = sorted(((t, w) for t in ways for w in ways[t]), key=lambda pair: order.index(pair[1]))
+    return [source_config(mixer, size, seed), *(target_config(mixer, size, seed, t, w) for t, w in pairs)]
 
 
 def source_config(mixer: str, size: str, seed: int) -> TransferConfig:
-    """SRCD itself at 64 tokens."""
+    """SRCD itself at 64 tokens, until it has consolidated."""
     point = transition_config(Point("cram"), size, seed)
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="transfer")
     return TransferConfig(
         experiment="transfer", size=size, mixer=mixer, seed=seed, task=point.task, model=config.model,
         training=dataclasses.replace(
-            point.training, eval_every_steps=20, max_steps=SOURCE_STEPS[size],
+            point.training, eval_every_steps=20, max_steps=SOURCE_STEPS[size], patience_evals=10,
             stages=(Stage(batch_size=BATCH_SIZE[size]),),
         ),
         variant="source",
@@ -76,8 +92,21 @@ def target_task(target: str, size: str) -> SRCDConfig:
             return source
         case "copy":
             return CopyingConfig(seq_len=SEQ_LEN, n_patterns=source.n_patterns, n_values=source.n_values)
+        case "relabel":  # the same bindings, the answers under other names
+            return RelabellingConfig(seq_len=SEQ_LEN, n_patterns=source.n_patterns, n_values=source.n_values)
+        case "queries":  # three times as many questions about the same bindings
+            return dataclasses.replace(source, query_frac=0.15, write_frac=0.3)
+        case "laws":  # the same bindings in a level that moves otherwise
+            return dataclasses.replace(source, decay=0.8, beta=1.0)
         case _:
-            raise ConfigError(f'transfer target "{target}" is unknown; give one of {", ".join(TARGETS)}')
+            raise ConfigError(
+                f'transfer target "{target}" is unknown; give one of {", ".join(OTHER_FACTS + SAME_FACTS)}'
+            )
+
+
+def seed_of(seed: int, target: str) -> int:
+    """The seed of a target's data, which is what draws the recurring bindings."""
+    return seed + OTHER_PATTERNS if target == "patterns" else seed
 
 
 def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> TransferConfig:
@@ -90,7 +119,7 @@ def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> Tr
     trainable = {"head": HEADS, "embedding": HEADS + EMBEDDING, "untrained": everything_but_the_gate}.get(way, ())
     return dataclasses.replace(
         source,
-        seed=seed + OTHER_PATTERNS if target == "patterns" else seed,
+        seed=seed_of(seed, target),
         task=target_task(target, size),
         training=_training(source.training, size, way),
         variant=f"{target}-{way}",
@@ -100,7 +129,7 @@ def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> Tr
 
 
 def _training(like: TrainingConfig, size: str, way: str) -> TrainingConfig:
-    """Until validation stops improving; no encoding phase for a router that is carried over or never learns.
+    """Until validation stops improving; an encoding phase for one of the two ways from scratch alone.
 
     A frozen gate has no use for audits, so it makes none: training reads are then what the gate itself lets through.
     """
@@ -108,7 +137,8 @@ def _training(like: TrainingConfig, size: str, way: str) -> TrainingConfig:
     return dataclasses.replace(
         like,
         max_steps=STEPS[size],
-        patience_evals=6,
+        eval_every_steps=10,  # reads up to a goal are counted at validations
+        patience_evals=20,
         cooldown_steps=min(like.cooldown_steps, 100),
         encoding_target=like.encoding_target if way == "scratch" else 0.0,
         audit_frac=0.0 if frozen else like.audit_frac,

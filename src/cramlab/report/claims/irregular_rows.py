@@ -13,9 +13,11 @@ LOST = 0.01  # AUC by which the best other model may be ahead; intervals over pe
 
 
 def groups(evidence: Evidence) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Documents by data set and model."""
+    """Documents by data set and model, without those of models carried over."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for document in evidence.irregular:
+        if "way" in document:
+            continue
         found.setdefault((document["data"]["name"], document["model"]), []).append(document)
     return dict(sorted(found.items()))
 
