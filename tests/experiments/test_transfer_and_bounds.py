@@ -3,7 +3,8 @@ import pytest
 from cramlab.config import ConfigError
 from cramlab.experiments.bounds import POINTS, BoundPoint, bound_config, bounds
 from cramlab.experiments.transfer import (
-    MORE_WAYS,
+    CONTROLS,
+    N_CONTROL_SEEDS,
     N_SEEDS,
     OTHER_FACTS,
     SAME_FACTS,
@@ -25,26 +26,32 @@ def finished(config, attention_frac):
 def test_random_routers_read_as_much_as_the_carried_one_of_their_seed():
     study = transfer(size="small", seed=None, mixers=None)
     runs = next(study)
-    cram = len(OTHER_FACTS) * len(WAYS + MORE_WAYS) + len(SAME_FACTS) * len(WAYS)
-    assert len(runs) == N_SEEDS * (2 + cram + 2 * len(OTHER_FACTS))
+    every = 1 + len(OTHER_FACTS) * len(WAYS) + len(SAME_FACTS) * (len(WAYS) - 1)
+    controls = len(OTHER_FACTS) * len(CONTROLS) + 1 + 2 * len(OTHER_FACTS)
+    assert len(runs) == N_SEEDS * every + N_CONTROL_SEEDS * controls
     assert len({run.name for run in runs}) == len(runs)
     last = study.send([finished(run, 0.1 + run.seed / 10_000) for run in runs])
-    assert len(last) == N_SEEDS * len(OTHER_FACTS)
+    assert len(last) == N_CONTROL_SEEDS * len(OTHER_FACTS)
     assert all(run.mixer == "cram-random" and run.source == "" for run in last)
     assert all(run.model.mixer.router.random_frac == pytest.approx(0.1 + run.seed / 10_000) for run in last)
     with pytest.raises(StopIteration):
         study.send([])
+    with pytest.raises(ConfigError, match="no runs of seqboat at seed 1; give a seed below 1"):
+        next(transfer(size="small", seed=1, mixers=("seqboat",)))
 
 
 def test_runs_wait_for_their_own_source_alone_and_no_slot_stays_empty():
     waiting = next(transfer(size="small", seed=0, mixers=("cram",)))
-    first = [next_job(waiting, {}) for _ in range(14)]
+    first = []
+    while len(first) < 14:
+        first.append(next_job(waiting, {run.name for run in first}))
     assert first[0].variant == "source"
     assert all(run.source == "" for run in first)
     running = {run.name for run in first}
     rest = []
     while waiting and (run := next_job(waiting, running)) is not None:
         rest.append(run)
+        running.add(run.name)
     assert all(run.source == "" for run in rest)
     assert waiting
     assert {run.source for run in waiting} == {"cram-source-seed0"}  # all others have begun
@@ -58,7 +65,7 @@ def test_a_run_whose_predecessor_never_comes_begins_and_says_so():
 
 
 def test_ways_carry_and_train_what_they_say():
-    ways = {way: target_config("cram", "small", 0, "rebound", way) for way in WAYS + MORE_WAYS}
+    ways = {way: target_config("cram", "small", 0, "rebound", way) for way in WAYS + CONTROLS}
     assert {way for way, run in ways.items() if run.source} == {"head", "embedding", "all"}
     assert ways["head"].trainable == HEADS
     assert {way for way, run in ways.items() if run.training.encoding_target > 0} == {"scratch"}

@@ -92,11 +92,16 @@ def found(evidence: Evidence) -> list[Row]:
     return [r for r in map(row, evidence.of("transfer")) if r is not None]
 
 
-def scratch_of(rows: Sequence[Row], one: Row, way: str = "scratch") -> Row | None:
-    """The run from scratch that a row is compared with: of the same mixer, target and seed."""
+def from_scratch(rows: Sequence[Row], one: Row) -> list[Row]:
+    """The runs from scratch of the same mixer, target and seed, in the order of `SCRATCH`."""
     mixer = "cram" if one.mixer == "cram-random" else one.mixer
-    like = [r for r in rows if (r.mixer, r.target, r.way, r.seed) == (mixer, one.target, way, one.seed)]
-    return like[0] if like else None
+    like = [r for r in rows if (r.mixer, r.target, r.seed) == (mixer, one.target, one.seed) and r.way in SCRATCH]
+    return sorted(like, key=lambda r: SCRATCH.index(r.way))
+
+
+def scratch_of(rows: Sequence[Row], one: Row) -> Row | None:
+    """The run from scratch that a row's accuracy and attention are compared with."""
+    return next(iter(from_scratch(rows, one)), None)
 
 
 def lost(one: Row, scratch: Row) -> bool:
@@ -123,8 +128,8 @@ def _training_reduction(name: str) -> Callable[[Sequence[Row], Row], float | Non
         the run itself did not, or where it ends with accuracy lost.
         """
         own: float | None = getattr(one, name)
-        others = [r for r in (scratch_of(rows, one, way) for way in SCRATCH) if r is not None]
-        if own is None or not others or any(lost(one, other) for other in others if other.way == "scratch"):
+        others = from_scratch(rows, one)
+        if own is None or not others or lost(one, others[0]):
             return None
         needed = [value for r in others if (value := getattr(r, name)) is not None]
         least = min(needed) if needed else max(r.reads for r in others)
