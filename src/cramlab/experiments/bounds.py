@@ -36,6 +36,7 @@ POINTS = (
     BoundPoint("transformer", rebound=True),
     BoundPoint("cram-random", random_frac=0.5),
     BoundPoint("recurrence"),
+    BoundPoint("recurrence", rebound=True),
     BoundPoint("cram", query_frac=0.1),
     BoundPoint("cram", query_frac=0.1, rebound=True),
     BoundPoint("cram-random", rebound=True, random_frac=0.2),

@@ -127,7 +127,7 @@ def bounds(evidence: Evidence) -> str | None:
     found = bounds_rows.points(evidence)
     if not found:
         return None
-    figure = Figure(figsize=(7.0, 5.5), layout="constrained")
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     axes = figure.subplots()
     mixers = sorted({p.mixer for p in found})
     for mixer in mixers:
@@ -149,7 +149,7 @@ def bounds(evidence: Evidence) -> str | None:
     axes.set_yscale("log")
     axes.set_xlabel("least share of reads by Theorem 1, from f and the measured eps")
     axes.set_ylabel(f"share of tokens that read (test; {_LEAST:g} stands for less)")
-    _finish(axes)
+    _finish_beside(axes)
     return svg(figure)
 
 
@@ -179,7 +179,7 @@ def transfer(evidence: Evidence) -> str | None:
     figure.supxlabel(f"share of tokens that read (test; {_LEAST:g} stands for less)")
     figure.supylabel("wrong answers (test; 0.0001 stands for less)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small")
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize="x-small")
     return svg(figure)
 
 
