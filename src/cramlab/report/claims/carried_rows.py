@@ -81,7 +81,8 @@ def _data_row(data: str, found: dict[tuple[str, str, str], list[dict[str, Any]]]
         return _claim(data, "-", Verdict.NOT_RUN)
     text = f"attention {carried.format(4)} against {scratch.format(4)} from scratch, AUC higher by {gain.format(3)}"
     if scratch.mean < LEAST:
-        return _claim(data, f"{text}; from scratch it reads nothing, so nothing can be saved", Verdict.NOT_TESTABLE)
+        verdict = Verdict.NOT_TESTABLE if carried.mean < LEAST else Verdict.NOT_REPRODUCED
+        return _claim(data, f"{text}; from scratch it reads next to nothing, so nothing can be saved", verdict)
     saved = 1 - carried.mean / scratch.mean
     equal = gain.mean >= -LOST
     return _claim(data, text, Verdict.REPRODUCED if equal and saved >= CLAIMED else Verdict.NOT_REPRODUCED)

@@ -30,7 +30,8 @@ def over_seeds(documents: Iterable[dict[str, Any]], name: str) -> Interval | Non
         return None
     if len(values) == 1 and name == "auc":
         return Interval(mean=values[0], low=tests[0]["auc_low"], high=tests[0]["auc_high"])
-    return seed_interval(values)
+    interval = seed_interval(values)
+    return interval if name == "forecast_skill_ratio" else interval.within(0.0, 1.0)
 
 
 def table(evidence: Evidence) -> str:
