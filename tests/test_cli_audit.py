@@ -47,7 +47,7 @@ def test_a_finished_audit_is_kept(audited, capsys):
     assert main(again) == 1
     assert "--resume" in capsys.readouterr().err
     assert main([*again, "--resume", "--set", "seed=1"]) == 1
-    assert "another model or config (seed)" in capsys.readouterr().err
+    assert "another model, text or config (seed)" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
     assert (audited / "audit.json").read_bytes() == before
     assert "centred" in capsys.readouterr().out

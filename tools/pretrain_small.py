@@ -1,29 +1,52 @@
 """Trains the small models whose redundancy is followed over training; see docs/audit.md.
 
-python tools/pretrain_small.py runs/checkpoints --seeds 0 1 --steps 1000
+python tools/pretrain_small.py runs/checkpoints --seeds 0 1 --set n_steps=1000
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from cramlab.audit import read_corpus
-from cramlab.hf.pretrain import PretrainConfig, prepare, pretrain
+from cramlab.config import override
+from cramlab.hf.pretrain import STEP_FILE, PretrainConfig, prepare, pretrain
 
-parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-parser.add_argument("out", type=Path, help="folder of the runs")
-parser.add_argument("--mixers", nargs="+", default=["attention", "cram"], choices=["attention", "cram"])
-parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-parser.add_argument("--steps", type=int, default=PretrainConfig().n_steps)
-args = parser.parse_args()
 
-torch.set_num_threads(1)
-documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
-text = prepare(documents, args.out, PretrainConfig().vocab_size)
-for seed in args.seeds:
-    for mixer in args.mixers:
-        if not list((args.out / f"{mixer}-seed{seed}").glob(f"step-{args.steps:06d}/step.json")):
-            pretrain(PretrainConfig(mixer=mixer, seed=seed, n_steps=args.steps), text, args.out, print)
+def started() -> None:
+    """One core a training; TF32 where an accelerator multiplies."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+
+
+def main() -> None:
+    """Trains what is not finished under the folder, `--jobs` at a time."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--mixers", nargs="+", default=["attention", "cram"], choices=["attention", "cram"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of PretrainConfig")
+    parser.add_argument("--held-out-frac", type=float, default=0.1, metavar="F", help="share of documents kept back")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, one process each")
+    args = parser.parse_args()
+
+    config = functools.reduce(override, args.set, PretrainConfig())
+    documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
+    text = prepare(documents, args.out, config.vocab_size, args.held_out_frac)
+    configs = [dataclasses.replace(config, mixer=mixer, seed=seed) for mixer in args.mixers for seed in args.seeds]
+    left = [c for c in configs if not (args.out / c.name / f"step-{c.n_steps:06d}" / STEP_FILE).exists()]
+    context = multiprocessing.get_context("spawn")  # an accelerator does not survive a fork
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=started) as pool:
+        for running in [pool.submit(pretrain, c, text, args.out, print, args.device) for c in left]:
+            running.result()
+
+
+if __name__ == "__main__":
+    main()

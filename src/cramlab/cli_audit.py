@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
+from cramlab.audit.over_text import described
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
+from cramlab.audit.text import Corpus
 from cramlab.cli_display import Display
-from cramlab.config import ConfigError, differing, override, to_dict
+from cramlab.config import ConfigError, override
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
 from cramlab.hf.loading import LoadError, load
@@ -54,6 +56,7 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="change a field of AuditConfig, as in context=256; may be repeated",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda; needs float64")
     parser.add_argument("--no-controls", action="store_true", help="leave out planted model and random weights")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
@@ -93,21 +96,38 @@ def _audit(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
     if (args.out / "state").exists() and not args.resume:
         raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
-    result = _finished(path, args.model, config) if path.exists() else _run(args, config)
+    result = _finished(path, args, config) if path.exists() else _run(args, config)
     write_text(args.out / "audit.html", render_audit(result.data))
     _print(result)
     print(f"record: {path}\nreport: {args.out / 'audit.html'}")
 
 
-def _finished(path: Path, model: str, config: AuditConfig) -> AuditResult:
+def _finished(path: Path, args: argparse.Namespace, config: AuditConfig) -> AuditResult:
     """The audit that is there already, if it is the one that is asked for."""
     result = AuditResult.read(path)
-    held = result.data["config"]
-    asked = to_dict(config) | {"context": min(config.context, held["context"])}  # models shorten it
-    if held != asked or result.data["model"]["name"] not in (model, Path(model).name):
-        changed = ", ".join(differing(asked, held)) or "model"
-        raise FileExistsError(f"{path} is an audit of another model or config ({changed}); choose another --out")
+    corpus, other = _corpora(args)
+    changed = result.differing(config, described(corpus, other))
+    if result.data["model"]["name"] not in (args.model, Path(args.model).name):
+        changed = ["model", *changed]
+    if changed:
+        raise FileExistsError(
+            f"{path} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
+        )
     return result
+
+
+def _corpora(args: argparse.Namespace) -> tuple[Corpus, Corpus | None]:
+    """The text, and that of another domain."""
+    return read_corpus(args.text), None if args.other_text == "none" else read_corpus(args.other_text)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name, if there is one that can add in float64."""
+    try:
+        return torch.zeros((), dtype=torch.float64, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise AuditError(f'--device "{name}" cannot be used here ({reason}); leave it out for the CPU') from error
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
@@ -117,7 +137,7 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
         raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
     data = over_training.audit_checkpoints(
         over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
-        allow_pickle=args.allow_pickle, out=args.out, log=print,
+        allow_pickle=args.allow_pickle, device=_device(args.device), out=args.out, log=print,
     )  # fmt: skip
     over_training.write(path, data)
     write_text(args.out / "over_training.html", render_over_training(data))
@@ -129,9 +149,10 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
 
 
 def _run(args: argparse.Namespace, config: AuditConfig) -> AuditResult:
-    corpus = read_corpus(args.text)
-    other = None if args.other_text == "none" else read_corpus(args.other_text)
+    device = _device(args.device)
+    corpus, other = _corpora(args)
     pretrained = load(args.model, allow_pickle=args.allow_pickle)
+    pretrained.model.to(device)
     with Display() as display:
         result = audit_text(
             pretrained, corpus, config, other=other, controls=not args.no_controls, out=args.out, progress=display

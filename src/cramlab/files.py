@@ -14,9 +14,9 @@ import torch
 
 
 def partial_path(path: Path) -> Path:
-    """Where to write a file before it is put in its place; makes the folder."""
+    """Where this process writes a file before it is put in its place; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def put_in_place(partial: Path, path: Path) -> None:

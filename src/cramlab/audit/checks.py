@@ -55,7 +55,7 @@ def check_causal(model: nn.Module, tokens: Tensor) -> None:
     if not family_of(model).causal:
         return
     base = base_model(model)
-    short = tokens[:16][None]
+    short = tokens[:16][None].to(next(model.parameters()).device)
     other = short.clone()
     other[0, -1] = short[0, 0] if short[0, 0] != short[0, -1] else (short[0, -1] + 1) % model.config.vocab_size  # type: ignore[union-attr]
     before, after = (base(input_ids=ids, use_cache=False)[0][:, :-1].float() for ids in (short, other))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> li
     longest = config.context * config.contexts_per_document
     # No tokenizer makes more than one token of a byte, few make one of more than 16 characters.
     return [torch.tensor(pretrained.encode(d.text[: 16 * longest])[:longest]) for d in corpus.documents]
+
+
+def described(corpus: Corpus, other: Corpus | None) -> dict[str, Any]:
+    """The text of an audit, as its record names it."""
+    return corpus.described() | {"other": None if other is None else other.described()}
 
 
 def audit_text(
@@ -64,18 +70,22 @@ def audit_text(
             example["document_name"] = corpus.documents[example["document"]].name
     result = result.described(
         {"name": pretrained.name, "note": pretrained.note},
-        corpus.described() | {"other": None if other is None else other.described()},
+        described(corpus, other),
     )
     if controls:
         result = result.with_control("planted", planted_control(config.seed))
         result = result.with_control(
-            "random_weights", summary(_random_weights(pretrained, documents, config, progress))
+            "random_weights", summary(_random_weights(pretrained, documents, config, out, progress))
         )
     return AuditResult(result.data | {"peak_memory_bytes": peak_memory_bytes()})
 
 
 def _random_weights(
-    pretrained: Pretrained, documents: list[Tensor], config: AuditConfig, progress: Progress | None
+    pretrained: Pretrained,
+    documents: list[Tensor],
+    config: AuditConfig,
+    out: Path | None,
+    progress: Progress | None,
 ) -> AuditResult:
     """The same shape with nothing learned; redundancy only."""
     smaller = dataclasses.replace(
@@ -91,4 +101,6 @@ def _random_weights(
         if progress is not None:
             progress(f"random weights, {stage}", done, n_tokens, seconds)
 
-    return audit(fresh, documents, smaller, progress=named)
+    return audit(
+        fresh, documents, smaller, out=None if out is None else out / "state" / "random-weights", progress=named
+    )

@@ -7,6 +7,7 @@ import functools
 import importlib.resources
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ STEP_FILE = "step.json"
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A saved model: the run that it belongs to (its folder's parent), its step, its folder."""
+    """A saved model: the run that it belongs to (the folder above its own), its step, its folder."""
 
     run: str
     step: int
@@ -50,7 +51,8 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
     for config in sorted(folder.rglob("config.json")):
         step = re.search(r"(\d+)$", config.parent.name)
         if step is not None:
-            found.append(Checkpoint(config.parent.parent.name, int(step[1]), config.parent))
+            run = config.parent.parent.relative_to(folder) if config.parent != folder else Path()
+            found.append(Checkpoint(run.as_posix() if run.parts else folder.name, int(step[1]), config.parent))
     if not found:
         raise AuditError(
             f"--checkpoints {folder} holds no saved models; give a folder with folders such as step-1000, each "
@@ -65,6 +67,7 @@ def audit_checkpoints(
     config: AuditConfig,
     *,
     allow_pickle: bool = False,
+    device: torch.device | None = None,
     out: Path | None = None,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -75,29 +78,42 @@ def audit_checkpoints(
         corpus: text that the models were not trained on.
         config: of every audit; a context longer than a model's is shortened.
         allow_pickle: see `hf.loading.load`.
+        device: where the models are run; None: the CPU.
         out: folder in which finished audits are kept, so that the same call goes on where it was cut off.
         log: called with a line a checkpoint.
 
     Returns:
         The document of `over_training.schema.json`.
+
+    Raises:
+        FileExistsError: when an audit that is kept there is one of another text or config.
     """
     points, results = [], {}
+    described = corpus.described()
     for checkpoint in checkpoints:
         kept = None if out is None else out / checkpoint.run / f"audit-{checkpoint.step:08d}.json"
         if kept is not None and kept.exists():
             result = AuditResult.read(kept)
+            if changed := result.differing(config, described):
+                raise FileExistsError(
+                    f"{kept} is an audit of another text or config ({', '.join(changed)}); choose another --out"
+                )
         else:
+            work = None if kept is None else kept.with_suffix("")
             pretrained = load(str(checkpoint.folder), allow_pickle=allow_pickle)
             sized = dataclasses.replace(config, context=min(config.context, pretrained.context))
-            result = audit(pretrained.model, tokenised(pretrained, corpus, sized), sized)
-            result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, corpus.described())
-            if kept is not None:
+            documents = tokenised(pretrained, corpus, sized)
+            result = audit(pretrained.model.to(device), documents, sized, out=work)
+            result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, described)
+            if kept is not None and work is not None:
                 result.write(kept)
+                shutil.rmtree(work)
         points.append(_point(checkpoint, result))
         results[checkpoint] = result
         if log is not None:
             r, r2 = result.overall("r")[0], result.overall("r2")[0]
-            log(f"{checkpoint.run} step {checkpoint.step}: R {r:.3f}, centred R2 {r2:.3f}")
+            done = f"{len(points)} of {len(checkpoints)}"
+            log(f"{checkpoint.run} step {checkpoint.step} ({done}): R {r:.3f}, centred R2 {r2:.3f}")
     last = results[checkpoints[-1]].data
     return records.finite(
         {name: last[name] for name in ("date", "revision", "versions", "hardware", "text", "config")}

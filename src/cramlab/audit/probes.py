@@ -88,17 +88,17 @@ class Statistics:
     """The sums of one site over one part of the text. Memory: a few D^2, however many tokens."""
 
     def __init__(self, site: AttentionSite, n_types: int, n_positions: int, *, controls: bool = True) -> None:
-        d_in, d_out = site.d_model, site.d_heads
-        self.hidden = Moments(d_in, d_out)
-        self.answer_square = torch.zeros((), dtype=torch.float64)
-        self.stream = Moments(d_in, d_out) if controls and site.norm is not None else None
+        d_in, d_out, device = site.d_model, site.d_heads, site.device
+        self.hidden = Moments(d_in, d_out, device)
+        self.answer_square = torch.zeros((), dtype=torch.float64, device=device)
+        self.stream = Moments(d_in, d_out, device) if controls and site.norm is not None else None
         self.controls = controls
         if controls:
-            self.shuffled_xy = torch.zeros(d_in, d_out, dtype=torch.float64)
-            self.shuffled_y = torch.zeros(d_out, dtype=torch.float64)
-            self.earlier = torch.zeros(0, d_out)
-            self.token = GroupMeans(n_types, d_out)
-            self.position = GroupMeans(n_positions, d_out)
+            self.shuffled_xy = torch.zeros(d_in, d_out, dtype=torch.float64, device=device)
+            self.shuffled_y = torch.zeros(d_out, dtype=torch.float64, device=device)
+            self.earlier = torch.zeros(0, d_out, device=device)
+            self.token = GroupMeans(n_types, d_out, device)
+            self.position = GroupMeans(n_positions, d_out, device)
 
     def update(self, seen: Seen, inputs: Inputs, generator: torch.Generator) -> None:
         """Adds a batch. Shuffled, its tokens are given answers of the batch before at random.
@@ -114,7 +114,7 @@ class Statistics:
             self.stream.update(seen.stream, heads)
         if self.controls:
             pool = self.earlier if len(self.earlier) else seen.heads
-            drawn = pool[torch.randint(len(pool), (len(heads),), generator=generator)]
+            drawn = pool[torch.randint(len(pool), (len(heads),), generator=generator).to(pool.device)]
             self.shuffled_xy.addmm_(hidden.T, drawn.double())
             self.shuffled_y += drawn.double().sum(dim=0)
             self.earlier = seen.heads.clone()
@@ -142,13 +142,13 @@ class Statistics:
         if self.controls:
             self.shuffled_xy.copy_(state["shuffled_xy"])
             self.shuffled_y.copy_(state["shuffled_y"])
-            self.earlier = state["earlier"]
+            self.earlier = state["earlier"].to(self.earlier.device)
         for name, part in self._parts().items():
             part.load({k: state[f"{name}.{k}"] for k in part.FIELDS})
 
     def shuffled(self) -> Moments:
         """The sums of `hidden` with the truth handed to the wrong tokens."""
-        moments = Moments(*self.shuffled_xy.shape)
+        moments = Moments(*self.shuffled_xy.shape, device=self.shuffled_xy.device)
         moments.n, moments.x, moments.y, moments.xx = self.hidden.n, self.hidden.x, self.shuffled_y, self.hidden.xx
         moments.xy = self.shuffled_xy
         return moments
@@ -242,6 +242,6 @@ def make_inputs(seen: Seen, tokens: Tensor, types: Tensor) -> Inputs:
         hidden=seen.hidden,
         stream=seen.stream,
         token=type_groups(flat, types),
-        position=torch.arange(length).repeat(n_contexts),
+        position=torch.arange(length, device=tokens.device).repeat(n_contexts),
         nothing=torch.zeros_like(flat),
     )

@@ -130,14 +130,14 @@ class Tally:
             m = measured[name] = _units(self.sites[layer], *fit.probes[name].answers(inputs), truth)
             n_tokens = torch.full_like(m.r, 1.0)
             rows = torch.stack([m.r, m.cosine, m.error, m.energy, n_tokens], dim=-1)
-            self.sums[document, i, layer] += rows.double().sum(dim=0)
-        main = measured[MAIN]
+            self.sums[document, i, layer] += rows.double().sum(dim=0).cpu()
+        main, mean = (Measures(*(values.cpu() for values in measured[name])) for name in (MAIN, "mean"))
         self._add_histogram(layer, main.r)
-        self._add_groups(document, layer, main, measured["mean"], inputs.position, tokens)
+        self._add_groups(document, layer, main, mean, inputs.position.cpu(), tokens.cpu())
         residual = (seen.answer - fit.reduced.y_mean.float()) @ fit.reduced.directions.float()
         coordinates = fit.reduced.coordinates.float()(inputs.hidden)
         by_rank = squared_errors_by_rank(coordinates, residual, self.rank_grid)
-        self.ranks[document, layer] += by_rank.double().sum(dim=0)
+        self.ranks[document, layer] += by_rank.double().sum(dim=0).cpu()
         whole = main.r[:, -1] / len(self.sites)
         self._mean_r = whole if layer == 0 or self._mean_r is None else self._mean_r + whole
 

@@ -6,6 +6,7 @@ Source: ours; ridge and reduced-rank regression (Izenman 1975) are textbook.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,10 @@ class Moments:
 
     FIELDS = ("n", "x", "y", "xx", "xy")
 
-    def __init__(self, d_in: int, d_out: int) -> None:
-        self.n = torch.zeros((), dtype=torch.float64)
-        self.x, self.y = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_out, dtype=torch.float64)
-        self.xx = torch.zeros(d_in, d_in, dtype=torch.float64)
-        self.xy = torch.zeros(d_in, d_out, dtype=torch.float64)
+    def __init__(self, d_in: int, d_out: int, device: torch.device | None = None) -> None:
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
+        self.n, self.x, self.y = zeros(()), zeros(d_in), zeros(d_out)
+        self.xx, self.xy = zeros(d_in, d_in), zeros(d_in, d_out)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x (N, D) and y (N, M)."""
@@ -52,7 +52,7 @@ class Moments:
 
     def through(self, weight: Tensor, bias: Tensor) -> Moments:
         """The sums for y @ weight + bias in place of y; weight (M, K), bias (K,)."""
-        mapped = Moments(len(self.x), weight.shape[1])
+        mapped = Moments(len(self.x), weight.shape[1], self.x.device)
         mapped.n, mapped.x, mapped.xx = self.n, self.x, self.xx
         mapped.y = self.y @ weight + self.n * bias
         mapped.xy = self.xy @ weight + torch.outer(self.x, bias)
@@ -196,13 +196,13 @@ class GroupMeans:
 
     FIELDS = ("n", "y")
 
-    def __init__(self, n_groups: int, d_out: int) -> None:
-        self.n = torch.zeros(n_groups, dtype=torch.float64)
-        self.y = torch.zeros(n_groups, d_out, dtype=torch.float64)
+    def __init__(self, n_groups: int, d_out: int, device: torch.device | None = None) -> None:
+        self.n = torch.zeros(n_groups, dtype=torch.float64, device=device)
+        self.y = torch.zeros(n_groups, d_out, dtype=torch.float64, device=device)
 
     def update(self, groups: Tensor, y: Tensor) -> None:
         """Adds rows y (N, M) with their groups (N,)."""
-        self.n.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
+        self.n.index_add_(0, groups, torch.ones_like(groups, dtype=torch.float64))
         self.y.index_add_(0, groups, y.double())
 
     def state(self) -> dict[str, Tensor]:

@@ -188,7 +188,7 @@ class MaskedToken:
 
     def _hidden(self, tokens: Tensor, seed: int) -> Tensor:
         scores = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
-        return _top(scores, 0.15)
+        return _top(scores.to(tokens.device), 0.15)
 
     def __call__(self, model: nn.Module, tokens: Tensor, seed: int) -> Tensor:
         """Nats summed by context, (B,)."""

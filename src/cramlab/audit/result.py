@@ -25,7 +25,7 @@ from cramlab.audit.probes import MAIN, SiteFit
 from cramlab.audit.redundancy import CLASSES, N_BINS, Example, Tally
 from cramlab.audit.replacement import KINDS, Replacement
 from cramlab.audit.split import Contexts, Split, count_tokens
-from cramlab.config import to_dict
+from cramlab.config import differing, to_dict
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import AttentionSite
 
@@ -43,12 +43,14 @@ class CausalSums:
     Attributes:
         kind: of the loss.
         replacements: what was tried, see `plan`.
-        n_tokens: tokens with a loss, of each context, (C,).
-        nats: summed over them: untouched, then under each replacement in order, (C, 1 + R).
+        n_contexts: contexts looked at, of all documents.
+        n_tokens: tokens with a loss, of each document, (N,).
+        nats: summed over them: untouched, then under each replacement in order, (N, 1 + R).
     """
 
     kind: str
     replacements: Mapping[str, Sequence[Replacement]]
+    n_contexts: int
     n_tokens: Tensor
     nats: Tensor
 
@@ -88,6 +90,18 @@ class AuditResult:
         return AuditResult(
             self.data | {"model": self.data["model"] | dict(model), "text": self.data["text"] | dict(text)}
         )
+
+    def differing(self, config: AuditConfig, text: Mapping[str, Any]) -> list[str]:
+        """In what this audit is not the one asked for: fields of the config, and "text".
+
+        Args:
+            config: asked for; a shorter context is no difference, as models shorten it.
+            text: as given to `described`.
+        """
+        held = self.data["config"]
+        asked = to_dict(config) | {"context": min(config.context, held["context"])}
+        other_text = [name for name, value in text.items() if self.data["text"].get(name) != value]
+        return list(differing(asked, held)) + (["text"] if other_text else [])
 
     def write(self, path: Path) -> None:
         """Writes the validated document, whole or not at all."""
@@ -207,7 +221,7 @@ def _text(parts: Split, other: Split | None, causal: CausalSums | None, config: 
     if other is not None:
         sizes |= {"other_fit": size(other.fit), "other_validation": size(other.validation)}
     if causal is not None:
-        sizes["causal"] = {"documents": len(causal.nats), "tokens": len(causal.nats) * config.context}
+        sizes["causal"] = {"documents": len(causal.nats), "tokens": causal.n_contexts * config.context}
     return {"name": None, "parts": sizes}
 
 
@@ -321,7 +335,7 @@ def _by_document(tally: Tally) -> dict[str, Any]:
 
 
 def _loss(causal: CausalSums, config: AuditConfig) -> dict[str, Any]:
-    """Nats per token: untouched, and how much more under each replacement, paired by context."""
+    """Nats per token: untouched, and how much more under each replacement, paired by document."""
     bootstrap = Bootstrap(len(causal.nats), config.n_bootstrap, config.confidence, config.seed)
     base = bootstrap(torch.stack([causal.nats[:, 0], causal.n_tokens], dim=1), lambda s: s[..., 0] / s[..., 1])
     sums = torch.cat([causal.nats, causal.n_tokens[:, None]], dim=1)

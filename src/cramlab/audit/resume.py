@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,11 +103,7 @@ class Stages:
 
 def clear(out: Path) -> None:
     """Removes the saved sums of an audit whose result has been written."""
-    folder = out / "state"
-    for path in folder.glob("*.pt"):
-        path.unlink()
-    if folder.exists():
-        folder.rmdir()
+    shutil.rmtree(out / "state", ignore_errors=True)
 
 
 class TensorRows:

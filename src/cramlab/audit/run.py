@@ -37,11 +37,16 @@ class _Setting:
     config: AuditConfig
     types: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.sites[0].device
+
     def pass_through(self, contexts: Contexts, look: Callable[[int, Seen, Tensor], None]) -> int:
         """Runs one document; `look(site, seen, tokens)` for each site and batch. Returns its tokens."""
         base = base_model(self.model)
         options = {"use_cache": False} if family_of(self.model).causal else {}
-        for tokens in contexts.batches(self.config.batch_tokens):
+        for batch in contexts.batches(self.config.batch_tokens):
+            tokens = batch.to(self.device)
             with watching(self.sites, lambda i, seen, tokens=tokens: look(i, seen, tokens)):
                 base(input_ids=tokens, **options)
         return contexts.tokens.numel()
@@ -65,7 +70,8 @@ def audit(
     Works without files; with `out`, sums are saved in `out/state` and an audit that was cut off goes on.
 
     Args:
-        model: a Hugging Face model of a family that `hf.attention_sites` knows, in evaluation mode on the CPU.
+        model: a Hugging Face model of a family that `hf.attention_sites` knows, in evaluation mode. Sums are gathered
+            and probes fitted on its device; only totals by document come to the CPU.
         documents: token ids, one 1-D tensor a document.
         config: sizes and choices.
         other: documents of another domain, for the probe that is trained there.
@@ -91,7 +97,7 @@ def audit(
     other_parts = None if other is None else _split_other(other, config, sites[0].d_model + 1)
     check_causal(model, parts.test[0].tokens[0])
 
-    types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model)
+    types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model).to(sites[0].device)
     setting = _Setting(model, sites, config, types)
     named = identity(model, [documents, other or []], config)
     if out is None:
@@ -187,24 +193,34 @@ def _split_other(documents: Sequence[Tensor], config: AuditConfig, n_features: i
     return Split(fit=parts.fit + parts.test, validation=parts.validation, test=())
 
 
-def _causal_contexts(parts: Split, config: AuditConfig) -> Tensor:
-    """One context, at random, of each test document, until there are `causal_tokens`; then second ones; (C, T)."""
+def _causal_contexts(parts: Split, config: AuditConfig) -> tuple[Tensor, Tensor]:
+    """Contexts up to `causal_tokens`: a random one of each test document, then each one's next, and so on.
+
+    Returns:
+        Row of the document among the tested, (C,), and tokens, (C, T).
+    """
     generator = torch.Generator().manual_seed(config.seed)
-    chosen = [c.tokens[torch.randint(len(c.tokens), (1,), generator=generator)] for c in parts.test]
-    return torch.cat(chosen)[: max(1, config.causal_tokens // config.context)]
+    starts = [int(torch.randint(len(c.tokens), (1,), generator=generator)) for c in parts.test]
+    chosen = [
+        (row, c.tokens[(start + turn) % len(c.tokens)])
+        for turn in range(config.contexts_per_document)
+        for row, (c, start) in enumerate(zip(parts.test, starts, strict=True))
+        if turn < len(c.tokens)
+    ][: max(1, config.causal_tokens // config.context)]
+    return torch.tensor([row for row, _ in chosen]), torch.stack([tokens for _, tokens in chosen])
 
 
 def _causal(
     setting: _Setting, parts: Split, fits: list[SiteFit], stages: Stages, mask_token: int | None
 ) -> CausalSums | None:
-    """Nats of every context under every replacement; None where there is no loss to look at."""
+    """Nats of every document under every replacement; None where there is no loss to look at."""
     config = setting.config
     loss = loss_of(setting.model, mask_token)
     if config.causal_tokens == 0 or loss is None:
         return None
     replacements = plan(fits, config)
     flat: list[Replacement] = [r for family in replacements.values() for r in family]
-    contexts = _causal_contexts(parts, config)
+    documents, contexts = _causal_contexts(parts, config)
     table = TensorRows(len(contexts), 2 + len(flat))
     batches = list(enumerate(contexts.split(max(1, config.batch_tokens // config.context))))
 
@@ -214,11 +230,14 @@ def _causal(
         rows = table.rows[first : first + len(tokens)]
         seed = config.seed * 1_000_003 + number
         rows[:, 0] = loss.n_tokens(tokens, seed)
-        rows[:, 1:] = losses(setting.model, loss, setting.sites, fits, flat, tokens, seed)
+        rows[:, 1:] = losses(setting.model, loss, setting.sites, fits, flat, tokens.to(setting.device), seed).cpu()
         return tokens.numel()
 
     stages.run("causal", batches, step, table, contexts.numel())
-    return CausalSums(kind=loss.kind, replacements=replacements, n_tokens=table.rows[:, 0], nats=table.rows[:, 1:])
+    sums = table.rows.new_zeros(int(documents.max()) + 1, table.rows.shape[1]).index_add_(0, documents, table.rows)
+    return CausalSums(
+        kind=loss.kind, replacements=replacements, n_contexts=len(contexts), n_tokens=sums[:, 0], nats=sums[:, 1:]
+    )
 
 
 def loss_of(model: nn.Module, mask_token: int | None) -> Loss | None:

@@ -87,6 +87,11 @@ class AttentionSite:
         """Width of all heads' outputs side by side."""
         return self.n_heads * self.d_head
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return next(self.out_proj.parameters()).device
+
 
 def family_of(model: nn.Module) -> Family:
     """The family of a model.

@@ -166,7 +166,7 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = type(model)(model.config)  # type: ignore[call-arg]
-    return fresh.eval()
+    return fresh.to(next(model.parameters()).device).eval()
 
 
 @contextlib.contextmanager

@@ -140,7 +140,13 @@ def prepare(
     return PreparedText(tokenizer, _stream(tokenizer, train), _stream(tokenizer, held_out))
 
 
-def pretrain(config: PretrainConfig, text: PreparedText, out: Path, log: Log | None = None) -> None:
+def pretrain(
+    config: PretrainConfig,
+    text: PreparedText,
+    out: Path,
+    log: Log | None = None,
+    device: str = "cpu",
+) -> None:
     """Trains one model; writes `out/NAME/step-N` folders that `load` can read.
 
     Args:
@@ -148,13 +154,15 @@ def pretrain(config: PretrainConfig, text: PreparedText, out: Path, log: Log | N
         text: from `prepare`, with the same `vocab_size`.
         out: folder of the runs.
         log: called with a line at each checkpoint.
+        device: where to train.
 
     Raises:
         FloatingPointError: when the loss is not finite.
     """
     logging.disable_progress_bar()
-    validation = text.held_out[: 16 * config.batch_size * config.context]
+    validation = text.held_out[: 16 * config.batch_size * config.context].to(device)
     model = config.build()
+    nn.Module.to(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = _batches(text.train, config)
     start, n_reads = time.perf_counter(), 0.0
@@ -171,7 +179,7 @@ def pretrain(config: PretrainConfig, text: PreparedText, out: Path, log: Log | N
             break
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(config, step)
-        terms, reads = _terms(model, next(batches), config, step)
+        terms, reads = _terms(model, next(batches).to(device), config, step)
         n_reads += reads
         loss = torch.stack(list(terms.values())).sum()
         if not bool(torch.isfinite(loss)):
@@ -224,7 +232,7 @@ def _terms(
         return {"task": _nats(model, tokens)[:, :-1].mean()}, 1.0
     layer = step % config.n_layers  # layers take turns at going without their reads
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    audits = torch.rand(tokens.shape, generator=generator) < config.audit_frac
+    audits = (torch.rand(tokens.shape, generator=generator) < config.audit_frac).to(tokens.device)
     encoding = step < config.encoding_frac * config.n_steps
     routing = Routing(read_all=True) if encoding else Routing(audits=audits)
     model.train()
@@ -272,7 +280,7 @@ def _losses(nats: Tensor) -> TokenLosses:
 
 def _batch(tokens: Tensor) -> Batch:
     """Text as the library's batch: the next token is what is to be retrieved."""
-    nothing, has_target = torch.zeros(tokens.shape), _has_target(tokens)
+    nothing, has_target = torch.zeros_like(tokens, dtype=torch.float32), _has_target(tokens)
     return Batch(
         discrete=tokens[..., None], continuous=nothing[..., None], gaps=nothing + 1, horizons=nothing + 1,
         valid=torch.ones_like(has_target), dynamics_target=nothing, dynamics_mask=torch.zeros_like(has_target),
@@ -291,7 +299,7 @@ def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[
         weight = len(tokens) / len(windows)
         total += weight * float(_nats(model, tokens)[:, :-1].mean())
         found = reads_frac(model)
-        shares += weight * (torch.ones(config.n_layers, dtype=torch.float64) if found is None else found)
+        shares += weight * (torch.ones(config.n_layers, dtype=torch.float64) if found is None else found.cpu())
         with routed(model, Routing(read_all=True)):
             total_read_all += weight * float(_nats(model, tokens)[:, :-1].mean())
     model.train()
