@@ -26,11 +26,12 @@ class Moments:
 
     FIELDS = ("n", "x", "y", "xx", "xy")
 
-    def __init__(self, d_in: int, d_out: int) -> None:
-        self.n = torch.zeros((), dtype=torch.float64)
-        self.x, self.y = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_out, dtype=torch.float64)
-        self.xx = torch.zeros(d_in, d_in, dtype=torch.float64)
-        self.xy = torch.zeros(d_in, d_out, dtype=torch.float64)
+    def __init__(self, d_in: int, d_out: int, device: torch.device | None = None) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.n, self.x, self.y = zeros(), zeros(d_in), zeros(d_out)
+        self.xx, self.xy = zeros(d_in, d_in), zeros(d_in, d_out)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x (N, D) and y (N, M)."""

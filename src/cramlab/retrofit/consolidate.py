@@ -130,8 +130,8 @@ class Calibration:
 
             def choose(i: int) -> Callable[[Sight], Answer | None]:
                 def chosen(sight: Sight) -> None:
-                    gate = self.learned.layers[self.sites[i].layer].gate
-                    scores.append(gate(sight.features[sight.far]).squeeze(-1))
+                    layer = self.learned.layers[self.sites[i].layer]
+                    scores.append(layer.scores(sight.features[sight.far]).to(tokens.device))
 
                 return chosen
 
