@@ -21,7 +21,8 @@ from cramlab.retrofit.text import parts_of
 pytest.importorskip("glassllm")
 SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
          "gate_documents": 6, "validation_documents": 4, "calibration_documents": 30, "test_documents": 4,
-         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8}  # fmt: skip
+         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8, "units": 4, "local_steps": 4,
+         "end_steps": 6, "batch_contexts": 2}  # fmt: skip
 SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -90,7 +91,7 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
         (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
         return tmp_path / "copy"
 
-    with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 1"):
+    with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 2"):
         cramlab.load("glassllm", copy_with(format=99))
     with pytest.raises(ConsolidationError, match="not the file that"):
         cramlab.load("glassllm", copy_with(weights_sha256="0" * 64))

@@ -74,7 +74,8 @@ class Learned:
         ranks: of the adapters.
         strengths: ridge strengths of the adapters and the gates.
         sensitivity: nats per squared error, by layer.
-        explained: share of the far read's squared length that the adapter predicts on held-out tokens, by layer.
+        explained: share of the far read's squared length that the linear adapter predicts on held-out tokens, by layer.
+        history: loss and prices of each gradient step, see `Distiller`; None: there were none.
     """
 
     layers: dict[int, ConsolidatedAttention]
@@ -83,6 +84,7 @@ class Learned:
     strengths: list[tuple[float, float]]
     sensitivity: list[float]
     explained: list[float]
+    history: Tensor | None = None
 
 
 class Learner:
