@@ -40,6 +40,7 @@ _LAST_TEMPERATURE = 0.2  # of the first
 _WARM_UP = 0.05  # of all steps
 _THRESHOLD_RATE = 0.2  # by which a running quantile follows the latest
 _MOST_GRADIENT = 1.0
+_SOURCES = 2  # of contexts, in turn: the text itself, and further text or, without any, the text itself again
 
 
 class Decision(NamedTuple):
@@ -161,26 +162,26 @@ class Distiller:
             def chosen(sight: Sight) -> None:
                 far = sight.far
                 with torch.enable_grad():
-                    x, code = layer.inner(sight.features[far].float())
-                    added = added_by_far(self.sites[i], sight.full[far], sight.near[far]).float()
-                    error = (added - layer.answer(code)).float().square().sum(-1)
+                    x, code = layer.inner(sight.features[far])
+                    added = added_by_far(self.sites[i], sight.full[far], sight.near[far])
+                    error = (added - layer.answer(code)).square().sum(-1)
                     nats = (error.detach().clamp(min=_LEAST_ERROR) * self.sensitivity[i]).log()
                     share = error.mean() / added.square().sum(-1).mean().clamp(min=_LEAST_ERROR)
-                    loss = share + (layer.score(x, code).float() - nats).square().mean()
+                    loss = share + (layer.score(x, code) - nats).square().mean()
                     loss.backward()
                 losses.append(share.detach().to(self.device))
 
             return chosen
 
         with self._learning(step):
-            with torch.no_grad(), self._precision(), self._observing(choose):
+            with torch.no_grad(), self._observing(choose):
                 base_model(self.model)(input_ids=tokens, use_cache=False)
             self.history[step, 0] = float(torch.stack(losses).mean())
 
     def end_step(self, step: int, tokens: Tensor) -> None:
         """One step on the answer of the whole model; tokens (B, T)."""
-        n_shares = len(self.config.learning_fracs)
-        share = (step * len(tokens) + torch.arange(len(tokens), device=self.device)) % n_shares
+        index = step * len(tokens) + torch.arange(len(tokens), device=self.device)
+        share = index // _SOURCES % len(self.config.learning_fracs)  # every source meets every share
         if bool(self.thresholds.isnan().any()):
             self.thresholds.copy_(self._first_thresholds(tokens))
         temperature = self.config.temperature * (1 - (1 - _LAST_TEMPERATURE) * step / self.n_steps)
@@ -209,8 +210,9 @@ class Distiller:
             layer = self.layers[self.sites[i].layer]
 
             def chosen(sight: Sight) -> Answer:
-                answer = layer.answer(layer.inner(sight.features)[1])
-                score = layer.scores(sight.features.detach())
+                with torch.autocast(self.device.type, enabled=False):
+                    answer = layer.adapt(sight.features)
+                    score = layer.scores(sight.features.detach())
                 noise = torch.zeros_like(score)
                 if generator is not None:
                     chance = torch.rand(score.shape, generator=generator, device=self.device)
@@ -376,11 +378,11 @@ def distilled(
 
 
 def batches(parts: Mapping[str, Sequence[Tensor]], size: int, n_steps: int, seed: int) -> Iterator[Tensor]:
-    """Batches (B, T): every second context from further text where there is some; each in a new order every round."""
-    sources = [parts["learning"], parts["further"]] if parts["further"] else [parts["learning"]]
+    """Batches (B, T): every second context from further text if there is some; each text in a new order every round."""
+    sources = [parts["learning"], parts["further"] or parts["learning"]]
     endless = [_shuffled(source, seed * 10 + i) for i, source in enumerate(sources)]
     for step in range(n_steps):
-        yield torch.stack([next(endless[(step * size + i) % len(endless)]) for i in range(size)])
+        yield torch.stack([next(endless[(step * size + i) % _SOURCES]) for i in range(size)])
 
 
 def _shuffled(contexts: Sequence[Tensor], seed: int) -> Iterator[Tensor]:

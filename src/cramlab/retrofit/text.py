@@ -110,3 +110,17 @@ def held_out_at(
         if len(tokens) == context and len(found) < n_documents:
             found.append(torch.tensor(tokens, device=device))
     return found
+
+
+def running_contexts(
+    pretrained: Pretrained, corpus: Corpus, context: int, n_contexts: int, seed: int
+) -> list[Tensor]:
+    """Documents in random order, one after another, cut into contexts (T,): for text whose documents are short."""
+    device = next(pretrained.model.parameters()).device
+    stream: list[int] = []
+    for i in order_of(corpus, seed):
+        if len(stream) >= n_contexts * context:
+            break
+        stream += pretrained.encode(corpus.documents[i].text + "\n\n")
+    whole = torch.tensor(stream, device=device).split(context)
+    return [part for part in whole if len(part) == context][:n_contexts]
