@@ -102,7 +102,7 @@ class Rules:
         return layers
 
     def benefit(self, frac: float) -> baselines.Layers:
-        """Linear gates that regress the counterfactual benefit itself, linear adapters; their own threshold, from validation."""
+        """Linear gates that regress the counterfactual benefit itself; their own threshold, from validation."""
         layers = copy.deepcopy(self.closed.layers)
         for site, probe in zip(self.sites, self.closed.benefit_gates, strict=True):
             set_gate(layers[site.layer], probe)
@@ -172,7 +172,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=8, help="test documents, at most")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="other lengths")
     parser.add_argument("--other", metavar="TEXT", help="another kind of text")
-    parser.add_argument("--router-steps", type=int, default=0, help="gradient steps of the router-only baseline; 0: none")
+    parser.add_argument(
+        "--router-steps", type=int, default=0, help="gradient steps of the router-only baseline; 0: none"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

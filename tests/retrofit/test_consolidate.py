@@ -132,7 +132,9 @@ def test_loaded_weights_are_those_that_were_calibrated(folder):
 def test_nothing_is_learned_from_documents_that_are_held_out(folder):
     pretrained, corpus, config = load("glassllm"), read_corpus("stdlib"), RetrofitConfig(**SIZES)
     parts = parts_of(pretrained, corpus, config, read_corpus("prose"))
-    learned = {tuple(tokens.tolist()) for group in ("learning", "fit", "gate", "sensitivity") for tokens in parts[group]}
+    learned = {
+        tuple(tokens.tolist()) for group in ("learning", "fit", "gate", "sensitivity") for tokens in parts[group]
+    }
     for group in HELD_OUT:
         assert not learned & {tuple(tokens.tolist()) for tokens in parts[group]}
     assert parts["further"]

@@ -137,9 +137,9 @@ def test_local_steps_leave_less_error(setting):
 
 
 def test_new_units_say_nothing(setting):
-    model, sites, layers, _ = setting
+    _, sites, layers, _ = setting
     plain = {}
-    for i, layer in layers.items():
+    for i in layers:
         plain[i] = ConsolidatedAttention.beside(sites[i], rank=2, window=WINDOW, n_sinks=N_SINKS)
         for tensor in plain[i].state_dict().values():
             tensor.copy_(torch.randn(tensor.shape))
@@ -152,7 +152,7 @@ def test_new_units_say_nothing(setting):
 
 
 def learned_of(setting):
-    model, sites, layers, _ = setting
+    _, sites, layers, _ = setting
     n = len(sites)
     return Learned(layers=layers, benefit_gates=[], ranks=[2] * n, strengths=[], sensitivity=[1.0] * n, explained=[])
 

@@ -26,7 +26,7 @@ class Moments:
 
     FIELDS = ("n", "x", "y", "xx", "xy")
 
-    def __init__(self, d_in: int, d_out: int, device: torch.device | None = None) -> None:
+    def __init__(self, d_in: int, d_out: int, *, device: torch.device | None = None) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 

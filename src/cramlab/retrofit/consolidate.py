@@ -204,7 +204,12 @@ class Calibration:
             ordered = torch.cat(scores).sort().values
             return ordered[(fracs * len(ordered)).long().clamp(max=len(ordered) - 1)].double()
 
-        self._each(f"{self.name}-thresholds", "validation", rows, lambda tokens, row: row[: len(fracs)].copy_(quantiles(tokens)))
+        self._each(
+            f"{self.name}-thresholds",
+            "validation",
+            rows,
+            lambda tokens, row: row[: len(fracs)].copy_(quantiles(tokens)),
+        )
         found = rows.rows.mean(dim=0)[: len(fracs)].tolist()
         return [*found, float("inf")] if self.config.skipped_fracs[-1] == 1 else found
 

@@ -296,7 +296,9 @@ class Distiller:
     def rate(self, step: int) -> float:
         """The learning rate: up over the first twentieth of the steps, down along a cosine."""
         warm = max(1.0, _WARM_UP * self.n_steps)
-        return self.config.learning_rate * min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / self.n_steps)) / 2
+        return (
+            self.config.learning_rate * min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / self.n_steps)) / 2
+        )
 
 
 class _Step:

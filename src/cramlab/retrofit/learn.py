@@ -46,7 +46,7 @@ class LayerSums:
         self, n_layers: int, d_in: int, d_out: int, scalars: Sequence[str] = (), device: torch.device | None = None
     ) -> None:
         self.device = device
-        self.moments = [Moments(d_in, d_out, device) for _ in range(n_layers)]
+        self.moments = [Moments(d_in, d_out, device=device) for _ in range(n_layers)]
         self.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in scalars}
 
     def mean(self, name: str) -> Tensor:
@@ -123,8 +123,10 @@ class Learner:
                     for f, h in zip(fit.moments, held_out.moments, strict=True)]  # fmt: skip
         bytes_per_rank = 2 * (self.n_features + 1 + self.sites[0].d_model)
         ranks = choose_ranks([a.gains for a in adapters], sensitivity.tolist(), bytes_per_rank, config.adapter_bytes)
-        layers = {site.layer: self._layer(site, adapter, rank, moments)
-                  for site, adapter, rank, moments in zip(self.sites, adapters, ranks, fit.moments, strict=True)}  # fmt: skip
+        layers = {
+            site.layer: self._layer(site, adapter, rank, moments)
+            for site, adapter, rank, moments in zip(self.sites, adapters, ranks, fit.moments, strict=True)
+        }
         gate, gate_held_out = self.errors("gate", layers), self.errors("validation-gate", layers)
         strengths = []
         for i, site in enumerate(self.sites):

@@ -112,9 +112,7 @@ def held_out_at(
     return found
 
 
-def running_contexts(
-    pretrained: Pretrained, corpus: Corpus, context: int, n_contexts: int, seed: int
-) -> list[Tensor]:
+def running_contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_contexts: int, seed: int) -> list[Tensor]:
     """Documents in random order, one after another, cut into contexts (T,): for text whose documents are short."""
     device = next(pretrained.model.parameters()).device
     stream: list[int] = []
