@@ -17,7 +17,8 @@ from cramlab.retrofit.learn import Learned
 from cramlab.retrofit.measure import set_threshold
 
 WINDOW, N_SINKS, N_TOKENS, UNITS = 6, 2, 40, 4
-CONFIG = RetrofitConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, units=UNITS, learning_fracs=(0.5, 0.75))
+CONFIG = RetrofitConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, units=UNITS, learning_fracs=(0.5, 0.75),
+                        learning_rate=3e-3)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,8 @@ from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
 _LEAST_ERROR = 1e-12
 _TOKENS_AT_ONCE = 1024  # whose logits are held in memory
 _LAST_TEMPERATURE = 0.2  # of the first
-_WARM_UP = 0.05  # of all steps
+_WARM_UP = 0.1  # of all steps
+_UP_RATE = 4.0  # times the learning rate: maps up take in few numbers (after LoRA+, Hayou et al. 2024)
 _THRESHOLD_RATE = 0.2  # by which a running quantile follows the latest
 _MOST_GRADIENT = 1.0
 _SOURCES = 2  # of contexts, in turn: the text itself, and further text or, without any, the text itself again
@@ -126,14 +127,13 @@ class Distiller:
         self.model, self.sites, self.layers, self.config = model, sites, layers, config
         self.sensitivity, self.n_steps, self.router_only = sensitivity, n_steps, router_only
         self.device = next(model.parameters()).device
-        fixed = ("up.", "constant") if router_only else ()
-        self.parameters = [
-            parameter
-            for layer in layers.values()
-            for name, parameter in layer.named_parameters()
-            if not name.startswith(fixed or ("-",))
-        ]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99))
+        named = [pair for layer in layers.values() for pair in layer.named_parameters()]
+        answers = ("up.", "constant")
+        wide = [parameter for name, parameter in named if not name.startswith(answers)]
+        up = [] if router_only else [parameter for name, parameter in named if name.startswith(answers)]
+        self.parameters = [*wide, *up]
+        groups = [{"params": wide, "times": 1.0}] + ([{"params": up, "times": _UP_RATE}] if up else [])
+        self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99))
         self.thresholds = torch.full((len(config.learning_fracs),), torch.nan, device=self.device)
         # A row a step: loss, then the mean price of each share.
         self.history = torch.full((n_steps, 1 + len(config.learning_fracs)), torch.nan, dtype=torch.float64)
@@ -294,7 +294,7 @@ class Distiller:
         return _Step(self, step)
 
     def rate(self, step: int) -> float:
-        """The learning rate: up over the first twentieth of the steps, down along a cosine."""
+        """The learning rate: up over the first tenth of the steps, down along a cosine."""
         warm = max(1.0, _WARM_UP * self.n_steps)
         return (
             self.config.learning_rate * min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / self.n_steps)) / 2
@@ -322,7 +322,7 @@ class _Step:
         own = self.distiller.parameters
         if error is None:
             for group in self.distiller.optimizer.param_groups:
-                group["lr"] = self.distiller.rate(self.step)
+                group["lr"] = group["times"] * self.distiller.rate(self.step)
             torch.nn.utils.clip_grad_norm_(own, _MOST_GRADIENT)
             self.distiller.optimizer.step()
         for parameter in own:

@@ -164,8 +164,12 @@ class Learner:
             assert layer.constant is not None
             layer.constant.data.copy_(adapter.mean)
         else:
-            _copy(layer.down, *_standardised(layer, adapter.down.weight[:, :rank], adapter.down.bias[:rank]))
-            _copy(layer.up, adapter.up[:rank], adapter.mean)
+            down = adapter.down.weight[:, :rank].double()
+            # Numbers of unit variance in between, so that one learning rate suits the maps before and after.
+            xx, _ = fit.about(fit.x / fit.n, fit.y / fit.n)
+            deviation = ((down * (xx @ down)).sum(dim=0) / fit.n).clamp(min=1e-12).sqrt()
+            _copy(layer.down, *_standardised(layer, down / deviation, adapter.down.bias[:rank] / deviation))
+            _copy(layer.up, deviation[:, None] * adapter.up[:rank], adapter.mean)
         return layer.requires_grad_(False)
 
     def _sample(self, sight: Sight, document: int) -> Tensor:
