@@ -272,18 +272,20 @@ class EpisodicMemory(nn.Module):
             return self._nobody_reads(h, q, written.buffer)
         if there is not None:
             last = last.masked_fill(~there, -1)
-        buffer, n_heads = written.buffer, self.config.n_heads
-        if fused_read.usable(q, n_heads):
-            filled = None if written.gapless else buffer.filled
-            y = fused_read.attend(q, last, buffer.keys, buffer.values, filled, n_heads, self.config.capacity)
-        else:
-            y = self._attend_in_blocks(q, last.clamp(min=0).cummax(dim=1).values, buffer, full=written.full)
-        found = self.w_out(y).flatten(0, 1)
+        found = self.w_out(self._attend_chosen(q, last, written)).flatten(0, 1)
         place = token + h.shape[1] * torch.arange(len(h), device=h.device)[:, None]
         if there is not None:  # one more row for the answers that nobody looks at
             place = place.where(there, reads.numel())
         y = found.new_zeros(reads.numel() + 1, found.shape[-1]).index_copy_(0, place.flatten(), found)
         return y[:-1].view_as(h)
+
+    def _attend_chosen(self, q: Tensor, last: Tensor, written: Written) -> Tensor:
+        """Attention of readers (B, R, D) up to `last` (B, R), -1 where a reader is filled up."""
+        buffer, n_heads = written.buffer, self.config.n_heads
+        if fused_read.usable(q, n_heads):
+            filled = None if written.gapless else buffer.filled
+            return fused_read.attend(q, last, buffer.keys, buffer.values, filled, n_heads, self.config.capacity)
+        return self._attend_in_blocks(q, last.clamp(min=0).cummax(dim=1).values, buffer, full=written.full)
 
     def _nobody_reads(self, h: Tensor, q: Tensor, buffer: Buffer) -> Tensor:
         """Zeros, but the parameters take part all the same: data parallel waits for every gradient."""

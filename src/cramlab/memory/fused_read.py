@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
-_PROGRAMS = 528  # wanted at once: four for each of the 132 multiprocessors of an H100
+_PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
 _LEAST_SPLIT = 256  # places that are worth a program of their own
 _enabled = True
 
@@ -87,7 +87,7 @@ class _Attend(torch.autograd.Function):
         kernels = _kernels()
         n_batch, n_readers, d = q.shape
         n_places, width = keys.shape[1], d // n_heads
-        block_r = _FEW if n_readers * n_batch * n_heads < 4 * _FEW * _PROGRAMS else _MANY
+        block_r = _FEW if n_readers * n_batch * n_heads < _MANY * _PROGRAMS // 4 else _MANY
         n_blocks = -(-n_readers // block_r)
         busy = max(1, n_blocks * n_batch * n_heads)
         n_splits = max(1, min(-(-_PROGRAMS // busy), n_places // _LEAST_SPLIT, 64))
