@@ -33,7 +33,7 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-never": _cram(router=RouterConfig(name="never")),
     "cram-oracle": _cram(router=RouterConfig(name="oracle")),
     "cram-random": _cram(router=RouterConfig(name="random", random_frac=CRAM_RATE)),
-    # Ablations. The first three differ in how they are trained; experiments know how.
+    # Ablations. Some differ in how they are trained; experiments know how.
     "cram-no-consolidation": CRAMConfig,
     "cram-no-encoding": CRAMConfig,
     "cram-fast-semantic": CRAMConfig,
@@ -42,6 +42,7 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-slots": _cram(semantic=SlotsConfig()),
     "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
     "price-only": _cram(semantic=NothingConfig()),
+    "price-only-taught": _cram(semantic=NothingConfig()),
     # Others' ideas.
     "transformer": TransformerConfig,
     "sliding-window": SlidingWindowConfig,

@@ -22,6 +22,8 @@ class LossConfig:
         benefit_cap: largest weight of a token in the gate's loss, nats.
         retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
         no_read_weight: of the task loss without reads, at tokens that read and with the gate's chance of not reading.
+        no_read_floor: least chance of not reading that a token which reads is taught with, 0 to 1. Above 0 also those
+            learn to do without a read that the gate would never let go without: a control.
         consolidation_weight: w_cons of Eq. 8.
         episodic_price: lambda_E of Eq. 8, for the Gumbel router.
         semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
@@ -34,6 +36,7 @@ class LossConfig:
     benefit_cap: float = 2.0
     retrieval_emphasis: float = 10.0
     no_read_weight: float = 0.5
+    no_read_floor: float = 0.0
     consolidation_weight: float = 1.0
     episodic_price: float = 0.1
     semantic_reward: float = 0.1
@@ -44,6 +47,8 @@ class LossConfig:
         for name, value in vars(self).items():
             if value < 0:
                 raise ValueError(f"training.loss.{name} = {value} must be 0 or more")
+        if self.no_read_floor > 1:
+            raise ValueError(f"training.loss.no_read_floor = {self.no_read_floor} is not a share; give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

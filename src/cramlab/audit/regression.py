@@ -53,7 +53,7 @@ class Moments:
 
     def through(self, weight: Tensor, bias: Tensor) -> Moments:
         """The sums for y @ weight + bias in place of y; weight (M, K), bias (K,)."""
-        mapped = Moments(len(self.x), weight.shape[1], self.x.device)
+        mapped = Moments(len(self.x), weight.shape[1], device=self.x.device)
         mapped.n, mapped.x, mapped.xx = self.n, self.x, self.xx
         mapped.y = self.y @ weight + self.n * bias
         mapped.xy = self.xy @ weight + torch.outer(self.x, bias)

@@ -22,7 +22,7 @@ MAIN: tuple[str, ...] = (
     "price-only",
     "cram",
 )
-BASELINES: tuple[str, ...] = ("transmamba", "mixture-of-depths")
+BASELINES: tuple[str, ...] = ("price-only-taught", "transmamba", "mixture-of-depths")
 ABLATIONS: tuple[str, ...] = (
     "cram-always", "cram-oracle", "cram-random", "cram-no-consolidation", "cram-no-encoding", "cram-no-working",
     "cram-low-rank", "cram-slots", "cram-gumbel", "cram-paper", "cram-fast-semantic",

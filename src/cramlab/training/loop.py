@@ -307,7 +307,7 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
         trace = output.traces[_counterfactual_layer(config, run)]
         without = token_losses(output.without_reads, batch)
         # Only what may go without a read has to learn to: a novel query has no answer but the one that is read.
-        goes_without = trace.attended * (1 - trace.gate_prob)
+        goes_without = trace.attended * (1 - trace.gate_prob).clamp(min=weights.no_read_floor)
         terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, goes_without)
         if trace.gate_logit is not None:
             terms["gate"] = weights.gate_weight * gate_loss(
