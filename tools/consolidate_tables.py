@@ -77,7 +77,9 @@ def _learned(data: dict[str, Any]) -> str:
     text = f"Gradients: {config['local_steps']} local and {config['end_steps']} end steps of {config['batch_contexts']}"
     text += f" contexts, {config['units']} units, {data['bytes'] / 1e6:.1f} MB in all; "
     if losses:
-        text += f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth, {losses[-1]:.4f} in the last; "
+        text += (
+            f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth, {losses[-1]:.4f} in the last; "
+        )
     looked = ", ".join(f"{name} {value:+.4f}" for name, value in found["validation"].items())
     accelerator = data["header"]["hardware"]["accelerator"] or "CPU"
     return f"{text}validation chose {found['chosen']} ({looked}). {accelerator}; "
