@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -125,18 +126,24 @@ class Rules:
 
     def layers(self, frac: float) -> baselines.Layers:
         """The layers whose far reads are worth least, by sensitivity times the error that is left."""
-        left = torch.tensor(self.learned.sensitivity) * torch.tensor(self.errors())
+        left = torch.tensor(self.learned.sensitivity) * self.errors
         which = left.argsort()[: round(frac * len(self.sites))].tolist()
         return baselines.some_layers(self.learned.layers, [self.sites[i].layer for i in which])
 
-    def errors(self) -> list[float]:
-        """Mean squared error of each adapter on validation documents."""
-        return self.learner.errors("validation-gate", self.learned.layers).mean("error").tolist()
+    @functools.cached_property
+    def errors(self) -> torch.Tensor:
+        """Mean squared error of each adapter that was learned last."""
+        learner = Learner(self.model, self.sites, self.config, {"validation": self.few}, Stages(None, "", None))
+        return learner.errors("validation-gate", self.learned.layers).mean("error")
+
+    @functools.cached_property
+    def head_importance(self) -> torch.Tensor:
+        """Of every head, (L, H)."""
+        return baselines.head_importance(self.model, self.sites, self.learned.sensitivity, self.few, *self.near)
 
     def heads(self, frac: float) -> baselines.Layers:
         """Whole heads."""
-        importance = baselines.head_importance(self.model, self.sites, self.learned.sensitivity, self.few, *self.near)
-        return baselines.static_heads(self.sites, importance, frac, *self.near)
+        return baselines.static_heads(self.sites, self.head_importance, frac, *self.near)
 
     def dropped(self, frac: float, *, linear: bool) -> baselines.Layers:
         """Whole sub-layers."""

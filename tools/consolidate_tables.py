@@ -78,7 +78,7 @@ def _learned(data: dict[str, Any]) -> str:
     text += f" contexts, {config['units']} units, {data['bytes'] / 1e6:.1f} MB in all; "
     if losses:
         text += (
-            f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth and {losses[-1]:.4f} in the last; "
+            f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth, {losses[-1]:.4f} in the last; "
         )
     looked = ", ".join(f"{name} {value:+.4f}" for name, value in found["validation"].items())
     accelerator = data["header"]["hardware"]["accelerator"] or "CPU"
