@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
 _LEAST_SPLIT = 256  # places that are worth a program of their own
-_enabled = True
+_enabled = os.environ.get("CRAMLAB_FUSED_READ", "1") != "0"  # for a device on which the kernel turns out to be wrong
 
 
 @contextmanager
@@ -72,7 +73,8 @@ def attend(
     """
     if capacity is not None and capacity >= keys.shape[1]:
         capacity = None
-    return _Attend.apply(q.contiguous(), last, keys.contiguous(), values.contiguous(), filled, n_heads, capacity)
+    keys, values = (t.to(q.dtype).contiguous() for t in (keys, values))
+    return _Attend.apply(q.contiguous(), last, keys, values, filled, n_heads, capacity)
 
 
 class _Attend(torch.autograd.Function):
