@@ -32,7 +32,7 @@ class RetrofitConfig:
         end_loss: "kl": divergence from the original's next-token distribution; "nats": loss on the text itself.
         batch_contexts: contexts a gradient step.
         learning_contexts: contexts that gradients are taken from, at most; a document gives as many as it is long.
-        learning_rate: of Adam, at its highest, for maps of standardised features; four times that for maps up.
+        learning_rate: of Adam, at its highest, for maps of standardised features; see `Distiller` for maps up.
         learning_fracs: shares of far reads skipped while learning, each context one of them, ascending.
         temperature: of the chance with which reads are drawn while learning, in units of the gates' scores; it falls to
             a fifth of this.
@@ -62,7 +62,7 @@ class RetrofitConfig:
     end_loss: str = "kl"
     batch_contexts: int = 1
     learning_contexts: int = 1024
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
     temperature: float = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
