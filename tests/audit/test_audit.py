@@ -189,7 +189,8 @@ def test_the_random_weights_go_on_where_they_were_cut_off(tmp_path, monkeypatch)
     monkeypatch.setattr(over_text, "planted_control", lambda _: {"layers": []})
     pretrained = Pretrained(name="gpt2", model=build("gpt2"), encode=lambda text: [*map(int, text.split())], decode=str,
                             context=16)  # fmt: skip
-    texts = (" ".join(map(str, ids.tolist())) for ids in documents())
+    config = dataclasses.replace(SMALL, fit_tokens=480, validation_tokens=256, test_tokens=384)
+    texts = (" ".join(map(str, ids.tolist())) for ids in documents(48))
     corpus = Corpus("numbers", tuple(Document(str(i), text) for i, text in enumerate(texts)))
     stages = []
 
@@ -199,11 +200,11 @@ def test_the_random_weights_go_on_where_they_were_cut_off(tmp_path, monkeypatch)
             raise StopError
 
     with pytest.raises(StopError):
-        over_text.audit_text(pretrained, corpus, SMALL, out=tmp_path, progress=progress)
+        over_text.audit_text(pretrained, corpus, config, out=tmp_path, progress=progress)
     n_before = len(stages)
-    resumed = over_text.audit_text(pretrained, corpus, SMALL, out=tmp_path, progress=progress)
-    assert set(stages[n_before:]) <= {"random weights, test"}  # no sum is gathered again
-    whole = over_text.audit_text(pretrained, corpus, SMALL)
+    resumed = over_text.audit_text(pretrained, corpus, config, out=tmp_path, progress=progress)
+    assert set(stages[n_before:]) == {"random weights, test"}
+    whole = over_text.audit_text(pretrained, corpus, config)
     assert resumed.data["controls"] == whole.data["controls"]
     clear(tmp_path)
     assert list(tmp_path.iterdir()) == []
