@@ -1,4 +1,5 @@
 import json
+import re
 
 import huggingface_hub.constants
 import pytest
@@ -37,6 +38,7 @@ def test_the_page_shows_everything_and_fetches_nothing(audited):
         assert f'id="{part}"' in page, part
     assert page.count("<svg") == 10
     assert "a teaching model" in page
+    assert not re.search(r"\.[A-Z]", re.sub(r"<[^>]*>", "", page.split('id="verdict"')[1].split("</p>")[0]))
     assert 'src="http' not in page
     assert 'href="http' not in page
 
@@ -48,6 +50,8 @@ def test_a_finished_audit_is_kept(audited, capsys):
     assert "--resume" in capsys.readouterr().err
     assert main([*again, "--resume", "--set", "seed=1"]) == 1
     assert "another model, text or config (seed)" in capsys.readouterr().err
+    assert main([*again, "--resume", "--other-text", "none"]) == 1
+    assert "another model, text or config (text)" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
     assert (audited / "audit.json").read_bytes() == before
     assert "centred" in capsys.readouterr().out
@@ -59,8 +63,9 @@ def test_a_finished_audit_is_kept(audited, capsys):
         (("glassllm", "--text", "/no/such"), "does not exist"),
         (("glassllm", "--text", "stdlib", "--set", "contxt=3"), 'did you mean "context"'),
         (("glassllm", "--text", "stdlib", "--set", "context=2"), "audit.context = 2"),
-        (("glassllm", "--text", "stdlib", "--layers", "a"), "invalid literal"),
+        (("glassllm", "--text", "stdlib", "--layers", "a"), '"a" is no list of layer numbers, as in 0,5,11'),
         (("glassllm", "--text", "stdlib", "--layers", "9"), "layer 9 does not exist"),
+        (("glassllm", "--text", "stdlib", "--device", "abacus"), '--device "abacus" cannot be used here'),
         (("--text", "stdlib"), "give a MODEL or --checkpoints"),
         (("glassllm", "--checkpoints", "x", "--text", "stdlib"), "one of the two"),
         (("--checkpoints", "/no/such", "--text", "stdlib"), "holds no saved models"),

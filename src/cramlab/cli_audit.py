@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def _config(args: argparse.Namespace) -> AuditConfig:
         for assignment in [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides]:
             config = override(config, assignment)
         if args.layers is not None:
-            config = dataclasses.replace(config, layers=tuple(int(i) for i in args.layers.split(",")))
-    except ConfigError:
+            if not re.fullmatch(r"\d+(,\d+)*", args.layers):
+                raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
+            config = dataclasses.replace(config, layers=tuple(map(int, args.layers.split(","))))
+    except (AuditError, ConfigError):
         raise
     except ValueError as error:
         raise AuditError(str(error)) from error

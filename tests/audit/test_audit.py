@@ -5,10 +5,14 @@ import pytest
 import torch
 from families import BUILD, CAUSAL, build, documents
 
-from cramlab.audit import AuditConfig, AuditError, AuditResult, audit
+from cramlab.audit import AuditConfig, AuditError, AuditResult, audit, over_text
 from cramlab.audit.controls import PLANTED, PlantedModel, planted_control
 from cramlab.audit.redundancy import CLASSES, measure, position_bins, rank_grid, token_classes
 from cramlab.audit.resume import clear
+from cramlab.audit.run import _causal_contexts
+from cramlab.audit.split import split
+from cramlab.audit.text import Corpus, Document
+from cramlab.hf.loading import Pretrained
 from cramlab.records import RecordError
 
 SMALL = AuditConfig(context=16, fit_tokens=240, validation_tokens=64, test_tokens=96, causal_tokens=64,
@@ -87,7 +91,6 @@ def test_figures_agree_with_a_plain_recomputation(gpt2):
 
     from cramlab.audit.capture import watching
     from cramlab.audit.regression import Moments, RidgePath
-    from cramlab.audit.split import split
     from cramlab.hf.attention_sites import attention_sites, base_model
 
     model, parts = build("gpt2"), split(documents(), SMALL, 25)
@@ -166,6 +169,62 @@ def test_an_audit_cut_off_in_any_stage_goes_on_to_the_same_result(stage, gpt2, t
         audit(build("gpt2"), documents(), dataclasses.replace(SMALL, seed=1), out=tmp_path)
     clear(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_causal_part_goes_round_the_documents_and_sums_by_document():
+    config = dataclasses.replace(SMALL, causal_tokens=80)
+    result, parts = audit(build("gpt2"), documents(), config), split(documents(), SMALL, 25)
+    assert result.data["text"]["parts"]["causal"] == {"documents": 3, "tokens": 80}
+    rows, contexts = _causal_contexts(parts, dataclasses.replace(SMALL, causal_tokens=10_000))
+    assert sorted(contexts.tolist()) == sorted(t for c in parts.test for t in c.tokens.tolist())
+    assert rows.tolist() == [0, 1, 2, 0, 1, 2]
+    for row, tokens in zip(rows.tolist(), contexts, strict=True):
+        assert any(torch.equal(tokens, own) for own in parts.test[row].tokens)
+    with torch.no_grad():
+        nats = [float(build("gpt2")(t[None], labels=t[None]).loss) for t in contexts[:5]]
+    assert result.data["loss"]["nats_per_token"][0] == pytest.approx(sum(nats) / 5, rel=1e-4)
+
+
+def test_the_random_weights_go_on_where_they_were_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(over_text, "planted_control", lambda _: {"layers": []})
+    pretrained = Pretrained(name="gpt2", model=build("gpt2"), encode=lambda text: [*map(int, text.split())], decode=str,
+                            context=16)  # fmt: skip
+    config = dataclasses.replace(SMALL, fit_tokens=480, validation_tokens=256, test_tokens=384)
+    texts = (" ".join(map(str, ids.tolist())) for ids in documents(48))
+    corpus = Corpus("numbers", tuple(Document(str(i), text) for i, text in enumerate(texts)))
+    stages = []
+
+    def progress(stage, *_):
+        stages.append(stage)
+        if stage == "random weights, test" and stages.count(stage) == 1:
+            raise StopError
+
+    with pytest.raises(StopError):
+        over_text.audit_text(pretrained, corpus, config, out=tmp_path, progress=progress)
+    n_before = len(stages)
+    resumed = over_text.audit_text(pretrained, corpus, config, out=tmp_path, progress=progress)
+    assert set(stages[n_before:]) == {"random weights, test"}
+    whole = over_text.audit_text(pretrained, corpus, config)
+    assert resumed.data["controls"] == whole.data["controls"]
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [([[5, 6, 7]], "list"), (torch.arange(40), r"\(\) of torch.int64"), ([torch.zeros(1, 40).long()], r"\(1, 40\)"),
+     ([torch.zeros(40)], r"\(40,\) of torch.float32")],
+)  # fmt: skip
+def test_documents_are_rows_of_token_ids(given, found):
+    with pytest.raises(AuditError, match=f"document 0 is no 1-D tensor of token ids but {found}"):
+        audit(build("gpt2"), given, SMALL)
+
+
+def test_a_model_that_counts_from_padding_has_fewer_positions():
+    with pytest.raises(AuditError, match=r"audit\.context = 69 is longer than the model's own, 68"):
+        audit(build("roberta"), documents(12, 80), dataclasses.replace(SMALL, context=69))
+    result = audit(build("roberta"), documents(12, 80), dataclasses.replace(SMALL, context=68))
+    assert result.data["config"]["context"] == 68
 
 
 def test_what_cannot_be_audited_is_refused_before_any_work():

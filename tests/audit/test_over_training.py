@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -73,6 +74,27 @@ def test_what_is_kept_is_not_made_again(audited, monkeypatch):
     assert [p["overall"]["hidden"]["r"][0] for p in again["points"]] == pytest.approx(
         [p["overall"]["hidden"]["r"][0] for p in data["points"]], abs=1e-5
     )
+
+
+def test_what_is_kept_must_be_what_is_asked_for(audited, trained):
+    found, corpus, out, _ = audited
+    with pytest.raises(FileExistsError, match=r"another text or config \(seed\)"):
+        over_training.audit_checkpoints(found, corpus, dataclasses.replace(CONFIG, seed=1), out=out)
+    other = dataclasses.replace(corpus, documents=corpus.documents[1:])
+    with pytest.raises(FileExistsError, match=r"another text or config \(text\)"):
+        over_training.audit_checkpoints(found, other, CONFIG, out=out)
+    assert sorted(p.name for p in out.rglob("*")) == sorted(
+        [*(c.run for c in found[::3]), *(f"audit-{c.step:08d}.json" for c in found)]
+    )  # nothing unfinished is left
+
+
+def test_runs_of_one_name_in_two_folders_stay_apart(trained, tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "run" / "step-1").mkdir(parents=True)
+        (tmp_path / place / "run" / "step-1" / "config.json").write_text("{}")
+    assert [c.run for c in over_training.find_checkpoints(tmp_path)] == ["a/run", "b/run"]
+    assert [c.run for c in over_training.find_checkpoints(tmp_path / "a" / "run")] == ["run"]
+    assert {c.run for c in over_training.find_checkpoints(trained / "cram-seed0")} == {"cram-seed0"}
 
 
 def test_the_document_is_written_read_and_drawn(audited, tmp_path):

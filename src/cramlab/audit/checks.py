@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cramlab.audit.config import AuditConfig
 from cramlab.audit.errors import AuditError
-from cramlab.hf.attention_sites import AttentionSite, attention_sites, base_model, family_of
+from cramlab.hf.attention_sites import AttentionSite, attention_sites, base_model, family_of, longest_context
 
 
 def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
@@ -28,16 +28,19 @@ def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
 
 def check_context(model: nn.Module, config: AuditConfig) -> None:
     """Raises `AuditError` when the contexts are longer than the model's."""
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    longest = longest_context(model)
     if longest is not None and config.context > longest:
         raise AuditError(f"audit.context = {config.context} is longer than the model's own, {longest}; shorten it")
 
 
 @torch.inference_mode()
 def check_tokens(model: nn.Module, documents: Sequence[Tensor]) -> None:
-    """Raises `AuditError` when there is a token that the model has no embedding for."""
+    """Raises `AuditError` when a document is no row of token ids, or has one that the model has no embedding for."""
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     for i, tokens in enumerate(documents):
+        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or (len(tokens) and tokens.is_floating_point()):
+            found = f"{tuple(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise AuditError(f"document {i} is no 1-D tensor of token ids but {found}; give one such tensor a document")
         if len(tokens) and size is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             raise AuditError(
                 f"document {i} holds token {int(tokens.max())}, but the model knows 0 to {size - 1}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,6 +26,7 @@ class Family:
         attention: from the hidden state to the sub-layer's answer.
         out_proj: the affine map that takes the heads' outputs, side by side, to that answer.
         causal: whether tokens must not see later ones.
+        counts_from_padding: whether positions start after the id of the padding token, so that the first are unused.
     """
 
     blocks: str
@@ -32,6 +34,7 @@ class Family:
     attention: str
     out_proj: str
     causal: bool = True
+    counts_from_padding: bool = False
 
 
 _LLAMA = Family(blocks="layers", norm="input_layernorm", attention="self_attn", out_proj="self_attn.o_proj")
@@ -48,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "bert": _BERT,
-    "roberta": _BERT,
+    "roberta": dataclasses.replace(_BERT, counts_from_padding=True),
     # GPT-2 with CRAM layers in place of attention (hf/cram_gpt2.py): its reads, and the state that decides on them.
     "cram_gpt2": Family(
         blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
@@ -103,10 +106,20 @@ def family_of(model: nn.Module) -> Family:
     if model_type not in FAMILIES:
         raise UnknownFamilyError(
             f'the model\'s config.model_type is "{model_type}", which cramlab does not know'
-            f"{nearest(str(model_type), FAMILIES)}. To add it, add one Family(...) with the paths of its modules, as "
-            "print(model) shows them, to FAMILIES in cramlab/hf/attention_sites.py"
+            f"{nearest(str(model_type), FAMILIES) or '.'} To add it, add one Family(...) with the paths of its "
+            "modules, as print(model) shows them, to FAMILIES in cramlab/hf/attention_sites.py"
         )
     return FAMILIES[model_type]
+
+
+def longest_context(model: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None where its config does not say."""
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if longest is None or family is None or not family.counts_from_padding:
+        return longest
+    return longest - config.pad_token_id - 1  # type: ignore[union-attr]
 
 
 def base_model(model: nn.Module) -> nn.Module:

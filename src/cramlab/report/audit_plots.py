@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cramlab.report.plots import finish, svg
 
@@ -23,6 +24,12 @@ def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Sequence[float | N
     values = np.array([[np.nan if v is None else v for v in e] for e in estimates], dtype=float)
     spread = np.nan_to_num(np.clip([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0, None))
     axes.errorbar(x, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=1, capsize=2, **style)
+
+
+def _whole_layers(axes: Axes, label: str) -> None:
+    """There is no layer 0.5."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(label)
 
 
 def heat_map(data: dict[str, Any], measure: str) -> str:
@@ -49,7 +56,7 @@ def over_depth(data: dict[str, Any], measure: str, probes: Sequence[str]) -> str
     for name in probes:
         if name in data["probes"]:
             _bars(axes, data["model"]["layers"], data["probes"][name]["layers"][measure], label=name)
-    axes.set_xlabel("layer")
+    _whole_layers(axes, "layer")
     axes.set_ylabel({"r": "R", "r2": "centred R²"}[measure])
     return finish(axes)
 
@@ -61,7 +68,7 @@ def loss_by_layer(data: dict[str, Any]) -> str:
         estimates = [row[kind] for row in data["loss"]["alone"]]
         _bars(axes, data["model"]["layers"], estimates, label=kind, color=colour)
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_xlabel("layer replaced")
+    _whole_layers(axes, "layer replaced")
     axes.set_ylabel("increase of the loss, nats per token")
     return finish(axes)
 
