@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cramlab.memory.episodic import block_size
-from cramlab.memory.working import scan_chunk
 from cramlab.mixer import Cost, Path
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
-    """Cost of one sequence, matrix products only: norms, activations and gathers are bytes, not FLOPs.
+    """Cost of one sequence, matrix products only: norms, activations, gathers and the scan are bytes, not FLOPs.
 
     Args:
         layer: for its config and parameters.
@@ -65,9 +64,7 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
     a_token = full * 2 * d * work.d_state * 2  # in and out
     if work.refine_steps:
         a_token += full * 2 * work.d_state * (d + work.refine_steps * work.d_state) + half * 2 * work.d_state
-    size = min(scan_chunk(layer.norm.weight.device), seq_len)
-    padded = -(-seq_len // size) * size if size else 0
-    return float(a_token * seq_len + full * 2 * work.d_state * size * padded)
+    return float(a_token * seq_len)
 
 
 def _semantic(layer: CRAMLayer, full: int, first: int) -> float:

@@ -4,77 +4,101 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
+_CHUNK = 32  # tokens solved one after another, all chunks at once
 
 
-def elapsed_within(gaps: Tensor) -> Tensor:
-    """Time from each earlier token of a chunk to each later one.
+def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = _CHUNK) -> tuple[Tensor, Tensor]:
+    """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t.
 
-    Summed pair by pair and not as a difference of clock times, so that small gaps survive after a huge one.
-
-    Args:
-        gaps: time since the previous token, (..., C).
-
-    Returns:
-        (..., C, C); entry [i, j] is the time from j to i for i >= j and `_NEVER` above the diagonal.
-    """
-    size = gaps.shape[-1]
-    pairs = torch.ones(size, size, dtype=torch.bool, device=gaps.device)
-    elapsed = torch.where(pairs.tril(-1), gaps[..., :, None], 0.0).cumsum(dim=-2)
-    return elapsed.masked_fill(pairs.triu(1), _NEVER)
-
-
-def scan_chunk(device: torch.device) -> int:
-    """Tokens of a chunk: few on a CPU, where work counts; more on an accelerator, where launches do."""
-    return 16 if device.type == "cpu" else 64
-
-
-def decay_scan(
-    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t at once, chunk by chunk.
+    Chunks are solved side by side, each from nothing; the ends of the chunks make a sequence that is `chunk` times
+    shorter and obeys the same law, so it is solved in the same way; its answers, faded, are added to the chunks. Work and
+    memory are O(T G E), the operations in a row are `chunk` times log(T), and nothing is ever divided by a decay.
 
     Args:
         u: inputs, (B, T, G, E): G timescales with E channels each.
         gaps: (B, T), >= 0.
         rates: one a timescale, in 1 / time units, (G,), > 0.
         state: s before the first token, (B, G, E).
-        chunk: tokens solved by one matrix product; None: `scan_chunk` of the device.
+        chunk: tokens of a chunk, at least 2.
 
     Returns:
         s at every token, (B, T, G, E), and after the last one, (B, G, E).
 
     Source: ours (the paper leaves the passing of state between tokens open).
     """
-    n_batch, n_tokens, n_timescales, width = u.shape
-    if n_tokens == 0:
+    if u.shape[1] == 0:
         return u, state
-    if n_tokens == 1:  # a step of decoding: the definition itself
+    if u.shape[1] == 1:  # a step of decoding: the definition itself
         state = torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0]
         return state[:, None], state
-    size = min(chunk or scan_chunk(u.device), n_tokens)
-    gaps = gaps.clamp(max=_NEVER)
-    padding = -n_tokens % size
-    # A padded token has gap 0 and input 0, which leaves the state as it is.
-    u = nn.functional.pad(u, (0, 0, 0, 0, 0, padding))
-    gaps = nn.functional.pad(gaps, (0, padding))
-    n_chunks = u.shape[1] // size
-    u = u.view(n_batch, n_chunks, size, n_timescales, width).transpose(2, 3)  # (B, n, G, C, E)
-    gaps = gaps.view(n_batch, n_chunks, 1, size)
-    kernel = torch.exp(-rates[:, None, None] * elapsed_within(gaps))  # (B, n, G, C, C)
-    fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1))  # (B, n, G, C): of what came before the chunk
-    within = kernel @ u  # (B, n, G, C, E)
-    before = []
-    # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
-    for fades, added in zip(fading[..., -1, None].unbind(1), within[..., -1, :].unbind(1), strict=True):
-        before.append(state)
-        state = fades * state + added
-    s = within + fading[..., None] * torch.stack(before, dim=1)[:, :, :, None]
-    return s.transpose(2, 3).reshape(n_batch, -1, n_timescales, width)[:, :n_tokens], state
+    s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, chunk))
+    return s, s[:, -1]
+
+
+class _DecayScan(torch.autograd.Function):
+    """The scan; its gradient is the same scan from the last token to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) -> Tensor:
+        gaps = gaps.clamp(max=_NEVER)
+        s = _solve(u.flatten(2), gaps, rates, state.flatten(1), chunk).view_as(u)
+        ctx.save_for_backward(gaps, rates, state, s)
+        ctx.chunk = chunk
+        return s
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        gaps, rates, state, s = ctx.saved_tensors
+        # What a token's state is worth: its own gradient, and what is left of it at the next token.
+        back = torch.cat([gaps.new_zeros(len(gaps), 1), gaps[:, 1:].flip(1)], dim=1)
+        nothing = torch.zeros_like(state).flatten(1)
+        worth = _solve(grad.flip(1).flatten(2), back, rates, nothing, ctx.chunk).view_as(s).flip(1)
+        decay = torch.exp(-rates * gaps[..., None])  # (B, T, G)
+        first = decay[:, 0, :, None] * worth[:, 0]
+        of_decay = (worth * torch.cat([state[:, None], s[:, :-1]], dim=1)).sum(dim=-1) * decay
+        of_gaps = -(of_decay * rates).sum(dim=-1) if ctx.needs_input_grad[1] else None
+        return worth, of_gaps, -(of_decay * gaps[..., None]).sum(dim=(0, 1)), first, None
+
+
+def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) -> Tensor:
+    """s at every token, (B, T, G E), from u (B, T, G E), gaps (B, T), rates (G,) and state (B, G E)."""
+    n_batch, n_tokens, width = u.shape
+    if n_tokens <= chunk:
+        return _steps(u, _decays(gaps, rates, width), state)
+    padding = -n_tokens % chunk
+    if padding:  # a padded token has gap 0 and input 0, which leaves the state as it is
+        u, gaps = F.pad(u, (0, 0, 0, padding)), F.pad(gaps, (0, padding))
+    u, gaps = u.unflatten(1, (-1, chunk)), gaps.unflatten(1, (-1, chunk))  # (B, n, C, G E), (B, n, C)
+    s = _steps(u, _decays(gaps, rates, width), None)
+    since = gaps.cumsum(dim=-1)  # the start of the chunk; summed from there, so that small gaps survive after a huge one
+    ends = _solve(s[:, :, -1], since[..., -1].clamp(max=_NEVER), rates, state, chunk)
+    before = torch.cat([state[:, None], ends[:, :-1]], dim=1)
+    s.addcmul_(_decays(since, rates, width), before[:, :, None])
+    return s.view(n_batch, -1, width)[:, :n_tokens]
+
+
+def _steps(u: Tensor, decay: Tensor, state: Tensor | None) -> Tensor:
+    """The definition, token by token along the last dimension but one; state None: nothing before the first."""
+    s = torch.empty_like(u)
+    for added, fades, found in zip(u.unbind(-2), decay.unbind(-2), s.unbind(-2), strict=True):
+        state = found.copy_(added) if state is None else torch.addcmul(added, fades, state, out=found)
+    return s
+
+
+def _decays(gaps: Tensor, rates: Tensor, width: int) -> Tensor:
+    """`exp(-rate * gap)`, each rate repeated for its channels, (..., width) for gaps (...)."""
+    decays = torch.exp(-rates * gaps[..., None])[..., None]
+    return decays.expand(*decays.shape[:-1], width // len(rates)).flatten(-2)
 
 
 @dataclass(frozen=True, kw_only=True)
