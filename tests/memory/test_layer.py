@@ -300,11 +300,9 @@ def test_without_any_read_the_consolidation_loss_is_zero():
 def test_quality_and_consolidation_loss_by_hand():
     retrieved = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
     answer = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-    where = torch.tensor([[True, True]])
-    q = quality(answer, retrieved, where, sigma=2.0)
+    q = quality(answer, retrieved, sigma=2.0)
     assert q[0, 0].item() == 1.0
     assert q[0, 1].item() == pytest.approx(torch.tensor(-0.25).exp().item())
-    assert torch.isnan(quality(answer, retrieved, ~where, sigma=2.0)).all()
     assert consolidation_loss(answer[0], retrieved[0]).item() == pytest.approx((0 + 1) / (25 + 1))
 
 

@@ -22,8 +22,7 @@ def test_facts_that_recur_are_remembered_whatever_the_size_of_the_answer(size):
         optimizer.zero_grad()
         consolidation_loss(memory(h), target).backward()
         optimizer.step()
-    everywhere = torch.ones(1, N_FACTS, dtype=torch.bool)
-    q = quality(memory(shared + known)[None], answers[None], everywhere, sigma=1.0)
-    stranger = quality(memory(shared + torch.randn(N_FACTS, D))[None], answers[None], everywhere, sigma=1.0)
+    q = quality(memory(shared + known)[None], answers[None], sigma=1.0)
+    stranger = quality(memory(shared + torch.randn(N_FACTS, D))[None], answers[None], sigma=1.0)
     assert q.mean() > 0.8
     assert stranger.mean() < 0.5

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.memory.salience import SalienceGate
+from cramlab.memory.window_attention import window_attention
 
 WriteRule = Literal["all", "salience"]
 
@@ -202,21 +203,39 @@ class EpisodicMemory(nn.Module):
                 return self.w_out(self._attend(self.w_query(h), buffer, None))
             visible = visible_places(buffer.filled, written.last, self.config.capacity)
             return self.w_out(self._attend(self.w_query(h), buffer, visible))
-        token = reads.flatten().nonzero().squeeze(-1)  # of all sequences together, (R,)
-        q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten()[token]
-        if not len(token):  # the parameters take part all the same: data parallel waits for every gradient
-            return torch.zeros_like(h) + (self.w_out(q).sum() + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum())
-        if h.device.type != "cpu":  # few launches are worth some filling up
-            found = self._attend_padded(q, last, reads, buffer)
-        else:  # sequence by sequence, so that rows with few reads are not filled up to the row with most
-            answers, counts = [], reads.sum(dim=1).tolist()
-            for b, (some, places) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
-                if len(some):
-                    one = Buffer(*(part[b : b + 1] for part in buffer))
-                    answers.append(self._attend_in_blocks(some[None], places[None], one)[0])
-            found = torch.cat(answers)
-        found = self.w_out(found)
+        found, token = self.read_some(h, reads, written)
         return found.new_zeros(reads.numel(), found.shape[-1]).index_copy(0, token, found).view_as(h)
+
+    def read_some(self, h: Tensor, reads: Tensor, written: Written) -> tuple[Tensor, Tensor]:
+        """As `read`, for those alone that read.
+
+        Returns:
+            Their answers, (R, D), and which tokens of all sequences together they are, (R,).
+        """
+        buffer = written.buffer
+        token = reads.flatten().nonzero().squeeze(-1)
+        q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten().index_select(0, token)
+        if not len(token):  # the parameters take part all the same: data parallel waits for every gradient
+            return self.w_out(q) + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum(), token
+        return self.w_out(self._attend_some(q, last, reads, buffer)), token
+
+    def _attend_some(self, q: Tensor, last: Tensor, reads: Tensor, buffer: Buffer) -> Tensor:
+        """Attention of the readers of all sequences together, (R, D) for q (R, D) and last (R,)."""
+        if q.device.type != "cpu" or torch.compiler.is_compiling():  # few launches are worth some filling up
+            return self._attend_padded(q, last, reads, buffer)
+        # Sequence by sequence, so that rows with few reads are not filled up to the row with most.
+        answers, counts = [], reads.sum(dim=1).tolist()
+        for b, (some, newest) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
+            if len(some):
+                keys, values, filled = buffer.keys[b], buffer.values[b], buffer.filled[b]
+                if not bool(filled.all()):  # close the gaps, then what a reader sees is a window
+                    newest = filled.cumsum(dim=0)[newest] - 1
+                    keys, values = (t.index_select(0, filled.nonzero().squeeze(-1)) for t in (keys, values))
+                newest = newest.tolist()
+                capacity = self.config.capacity or len(keys)
+                oldest = [max(0, place - capacity + 1) for place in newest]
+                answers.append(window_attention(some, keys, values, oldest, newest, self.config.n_heads))
+        return torch.cat(answers) if len(answers) > 1 else answers[0]
 
     def _attend_padded(self, q: Tensor, last: Tensor, reads: Tensor, buffer: Buffer) -> Tensor:
         """All sequences at once, each filled up to the one with most reads. (R, D) for q (R, D) and last (R,)."""

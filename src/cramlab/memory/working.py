@@ -19,8 +19,8 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t.
 
     Chunks are solved side by side, each from nothing; the ends of the chunks make a sequence that is `chunk` times
-    shorter and obeys the same law, so it is solved in the same way; its answers, faded, are added to the chunks. Work and
-    memory are O(T G E), the operations in a row are `chunk` times log(T), and nothing is ever divided by a decay.
+    shorter and obeys the same law, so it is solved in the same way; its answers, faded, are added to the chunks. Work
+    and memory are O(T G E), the operations in a row about `chunk` times log T, and nothing is ever divided by a decay.
 
     Args:
         u: inputs, (B, T, G, E): G timescales with E channels each.
@@ -56,7 +56,7 @@ class _DecayScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,) = grads
         gaps, rates, state, s = ctx.saved_tensors
         # What a token's state is worth: its own gradient, and what is left of it at the next token.
@@ -71,7 +71,7 @@ class _DecayScan(torch.autograd.Function):
 
 
 def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) -> Tensor:
-    """s at every token, (B, T, G E), from u (B, T, G E), gaps (B, T), rates (G,) and state (B, G E)."""
+    """S at every token, (B, T, G E), from u (B, T, G E), gaps (B, T), rates (G,) and state (B, G E)."""
     n_batch, n_tokens, width = u.shape
     if n_tokens <= chunk:
         return _steps(u, _decays(gaps, rates, width), state)
@@ -80,7 +80,9 @@ def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) ->
         u, gaps = F.pad(u, (0, 0, 0, padding)), F.pad(gaps, (0, padding))
     u, gaps = u.unflatten(1, (-1, chunk)), gaps.unflatten(1, (-1, chunk))  # (B, n, C, G E), (B, n, C)
     s = _steps(u, _decays(gaps, rates, width), None)
-    since = gaps.cumsum(dim=-1)  # the start of the chunk; summed from there, so that small gaps survive after a huge one
+    since = gaps.cumsum(
+        dim=-1
+    )  # the start of the chunk; summed from there, so that small gaps survive after a huge one
     ends = _solve(s[:, :, -1], since[..., -1].clamp(max=_NEVER), rates, state, chunk)
     before = torch.cat([state[:, None], ends[:, :-1]], dim=1)
     s.addcmul_(_decays(since, rates, width), before[:, :, None])
