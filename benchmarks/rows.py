@@ -11,12 +11,14 @@ from torch import Tensor
 
 from cramlab.baselines import TransformerConfig
 from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
+from cramlab.memory.decoder import Decoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory
 from cramlab.memory.working import decay_scan
 from cramlab.mixer import Routing
 from cramlab.model import Block, ModelConfig
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
+RING = 3072  # places of a decoding layer: what a tenth of 30,720 tokens fills
 Row = dict[str, Any]
 
 
@@ -82,11 +84,12 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
         q, k, v = (where.rand(1, n, D) for _ in range(3))
         buffer = full_buffer(k, v)
         for share in shares:
-            token = some(n, share, where)[0].nonzero().squeeze(-1)
+            reads = some(n, share, where)
+            token = reads[0].nonzero().squeeze(-1)
             ways = {
                 "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
-                "routed": lambda q=q, buffer=buffer, token=token: memory._attend_in_blocks(
-                    q[:, token], token[None], buffer
+                "routed": lambda q=q, buffer=buffer, token=token, reads=reads: memory._attend_some(
+                    q[0, token], token, reads, buffer
                 ),
             }
             yield row("scores only, full buffer", n, ways, where, read_frac=share)
@@ -100,7 +103,7 @@ def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
 
 @torch.no_grad()
 def tier(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
-    """Episodic memory with all its projections, a tenth of the tokens written."""
+    """Episodic memory with all its projections, a tenth of the tokens written; answers put where a layer has them."""
     dense, routed = where.put(TransformerConfig(n_heads=N_HEADS).build(D)), episodic("salience", where)
     for n in lengths:
         h, gaps = where.rand(1, n, D), torch.ones(1, n, device=where.device)
@@ -108,15 +111,17 @@ def tier(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
 
         def go(h: Tensor = h, gaps: Tensor = gaps, reads: Tensor = reads, writes: Tensor = writes) -> Tensor:
             written = routed.write(h, gaps, routed.initial_buffer(1), writes)
-            return routed.read(h, reads & routed.can_read(written), written)
+            found, token = routed.read_some(h, reads & routed.can_read(written), written)
+            return h.flatten(0, 1).index_copy_(0, token, found)
 
         ways = {"dense": lambda h=h, gaps=gaps: dense(h, gaps), "routed": go}
         yield row("episodic tier with projections", n, ways, where)
 
 
-def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience") -> Block:
+def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience", capacity: int | None = None) -> Block:
     """A block whose gates let the stated shares of x pass."""
-    config = CRAMConfig(episodic=EpisodicMemoryConfig(n_heads=N_HEADS, write=write))  # type: ignore[arg-type]
+    memory = EpisodicMemoryConfig(n_heads=N_HEADS, write=write, capacity=capacity)  # type: ignore[arg-type]
+    config = CRAMConfig(episodic=memory)
     block = Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval().to(x.device, x.dtype)
     layer = block.mixer
     assert isinstance(layer, CRAMLayer)
@@ -197,35 +202,34 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
     )
     llama = where.put(LlamaModel(sizes).eval())
     x = where.rand(1, 2048, D)
-    blocks = [cram_block(x) for _ in range(n_layers)]
+    blocks = [cram_block(x, capacity=RING) for _ in range(n_layers)]
+    gaps = torch.ones(1, device=where.device, dtype=where.dtype)
     for context in contexts:
         cache = DynamicCache(config=llama.config)
         for i in range(n_layers):
             cache.update(*(where.rand(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
-        held = min(round(WRITE_FRAC * context), EpisodicMemoryConfig().capacity or context)
-        states = []
+        held = min(round(WRITE_FRAC * context), RING)
+        decoders = []
         for block in blocks:
             layer = block.mixer
             assert isinstance(layer, CRAMLayer)
             buffer = full_buffer(where.rand(1, held, D), where.rand(1, held, D))
-            states.append(CRAMState(working=layer.working.initial_state(1), buffer=buffer))
+            decoders.append(Decoder(layer, CRAMState(working=layer.working.initial_state(1), buffer=buffer)))
 
         def theirs(cache: Any = cache) -> None:
             for t in range(n_steps):
                 llama(inputs_embeds=x[:, t : t + 1], past_key_values=cache)
             cache.crop(-n_steps)
 
-        def ours(states: list[CRAMState] = states) -> None:
-            now = list(states)
+        def ours(decoders: list[Decoder] = decoders) -> None:
             for t in range(n_steps):
-                y = x[:, t : t + 1]
-                for i, block in enumerate(blocks):
-                    mixed = block.mix(y, torch.ones_like(y[..., 0]), now[i], None, None)
-                    y, now[i] = block.finish(y, mixed.y), mixed.state
+                y = x[:, t]
+                for block, decoder in zip(blocks, decoders, strict=True):
+                    y = block.finish(y, decoder.step(block.mixer_input(y), gaps))
 
         bytes_ = {
             "llama": n_layers * 2 * D * context * where.dtype.itemsize,
-            "cram": sum(s.working.numel() * s.working.element_size() + s.buffer.n_bytes for s in states),
+            "cram": sum(decoder.n_bytes for decoder in decoders),
         }
         clock = core_ms if where.on_cpu else cuda_ms
         found = side_by_side({"llama": theirs, "cram": ours}, repeats=3, clock=clock)
@@ -273,7 +277,7 @@ def scan(lengths: list[int]) -> Iterator[Row]:
             "loop": lambda given=given: naive_scan(*given),
             "cumulative sum": lambda given=given: cumulative_sum_scan(*given),
             "associative": lambda given=given: associative_scan(*given),
-            "chunked (ours)": lambda given=given: decay_scan(*given)[0],
+            "chunks of chunks (ours)": lambda given=given: decay_scan(*given)[0],
         }
         exact = naive_scan(*(t.double() for t in given))
         errors = {name: float((way() - exact).abs().max()) for name, way in ways.items()}

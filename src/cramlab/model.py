@@ -106,7 +106,11 @@ class Block(nn.Module):
 
     def mix(self, x: Tensor, gaps: Tensor, state: Any, valid: Tensor | None, routing: Routing | None) -> MixerOutput:
         """The mixer's answer to x, before it is added."""
-        return self.mixer(self.mixer_norm(x) if self.pre else x, gaps, state, valid=valid, routing=routing)
+        return self.mixer(self.mixer_input(x), gaps, state, valid=valid, routing=routing)
+
+    def mixer_input(self, x: Tensor) -> Tensor:
+        """What the mixer sees of x."""
+        return self.mixer_norm(x) if self.pre else x
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Adds the mixer's answer, then applies the MLP; both (..., T, D)."""
