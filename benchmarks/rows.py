@@ -49,7 +49,7 @@ def repeats_at(n_tokens: int, where: Where = CPU) -> int:
     """Fewer where one call takes seconds."""
     if not where.on_cpu:
         return 21
-    return 15 if n_tokens <= 2048 else 5 if n_tokens <= 4096 else 3 if n_tokens <= 16384 else 1
+    return 15 if n_tokens <= 2048 else 7 if n_tokens <= 8192 else 3 if n_tokens <= 32768 else 1
 
 
 def some(n_tokens: int, share: float, where: Where = CPU) -> Tensor:
