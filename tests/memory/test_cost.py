@@ -39,7 +39,7 @@ def make(router="benefit", *, semantic=None, capacity=None, write="all", working
 
 def count(layer, n_tokens, monkeypatch, *, training=False):
     """FLOPs that the counter sees, those of them that are scores, and the traces."""
-    fused, routed = [], []
+    fused, tiled = [], []
     real = F.scaled_dot_product_attention
 
     def counting(q, k, *args, **kwargs):
@@ -47,7 +47,9 @@ def count(layer, n_tokens, monkeypatch, *, training=False):
         return real(q, k, *args, **kwargs)
 
     def counting_windows(q, k, v, first, last, n_heads):
-        routed.append(sum(tile.n_pairs for tile in tiles(first, last)))
+        found = [tile.n_pairs for tile in tiles(first, last)]
+        if len(found) > 1:
+            tiled.append(sum(found))
         return window_attention(q, k, v, first, last, n_heads)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
@@ -64,8 +66,8 @@ def count(layer, n_tokens, monkeypatch, *, training=False):
                 loss = loss + output.trace.gate_logit.sum()
             loss.backward()
     monkeypatch.undo()
-    # Forward two products; backward four, and for windows the scores once more.
-    products = 6 * sum(fused) + 7 * sum(routed) if training else 2 * sum(fused + routed)
+    # Forward two products; backward four, and for tiles the scores once more.
+    products = 6 * sum(fused) + 7 * sum(tiled) if training else 2 * sum(fused + tiled)
     return counter.get_total_flops(), 2 * D * products, output
 
 

@@ -44,8 +44,9 @@ def test_tiled_attention_equals_reader_by_reader_with_gradients(n_readers, n_pla
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*gradients, strict=True))
 
 
-def test_scores_that_differ_by_thousands_are_no_trouble():
+def test_scores_that_differ_by_thousands_are_no_trouble(monkeypatch):
     """The largest score of a later tile is what the sums of earlier ones are measured by."""
+    monkeypatch.setattr(module, "_PLACES", 100)
     q, k, v = torch.ones(1, 2), torch.zeros(3000, 2), torch.randn(3000, 2)
     k[2500] = 1e4
     assert torch.equal(window_attention(q, k, v, [0], [2999], 1), v[2500:2501])
@@ -59,13 +60,14 @@ def test_every_pair_is_in_one_tile_and_few_others_are():
         seen[tile.i : tile.j, tile.a : tile.b] += 1
     visible = torch.arange(30000) <= torch.tensor(last)[:, None]
     assert (seen[visible] == 1).all()
-    assert seen.sum() < 1.06 * visible.sum()
+    assert seen.sum() < 1.1 * visible.sum()
     assert list(tiles([], [])) == []
 
 
 def test_half_precision_is_summed_in_single():
-    q, k, v = (torch.randn(n, D, dtype=torch.bfloat16) for n in (20, 3000, 3000))
-    first, last = windows(20, 3000, 3000)
+    q, k, v = (torch.randn(n, D, dtype=torch.bfloat16) for n in (100, 3000, 3000))
+    first, last = windows(100, 3000, 3000)
+    assert len(list(tiles(first, last))) > 1
     found = window_attention(q, k, v, first, last, N_HEADS)
     exact = window_attention(q.double(), k.double(), v.double(), first, last, N_HEADS)
     assert found.dtype == torch.bfloat16

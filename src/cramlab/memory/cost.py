@@ -22,14 +22,13 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
         write_frac: share of them written; evenly spread. Taken as 1 unless a gate decides on writes.
         training: forward and backward in training mode, with the consolidation loss and the labels of the write gate
             (for which as many tokens ask as read). Backward takes twice the forward, once where the input needs no
-            gradient; that of routed scores two and a half times, as it computes them again. When everybody reads, a
-            fused kernel does so too, and is not charged for it.
+            gradient; that of scores in tiles two and a half times, as it computes them again. A fused kernel, which
+            serves few readers and places, or all of them, does so too, and is not charged for it.
     """
     d, config = layer.d_model, layer.config
     write_frac = 1.0 if layer.episodic.salience is None else write_frac
     read_frac = 1.0 if config.router.name == "gumbel" else read_frac
     n_reads, n_writes = read_frac * seq_len, write_frac * seq_len
-    everybody = _everybody(layer, n_reads, n_writes)
     full, half = (3, 2) if training else (1, 1)  # with and without a gradient to the input
     answers = 1 if config.router.name == "always" else full  # which then are measured, but never used
     parts = {
@@ -39,7 +38,7 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
         "write gate": 0.0,
         "keys and values": full * 2 * 2 * d * d * n_writes,
         "queries and output": full * 2 * 2 * d * d * n_reads,
-        "scores": (3.5 if training and not everybody else full) * 2 * 2 * d * _pairs(layer, n_reads, n_writes),
+        "scores": 2 * 2 * d * _pairs(layer, n_reads, n_writes, training),
     }
     if layer.episodic.salience is not None:
         hidden = layer.episodic.salience.d_hidden
@@ -86,23 +85,19 @@ def _router(layer: CRAMLayer, full: int, half: int) -> float:
     return float(2 * router.d_hidden * (half * (d + layer.semantic.rank) + full))
 
 
-def _everybody(layer: CRAMLayer, n_reads: float, n_writes: float) -> bool:
-    """Whether all tokens read a buffer of all of them, by one fused kernel."""
-    return n_reads >= n_writes and layer.episodic.salience is None
-
-
-def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float) -> float:
-    """Reader and place, scored together, when reads and writes are evenly spread."""
+def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float, training: bool) -> float:
+    """Reader and place, scored together, when reads and writes are evenly spread; times what training costs more."""
     if not n_reads or not round(n_writes):
         return 0.0
     capacity = layer.config.episodic.capacity
     bound = n_writes if capacity is None else min(capacity, n_writes)
-    if _everybody(layer, n_reads, n_writes):  # the causal half, or a mask over all
-        return n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
+    if n_reads >= n_writes and layer.episodic.salience is None:  # everybody: the causal half, or a mask over all
+        return (3 if training else 1) * n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
     count = max(1, round(n_reads))
     last = [int(n_writes * (reader + 0.5) / count) for reader in range(count)]
     first = [max(0, place - round(bound) + 1) for place in last]
-    return sum(tile.n_pairs for tile in tiles(first, last)) * n_reads / count
+    found = [tile.n_pairs for tile in tiles(first, last)]
+    return (1 if not training else 3 if len(found) == 1 else 3.5) * sum(found) * n_reads / count
 
 
 def break_even_length(
