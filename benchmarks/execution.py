@@ -1,10 +1,11 @@
 """What skipping saves in seconds and bytes, on one core.
 
-    python benchmarks/execution.py                        # everything, about a quarter of an hour
+    python benchmarks/execution.py                        # everything: about a quarter of an hour on a quiet core
     python benchmarks/execution.py --longest 4096 scan    # some rows, up to a length
 
-First the parity tests: nothing is timed unless routed equals dense and steps equal one pass. Then a table, and as the
-last line the whole result as JSON, which is also written to results/bench/execution.json.
+Nothing is timed unless routed equals dense and steps equal one pass. Then a table, and as the last line the whole
+result as JSON, which is also in results/bench/execution.json: written after every row, so that a run that was cut off,
+or out of time, goes on where it was. A finished one is made anew.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import rows
 import torch
+from accelerator import parity
 from rich.console import Console
 from rich.table import Table
 
@@ -25,59 +28,79 @@ from cramlab import records
 from cramlab.files import write_json
 
 ROOT = Path(__file__).parent.parent
-PARITY = ["tests/memory/test_episodic.py", "tests/memory/test_layer.py"]
-LENGTHS = [512, 1024, 2048, 4096, 16384, 32768, 65536]
+LENGTHS = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
+SHARES = (0.016, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 ROWS = {
-    # name: rows up to the length at which a call of the dense way still ends within a minute
-    "scores": lambda lengths: rows.scores(lengths),
-    "share": lambda lengths: rows.scores(
-        [n for n in (4096,) if n in lengths], (0.016, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-    ),
-    "tier": lambda lengths: rows.tier([n for n in lengths if n <= 32768]),
-    "layer": lambda lengths: rows.layer_forward([n for n in lengths if n <= 32768]),
-    "training": lambda lengths: rows.training_step([n for n in lengths if n <= 16384]),
-    "decode": lambda lengths: rows.decode([n for n in lengths if n >= 1024]),
-    "scan": lambda lengths: rows.scan([n for n in lengths if n <= 16384]),
+    "scores": lambda n: rows.scores([n]),
+    "share": lambda n: rows.scores([n], SHARES) if n == 4096 else (),
+    "tier": lambda n: rows.tier([n]),
+    "layer": lambda n: rows.layer_forward([n]),
+    "training": lambda n: rows.training_step([n]),
+    "decode": lambda n: rows.decode([n]) if n >= 1024 else (),
+    "scan": lambda n: rows.scan([n]),
 }
 
 
 def main() -> int:
-    """Returns 1, having timed nothing, when a parity test fails."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Returns 1, having timed nothing, when parity does not hold, and 3 when time ran out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], metavar="N", help="greatest length, tokens")
+    parser.add_argument("--minutes", type=float, default=20.0, help="begin nothing new after so long (default: 20)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "execution.json", metavar="FILE")
     args = parser.parse_args()
     unknown = [name for name in args.rows if name not in ROWS]
     if unknown:
         parser.error(f"row {unknown[0]!r} is unknown; known: {', '.join(ROWS)}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *PARITY]
-    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        print(f"parity is broken, so nothing is timed; see: {' '.join(command[1:])}", file=sys.stderr)
-        return 1
+    end = time.monotonic() + 60 * args.minutes
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    lengths = [n for n in LENGTHS if n <= args.longest]
-    load_before, found = os.getloadavg()[0], []
-    for name in args.rows or ROWS:
-        for row in ROWS[name](lengths):
-            found.append({"row": name} | row)
-            print(f"{name} {row['n_tokens']}", file=sys.stderr)
-    result = records.header(torch.device("cpu")) | {
+    held = parity(rows.CPU, 512)
+    if not held["holds"]:
+        print(f"parity is broken, so nothing is timed: {held['differences']}", file=sys.stderr)
+        return 1
+    result = begun(args.out) or records.header(torch.device("cpu")) | {
         "d_model": rows.D,
         "n_heads": rows.N_HEADS,
         "seconds": "of the process on a core, one thread",
-        # More than our own thread: others were using the machine.
-        "load_average": [load_before, os.getloadavg()[0]],
-        "rows": found,
+        "parity": held,
+        "finished": False,
+        # One before and one after each row; more than our own thread: others were using the machine.
+        "load_average": [os.getloadavg()[0]],
+        "rows": [],
     }
+    done = {(row["row"], row["n_tokens"]) for row in result["rows"]}
+    for n in [n for n in LENGTHS if n <= args.longest]:
+        for name in args.rows or ROWS:
+            if (name, n) in done:
+                continue
+            if time.monotonic() > end:
+                print(f"out of time before {name} {n}; call again to go on", file=sys.stderr)
+                return 3
+            torch.manual_seed(0)
+            result["rows"] += [{"row": name} | row for row in ROWS[name](n)]
+            result["load_average"].append(os.getloadavg()[0])
+            write_json(args.out, result)
+            print(name, n, file=sys.stderr)
+    order = list(ROWS)
+    result["rows"].sort(key=lambda row: (order.index(row["row"]), row["n_tokens"]))
+    result["finished"] = True
     write_json(args.out, result)
-    Console(width=150).print(table(found))
+    Console(width=150).print(table(result["rows"]))
     print(json.dumps(result))
     return 0
 
 
-def table(found: list[rows.Row]) -> Table:
+def begun(path: Path) -> dict | None:
+    """The result of a run that did not finish, by the same code on the same machine; None: there is none."""
+    if not path.exists():
+        return None
+    found, now = json.loads(path.read_text(encoding="utf-8")), records.header(torch.device("cpu"))
+    same = all(found.get(key) == now[key] for key in ("revision", "hardware", "versions"))
+    return found if same and not found.get("finished", True) else None
+
+
+def table(found: Iterable[rows.Row]) -> Table:
     """One line a way."""
     shown = Table("row", "tokens", "read", "way", "ms, median [p10, p90]", "speedup, median [p10, p90]", "state bytes")
     for row in found:

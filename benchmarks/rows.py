@@ -12,12 +12,14 @@ from torch import Tensor
 from cramlab.baselines import TransformerConfig
 from cramlab.baselines.attention import attend
 from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused_read
+from cramlab.memory.decoder import Decoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
 from cramlab.mixer import Routing
 from cramlab.model import Block, ModelConfig
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
+RING = 3072  # places of a decoding layer: what a tenth of 30,720 tokens fills
 Row = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def repeats_at(n_tokens: int, where: Where = CPU) -> int:
     """Fewer where one call takes seconds."""
     if not where.on_cpu:
         return 21
-    return 15 if n_tokens <= 2048 else 5 if n_tokens <= 4096 else 3 if n_tokens <= 16384 else 1
+    return 15 if n_tokens <= 2048 else 7 if n_tokens <= 8192 else 3 if n_tokens <= 32768 else 1
 
 
 def n_some(n_tokens: int, share: float) -> int:
@@ -89,19 +91,23 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
         q, k, v = (where.rand(1, n, D) for _ in range(3))
         buffer = full_buffer(k, v)
         for share in shares:
-            token = some(n, share, where)[0].nonzero().squeeze(-1)
+            reads = some(n, share, where)
+            token = reads[0].nonzero().squeeze(-1)
             asked, written = q[:, token], Written(buffer, token[None], gapless=True, full=True)
 
-            def routed(fused: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
+            def by_sequence(asked: Tensor = asked[0], written: Written = written, reads: Tensor = reads) -> Tensor:
+                return memory._attend_by_sequence(asked, written.last[0], reads, written.buffer)
+
+            def together(fused: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
                 with fused_read.switched(fused):
                     return memory._attend_chosen(asked, written.last, written)
 
             ways: dict[str, Callable[[], Any]] = {
                 "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
-                "routed": lambda routed=routed: routed(True),
+                "routed": by_sequence if where.on_cpu else lambda together=together: together(True),
             }
             if fused_read.usable(q, N_HEADS):
-                ways["routed, without the fused kernel"] = lambda routed=routed: routed(False)
+                ways["routed, without the fused kernel"] = lambda together=together: together(False)
             yield row("scores only, full buffer", n, ways, where, read_frac=share)
 
 
@@ -113,7 +119,7 @@ def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
 
 @torch.no_grad()
 def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
-    """Episodic memory with all its projections, a tenth of the tokens written.
+    """Episodic memory with all its projections, a tenth of the tokens written; on a CPU the answers are put in place.
 
     On an accelerator also as CUDA graphs, for which the number of readers and of entries is bounded beforehand, a
     quarter above what it is.
@@ -132,8 +138,15 @@ def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[R
             written = routed.write(h, gaps, routed.initial_buffer(len(h)), writes, most=most[0])
             return routed.read(h, reads & routed.can_read(written), written, most=most[1])
 
+        def in_place(given: Any = (h, gaps, reads, writes)) -> Tensor:  # as a layer does
+            h, gaps, reads, writes = given
+            written = routed.write(h, gaps, routed.initial_buffer(len(h)), writes)
+            reads = reads & routed.can_read(written)
+            token = reads.flatten().nonzero().squeeze(-1)
+            return h.flatten(0, 1).index_copy_(0, token, routed.read_some(h, reads, token, written))
+
         difference = float((go() - go(bounds)).abs().max())
-        ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": go}
+        ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": in_place if where.on_cpu else go}
         more: dict[str, Any] = {"n_batch": n_batch, "read_frac": READ_FRAC, "write_frac": WRITE_FRAC}
         if fused_read.usable(h, N_HEADS):  # its twin waits for the device, which no graph can
             try:
@@ -144,9 +157,10 @@ def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[R
         yield row("episodic tier with projections", n, ways, where, difference_with_bounds=difference, **more)
 
 
-def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience") -> Block:
+def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience", capacity: int | None = None) -> Block:
     """A block whose gates let the stated shares of x pass."""
-    config = CRAMConfig(episodic=EpisodicMemoryConfig(n_heads=N_HEADS, write=write))  # type: ignore[arg-type]
+    memory = EpisodicMemoryConfig(n_heads=N_HEADS, write=write, capacity=capacity)  # type: ignore[arg-type]
+    config = CRAMConfig(episodic=memory)
     block = Block(ModelConfig(mixer=config, d_model=D, d_mlp=4 * D), config).eval().to(x.device, x.dtype)
     layer = block.mixer
     assert isinstance(layer, CRAMLayer)
@@ -227,35 +241,34 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
     )
     llama = where.put(LlamaModel(sizes).eval())
     x = where.rand(1, 2048, D)
-    blocks = [cram_block(x) for _ in range(n_layers)]
+    blocks = [cram_block(x, capacity=RING) for _ in range(n_layers)]
+    gaps = torch.ones(1, device=where.device, dtype=where.dtype)
     for context in contexts:
         cache = DynamicCache(config=llama.config)
         for i in range(n_layers):
             cache.update(*(where.rand(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
-        held = min(round(WRITE_FRAC * context), EpisodicMemoryConfig().capacity or context)
-        states = []
+        held = min(round(WRITE_FRAC * context), RING)
+        decoders = []
         for block in blocks:
             layer = block.mixer
             assert isinstance(layer, CRAMLayer)
             buffer = full_buffer(where.rand(1, held, D), where.rand(1, held, D))
-            states.append(CRAMState(working=layer.working.initial_state(1), buffer=buffer))
+            decoders.append(Decoder(layer, CRAMState(working=layer.working.initial_state(1), buffer=buffer)))
 
         def theirs(cache: Any = cache) -> None:
             for t in range(n_steps):
                 llama(inputs_embeds=x[:, t : t + 1], past_key_values=cache)
             cache.crop(-n_steps)
 
-        def ours(states: list[CRAMState] = states) -> None:
-            now = list(states)
+        def ours(decoders: list[Decoder] = decoders) -> None:
             for t in range(n_steps):
-                y = x[:, t : t + 1]
-                for i, block in enumerate(blocks):
-                    mixed = block.mix(y, torch.ones(y.shape[:2], device=y.device), now[i], None, None)
-                    y, now[i] = block.finish(y, mixed.y), mixed.state
+                y = x[:, t]
+                for block, decoder in zip(blocks, decoders, strict=True):
+                    y = block.finish(y, decoder.step(block.mixer_input(y), gaps))
 
         bytes_ = {
             "llama": n_layers * 2 * D * context * where.dtype.itemsize,
-            "cram": sum(s.working.numel() * s.working.element_size() + s.buffer.n_bytes for s in states),
+            "cram": sum(decoder.n_bytes for decoder in decoders),
         }
         clock = core_ms if where.on_cpu else cuda_ms
         found = side_by_side({"llama": theirs, "cram": ours}, repeats=3 if where.on_cpu else 11, clock=clock)
@@ -303,7 +316,7 @@ def scan(lengths: list[int]) -> Iterator[Row]:
             "loop": lambda given=given: naive_scan(*given),
             "cumulative sum": lambda given=given: cumulative_sum_scan(*given),
             "associative": lambda given=given: associative_scan(*given),
-            "chunked (ours)": lambda given=given: decay_scan(*given)[0],
+            "chunks of chunks (ours)": lambda given=given: decay_scan(*given)[0],
         }
         exact = naive_scan(*(t.double() for t in given))
         errors = {name: float((way() - exact).abs().max()) for name, way in ways.items()}

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from cramlab import model
 from cramlab.baselines import TransformerConfig
 from cramlab.catalog import MIXERS
 from cramlab.memory import CRAMConfig, RouterConfig
@@ -139,6 +140,18 @@ def test_second_passes_are_handed_over_to_be_counted():
     model, batch = make(n_layers=3), batch_of()
     assert len(model(batch, counterfactual_layer=0).counterfactual_traces) == 2
     assert len(model(batch, counterfactual_layer=2).counterfactual_traces) == 0
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_block_finishes_part_by_part_what_it_finishes_at_once(norm, monkeypatch):
+    """Without gradients the MLP works in parts; with them on the whole."""
+    monkeypatch.setattr(model, "_CACHED_TOKENS", 7)
+    block = make(norm=norm).blocks[0]
+    x, mixed = torch.randn(2, 50, block.mlp_in.in_features), torch.randn(2, 50, block.mlp_in.in_features)
+    whole = block.finish(x, mixed)
+    with torch.no_grad():
+        assert torch.allclose(block.finish(x, mixed), whole, atol=1e-6)
+        assert torch.allclose(block.finish(x[0], mixed[0]), whole[0], atol=1e-6)
 
 
 def test_transformer_without_a_mask_equals_one_with_a_trivial_mask():

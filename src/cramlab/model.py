@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from cramlab.batch import Batch, InputSpec, Predictions
 from cramlab.mixer import MixerConfig, MixerOutput, Routing, Trace
 
+_CACHED_TOKENS = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -104,10 +106,22 @@ class Block(nn.Module):
 
     def mix(self, x: Tensor, gaps: Tensor, state: Any, valid: Tensor | None, routing: Routing | None) -> MixerOutput:
         """The mixer's answer to x, before it is added."""
-        return self.mixer(self.mixer_norm(x) if self.pre else x, gaps, state, valid=valid, routing=routing)
+        return self.mixer(self.mixer_input(x), gaps, state, valid=valid, routing=routing)
+
+    def mixer_input(self, x: Tensor) -> Tensor:
+        """What the mixer sees of x."""
+        return self.mixer_norm(x) if self.pre else x
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Adds the mixer's answer, then applies the MLP."""
+        """Adds the mixer's answer, then applies the MLP; both (..., T, D)."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[-2] <= _CACHED_TOKENS:
+            return self._finish(x, mixed)
+        y = torch.empty_like(x)  # on a CPU, a few tokens at a time: the hidden layer then never leaves the cache
+        for part, given, answer in zip(*(t.split(_CACHED_TOKENS, dim=-2) for t in (y, x, mixed)), strict=True):
+            part.copy_(self._finish(given, answer))
+        return y
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         if self.pre:
             x = x + mixed
             return x + self.mlp_out(F.silu(self.mlp_in(self.mlp_norm(x))))

@@ -31,7 +31,17 @@ def ids(n_batch=3, n_tokens=20):
 
 
 @pytest.mark.parametrize("write", ["all", "salience"])
-def test_prefill_and_steps_equal_one_pass(write):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_prefill_and_steps_equal_one_pass(write, gradients):
+    """Without gradients the steps are made in place, with them by the layers' own call."""
+    torch.set_grad_enabled(gradients)
+    try:
+        prefill_and_steps(write)
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def prefill_and_steps(write):
     model = make(memory_write=write)
     tokens = ids()
     whole = model(tokens).logits
@@ -105,6 +115,11 @@ def test_cache_rows_can_be_chosen_repeated_and_forgotten():
     assert torch.allclose(model(following, past_key_values=cache).logits[:, -1], expected, atol=1e-4)
     cache.batch_repeat_interleave(2)
     assert len(cache.layers[0].state.working) == 6
+    with torch.no_grad():  # rows are chosen again after steps in place
+        stepped = model(following.repeat_interleave(2, 0), past_key_values=cache).logits
+        expected = model(torch.cat([tokens[order], following, following], dim=1)).logits[:, -1]
+        assert cache.layers[0].decoder is not None
+        assert torch.allclose(stepped[::2, -1], expected, atol=1e-4)
     cache.batch_select_indices(torch.tensor([0, 5]))
     assert len(cache.layers[0].keys) == 2
     cache.reset()

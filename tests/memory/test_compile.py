@@ -27,7 +27,9 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at tensors of its own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute", "ignore:.*should not be instantiated"
+)  # the compiler's own doing
 @pytest.mark.parametrize("write", ["all", "salience"])
 def test_compiled_answers_and_gradients_are_the_same(write):
     layer = make(write)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cramlab.memory import fused_read
+from cramlab.memory import fused_read, window_attention
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
 from cramlab.memory.salience import SalienceGate
 
@@ -72,31 +72,48 @@ def test_no_parameter_goes_without_a_gradient_when_nobody_reads_or_writes(write)
 
 
 def counted_scores(monkeypatch):
-    """(readers, places) of every score computation."""
+    """(readers, places) of every score computation, in tiles or fused."""
     seen = []
-    real = F.scaled_dot_product_attention
+    tiled, fused = window_attention.score, F.scaled_dot_product_attention
 
-    def counting(q, k, *args, **kwargs):
+    def counting(q, k):
+        seen.append((q.shape[1], k.shape[1]))
+        return tiled(q, k)
+
+    def counting_fused(q, k, *args, **kwargs):
         seen.append((q.shape[0] * q.shape[2], k.shape[2]))
-        return real(q, k, *args, **kwargs)
+        return fused(q, k, *args, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(window_attention, "score", counting)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting_fused)
     return seen
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_only_readers_are_scored_and_only_against_what_they_see(monkeypatch, write):
+def test_only_readers_are_scored(monkeypatch, write):
     memory = make(write=write)
     h, gaps = example(400)
     written = written_by(memory, h, gaps)
     reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
+    monkeypatch.setattr(window_attention, "_WORTH_A_TILE", float("inf"))  # one tile, so that each reader counts once
     seen = counted_scores(monkeypatch)
     memory.read(h, reads, written)
-    assert sum(readers for readers, _ in seen) == int(reads.sum())
+    reads_frac = reads.float().mean().item()
+    assert sum(readers for readers, _ in seen) == round(reads_frac * reads.numel())
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_readers_are_scored_only_against_what_they_see(monkeypatch, write):
+    memory = make(write=write)
+    h, gaps = example(2000)
+    written = written_by(memory, h, gaps)
+    reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
+    seen = counted_scores(monkeypatch)
+    memory.read(h, reads, written)
     scored = sum(readers * places for readers, places in seen)
     visible = int((written.last[reads] + 1).sum())
     everything = int(reads.sum()) * written.buffer.n_places
-    assert visible <= scored < 0.7 * everything  # the prefix is half of the buffer on average, plus the blocks' ends
+    assert visible <= scored < 0.7 * everything  # the prefix is half of the buffer on average, plus the tiles' ends
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -118,8 +135,11 @@ def test_the_fused_kernel_is_given_the_readers_and_no_others(monkeypatch, write,
     fresh = memory.initial_buffer(3)
     held = memory.evict(memory.write(h, gaps, fresh, torch.rand(gaps.shape) < 0.05).buffer)
     for buffer in (fresh, held):
-        written = memory.write(h, gaps, buffer, torch.rand(gaps.shape) < 0.3)
+        writes = torch.rand(gaps.shape) < 0.3
+        written = memory.write(h, gaps, buffer, writes)
         reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
+        if write == "all":  # what is not written there is padding, which does not read
+            reads &= writes
         found = memory._read_together(h, reads, written, most)
         assert torch.equal(asked.pop(), reads.sum(dim=1))
         assert torch.allclose(found, memory.read(h, reads, written), atol=1e-6)
@@ -133,7 +153,7 @@ def test_a_bounded_buffer_is_scored_within_its_bound(monkeypatch):
     written = written_by(memory, h, gaps)
     seen = counted_scores(monkeypatch)
     memory.read(h, reads, written)
-    assert seen == [(32, 20 + 31)] * 3
+    assert sum(places for _, places in seen) == 3 * (20 + 31)
 
 
 def test_counted_flops_fall_with_the_routed_share():

@@ -15,7 +15,6 @@ from typing import Any
 import jsonschema
 import jsonschema.exceptions
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from cramlab import records
@@ -362,6 +361,8 @@ def _verdict(data: dict[str, Any]) -> dict[str, Any]:
     def rank_correlation(values: Sequence[float]) -> float | None:
         if len(values) < 3 or len(set(values)) == 1:
             return None
+        from scipy.stats import spearmanr  # here, so that text can be had where there is no scipy
+
         return float(spearmanr(values, [value for value, _, _ in alone])[0])  # type: ignore[arg-type]
 
     return {

@@ -16,7 +16,16 @@ from transformers.cache_utils import Cache, LinearAttentionAndFullAttentionLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from cramlab.memory import AdapterConfig, CRAMConfig, CRAMState, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
+from cramlab.memory import (
+    AdapterConfig,
+    CRAMConfig,
+    CRAMLayer,
+    CRAMState,
+    EpisodicMemoryConfig,
+    RouterConfig,
+    WorkingMemoryConfig,
+)
+from cramlab.memory.decoder import Decoder
 from cramlab.memory.episodic import Buffer
 from cramlab.mixer import MixerOutput, Routing
 from cramlab.model import Block, ModelConfig
@@ -97,13 +106,33 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
     def __init__(self) -> None:
         super().__init__()
         self.state: CRAMState | None = None
+        self.decoder: Decoder | None = None  # instead of `state`, while tokens come one at a time
         self.n_tokens = 0
 
     def put(self, state: CRAMState, n_tokens: int) -> None:
         """Replaces the state after another `n_tokens` tokens."""
-        self.state, self.n_tokens = state, self.n_tokens + n_tokens
-        self.keys, self.values = state.buffer.keys, state.buffer.values
-        self.device, self.dtype, self.is_initialized = self.keys.device, self.keys.dtype, True
+        self.state, self.decoder, self.n_tokens = state, None, self.n_tokens + n_tokens
+        self._show(state.buffer.keys, state.buffer.values)
+
+    def take(self) -> CRAMState | None:
+        """The state, to go on from by other means than `step`."""
+        if self.decoder is not None:
+            self.put(self.decoder.state(), 0)
+        return self.state
+
+    def step(self, layer: CRAMLayer, x: Tensor, gaps: Tensor) -> Tensor:
+        """One more token, in place, (B, 1, D), from x (B, 1, D) and gaps (B, 1)."""
+        if self.decoder is None:
+            assert self.state is not None
+            self.decoder, self.state = Decoder(layer, self.state), None
+        y = self.decoder.step(x[:, 0], gaps[:, 0])
+        self.n_tokens += 1
+        self._show(self.decoder.ring.keys, self.decoder.ring.values)
+        return y[:, None]
+
+    def _show(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.device, self.dtype, self.is_initialized = keys.device, keys.dtype, True
 
     def get_seq_length(self) -> int:
         """Tokens seen, not entries held."""
@@ -115,13 +144,15 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.state, self.n_tokens, self.keys, self.values, self.is_initialized = None, 0, None, None, False
+        self.state, self.decoder, self.n_tokens = None, None, 0
+        self.keys, self.values, self.is_initialized = None, None, False
 
     def _select(self, rows: Tensor) -> None:
-        if self.state is not None:
-            rows = rows.to(self.state.working.device)
-            buffer = Buffer(*(part.index_select(0, rows) for part in self.state.buffer))
-            self.put(CRAMState(working=self.state.working.index_select(0, rows), buffer=buffer), 0)
+        state = self.take()
+        if state is not None:
+            rows = rows.to(state.working.device)
+            buffer = Buffer(*(part.index_select(0, rows) for part in state.buffer))
+            self.put(CRAMState(working=state.working.index_select(0, rows), buffer=buffer), 0)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Each row becomes a copy of the row that its beam goes on from."""
@@ -133,8 +164,9 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row, `repeats` times."""
-        if self.state is not None:
-            self._select(torch.arange(len(self.state.working)).repeat_interleave(repeats))
+        state = self.take()
+        if state is not None:
+            self._select(torch.arange(len(state.working)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused, unless nothing is to be removed.
@@ -240,12 +272,16 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             valid = given
         learns_gate = self.training and labels is not None and "benefit" in self.config.routers()
         routing, without = self._training_routing(read_all, gaps) if learns_gate else (Routing(read_all=read_all), -1)
+        stepping = x.shape[1] == 1 and valid is None and not (self.training or read_all or torch.is_grad_enabled())
         silent: Tensor | None = None  # the residual stream in which one layer, `without`, has not read
         hidden, auxes, judged = [], [], None
         for i, block in enumerate(cast("list[Block]", list(self.layers))):
             hidden.append(x)
             layer = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[i])
-            state = None if layer is None else layer.state
+            if stepping and layer is not None and (layer.state or layer.decoder):
+                x = block.finish(x, layer.step(cast("CRAMLayer", block.mixer), block.mixer_input(x), gaps))
+                continue
+            state = None if layer is None else layer.take()
             mixed = block.mix(x, gaps, state, valid, routing._replace(counterfactual=i == without))
             if mixed.y_without_reads is not None:
                 silent, judged = block.finish(x, mixed.y_without_reads), mixed

@@ -1,6 +1,7 @@
 """Language models from scratch, side by side: CRAM, a Llama of as many parameters, and a 1:7 hybrid with recurrence.
 
-What it shows is the loss that each reaches on equal tokens, against the share of its tokens that attend.
+What it shows is the loss that each reaches on equal tokens, against the share of its tokens that attend. CRAM draws a
+curve, a point for each price of a read; its own blocks that all read, or never, are the ends of that curve.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from cramlab.hf.pretrain import PreparedText
 from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
-ModelName = Literal["cram", "hybrid", "llama"]
+ModelName = Literal["cram", "hybrid", "llama", "dense", "recurrent"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig:
-    """A model and its training, the same for all three but for what is named here.
+    """A model and its training, the same for all but for what is named here.
 
     The rate rises over `warmup_steps` and falls along a cosine to a tenth.
 
     Attributes:
-        model: "cram", "hybrid" (CRAM blocks of which every eighth always reads and the others never) or "llama".
+        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth, always
+            ("hybrid").
         seed: of weights, batches and audits.
         vocab_size: of the tokenizer.
         context: tokens a sequence.
@@ -71,7 +73,8 @@ class TextRunConfig:
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
         if self.model not in ModelName.__args__:  # type: ignore[attr-defined]
-            raise ValueError(f'model = "{self.model}" is unknown; give "cram", "hybrid" or "llama"')
+            known = ", ".join(ModelName.__args__)  # type: ignore[attr-defined]
+            raise ValueError(f'model = "{self.model}" is unknown; give one of {known}')
         if not 0 <= self.encoding_frac <= 1:
             raise ValueError(f"encoding_frac = {self.encoding_frac} is not a share; give a number from 0 to 1")
 
@@ -82,8 +85,16 @@ class TextRunConfig:
         return f"{self.model}{price}-seed{self.seed}"
 
     def build(self) -> PreTrainedModel:
-        """A fresh model; the MLPs of the other two are as wide as gives them the parameters of the CRAM model."""
-        make = {"cram": self._cram, "hybrid": self._hybrid, "llama": self._llama}[self.model]
+        """A fresh model; the MLPs of the others are as wide as gives them the parameters of the CRAM model."""
+        make = {
+            "cram": self._cram,
+            "llama": self._llama,
+            "hybrid": lambda width: self._cram(
+                width, ["always" if i % 8 == 4 else "never" for i in range(self.n_layers)]
+            ),
+            "dense": lambda width: self._cram(width, "always"),
+            "recurrent": lambda width: self._cram(width, "never"),
+        }[self.model]
         with torch.device("meta"):
             wanted = self._cram(4 * self.d_model).num_parameters()
             narrow, wide = (make(width).num_parameters() for width in (64, 128))
@@ -104,9 +115,6 @@ class TextRunConfig:
         )
         return CRAMForCausalLM(config)
 
-    def _hybrid(self, width: int) -> PreTrainedModel:
-        return self._cram(width, ["always" if i % 8 == 4 else "never" for i in range(self.n_layers)])
-
     def _llama(self, width: int) -> PreTrainedModel:
         config = LlamaConfig(
             vocab_size=self.vocab_size,
@@ -120,7 +128,11 @@ class TextRunConfig:
 
 
 def run_text(
-    config: TextRunConfig, text: PreparedText, out: Path, log: Callable[[str], None] | None = None
+    config: TextRunConfig,
+    text: PreparedText,
+    out: Path,
+    log: Callable[[str], None] | None = None,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Trains one model and writes `out/NAME.json`; goes on from `out/NAME.pt` if it is there.
 
@@ -129,9 +141,11 @@ def run_text(
         text: from `hf.pretrain.prepare`, with the same `vocab_size`.
         out: folder of the runs.
         log: called with a line at each look at held-out text.
+        deadline: by `time.time()`; none after it, the run stops at its next checkpoint.
 
     Raises:
         FloatingPointError: when the loss is not finite.
+        TimeoutError: when the deadline has passed; called again, the run goes on.
     """
     record_path, checkpoint = out / f"{config.name}.json", out / f"{config.name}.pt"
     if record_path.exists():
@@ -171,6 +185,8 @@ def run_text(
             save_checkpoint(checkpoint, saved)
             if log is not None:
                 log(f"{config.name} {row} {run['elapsed_s']:.0f} s")
+            if deadline is not None and time.time() > deadline and run["step"] < config.n_steps:
+                raise TimeoutError(f"{config.name}: out of time at step {run['step']}; call again to go on")
     record = records.header(device) | {
         "name": config.name,
         "config": to_dict(config),

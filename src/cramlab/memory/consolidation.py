@@ -9,19 +9,18 @@ _EPS = 1e-6
 
 
 def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
-    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (R,), without gradient.
+    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (...), without gradient.
 
     Args:
-        answer: f_sem of R tokens that read, (R, D).
-        retrieved: r_E of the same, (R, D).
+        answer: f_sem, (..., D).
+        retrieved: r_E, (..., D).
         sigma: tolerance, as a share of the size of what this token retrieved. Differs: the paper's sigma is an
             absolute number, which means nothing when the size of r_E drifts in training. The token's own size keeps q
             causal; a mean over the batch would let the future in.
     """
     with torch.no_grad():
         power = retrieved.square().sum(dim=-1).clamp(min=_EPS)
-        error = (answer - retrieved).square().sum(dim=-1) / power
-        return torch.exp(-error / sigma**2)
+        return torch.exp(-(answer - retrieved).square().sum(dim=-1) / power / sigma**2)
 
 
 def consolidation_loss(answer: Tensor, retrieved: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cramlab.memory.episodic import block_size
-from cramlab.memory.working import scan_chunk
+from cramlab.memory.window_attention import tiles
 from cramlab.mixer import Cost, Path
 
 if TYPE_CHECKING:
@@ -14,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
-    """Cost of one sequence, matrix products only: norms, activations and gathers are bytes, not FLOPs.
+    """Cost of one sequence, matrix products only: norms, activations, gathers and the scan are bytes, not FLOPs.
+
+    Where launches bind, chunks of the scan are products too, which are not counted: 2 * 32 * d_state a token.
 
     Args:
         layer: for its config and parameters.
@@ -23,21 +24,24 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
         write_frac: share of them written; evenly spread. Taken as 1 unless a gate decides on writes.
         training: forward and backward in training mode, with the consolidation loss and the labels of the write gate
             (for which as many tokens ask as read). Backward takes twice the forward, once where the input needs no
-            gradient. A fused attention kernel that computes its scores again in the backward pass is not charged.
+            gradient; that of scores in tiles two and a half times, as it computes them again. A fused kernel, which
+            serves few readers and places, or all of them, does so too, and is not charged for it.
     """
     d, config = layer.d_model, layer.config
     write_frac = 1.0 if layer.episodic.salience is None else write_frac
     read_frac = 1.0 if config.router.name == "gumbel" else read_frac
     n_reads, n_writes = read_frac * seq_len, write_frac * seq_len
     full, half = (3, 2) if training else (1, 1)  # with and without a gradient to the input
+    unused = n_reads == seq_len and config.router.name != "gumbel"  # the semantic answers: measured all the same
+    answers = 1 if unused else full
     parts = {
         "working memory": _working(layer, seq_len, full, half),
-        "semantic memory": seq_len * layer.semantic.product_flops(d, full, full),
+        "semantic memory": seq_len * layer.semantic.product_flops(d, answers, answers),
         "read gate": seq_len * _router(layer, full, half),
         "write gate": 0.0,
         "keys and values": full * 2 * 2 * d * d * n_writes,
         "queries and output": full * 2 * 2 * d * d * n_reads,
-        "scores": full * 2 * 2 * d * _pairs(layer, n_reads, n_writes),
+        "scores": 2 * 2 * d * _pairs(layer, n_reads, n_writes, training),
     }
     if layer.episodic.salience is not None:
         hidden = layer.episodic.salience.d_hidden
@@ -65,9 +69,7 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
     a_token = full * 2 * d * work.d_state * 2  # in and out
     if work.refine_steps:
         a_token += full * 2 * work.d_state * (d + work.refine_steps * work.d_state) + half * 2 * work.d_state
-    size = min(scan_chunk(layer.norm.weight.device), seq_len)
-    padded = -(-seq_len // size) * size if size else 0
-    return float(a_token * seq_len + full * 2 * work.d_state * size * padded)
+    return float(a_token * seq_len)
 
 
 def _router(layer: CRAMLayer, full: int, half: int) -> float:
@@ -81,23 +83,19 @@ def _router(layer: CRAMLayer, full: int, half: int) -> float:
     return float(2 * router.d_hidden * (half * (d + layer.semantic.rank) + full))
 
 
-def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float) -> float:
-    """Reader and place, scored together, when reads and writes are evenly spread."""
-    if not n_reads:
+def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float, training: bool) -> float:
+    """Reader and place, scored together, when reads and writes are evenly spread; times what training costs more."""
+    if not n_reads or not round(n_writes):
         return 0.0
     capacity = layer.config.episodic.capacity
     bound = n_writes if capacity is None else min(capacity, n_writes)
     if n_reads >= n_writes and layer.episodic.salience is None:  # everybody: the causal half, or a mask over all
-        return n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
+        return (3 if training else 1) * n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
     count = max(1, round(n_reads))
-    size, spacing = block_size(count), n_writes / count
-    total = 0.0
-    for start in range(0, count, size):
-        end = min(start + size, count)
-        seen = spacing * (end - 0.5)  # by the last reader of the block, which the others are scored with
-        unseen = max(0.0, spacing * (start + 0.5) - bound)
-        total += (end - start) * (seen - unseen)
-    return total * n_reads / count
+    last = [int(n_writes * (reader + 0.5) / count) for reader in range(count)]
+    first = [max(0, place - round(bound) + 1) for place in last]
+    found = [tile.n_pairs for tile in tiles(first, last)]
+    return (1 if not training else 3 if len(found) == 1 else 3.5) * sum(found) * n_reads / count
 
 
 def break_even_length(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
+from cramlab.memory.window_attention import window_attention
 
 WriteRule = Literal["all", "salience"]
 _MOST_WEIGHTS = 1 << 26  # attention weights held at once where the use of entries is counted
@@ -246,20 +247,46 @@ class EpisodicMemory(nn.Module):
                 return self.w_out(self._attend(self.w_query(h), buffer, None))
             visible = visible_places(buffer.filled, written.last, self.config.capacity)
             return self.w_out(self._attend(self.w_query(h), buffer, visible))
-        if most is not None or launches.bind(h.device):
+        if most is not None or _few_calls(h):
             return self._read_together(h, reads, written, most)
-        token = reads.flatten().nonzero().squeeze(-1)  # of all sequences together, (R,)
-        q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten()[token]
-        if not len(token):
-            return self._nobody_reads(h, q, buffer)
-        # Sequence by sequence, so that rows with few reads are not filled up to the row with most.
-        answers, counts = [], reads.sum(dim=1).tolist()
-        for b, (some, places) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
-            if len(some):
-                one = Buffer(*(part[b : b + 1] for part in buffer))
-                answers.append(self._attend_in_blocks(some[None], places[None], one)[0])
-        found = self.w_out(torch.cat(answers))
+        token = reads.flatten().nonzero().squeeze(-1)
+        found = self.read_some(h, reads, token, written)
         return found.new_zeros(reads.numel(), found.shape[-1]).index_copy_(0, token, found).view_as(h)
+
+    def read_some(self, h: Tensor, reads: Tensor, token: Tensor, written: Written) -> Tensor:
+        """As `read`, for those alone that read, (R, D).
+
+        Args:
+            h: as for `read`.
+            reads: as for `read`.
+            token: which tokens these are, counted over all sequences, int64 (R,).
+            written: as for `read`.
+        """
+        if _few_calls(h):
+            most = len(token) if len(h) == 1 else None  # known, so that the device is not waited for again
+            return self._read_together(h, reads, written, most).flatten(0, 1).index_select(0, token)
+        q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten().index_select(0, token)
+        if not len(token):
+            return q + self._no_answer(q, written.buffer)
+        return self.w_out(self._attend_by_sequence(q, last, reads, written.buffer))
+
+    def _attend_by_sequence(self, q: Tensor, last: Tensor, reads: Tensor, buffer: Buffer) -> Tensor:
+        """Attention of the readers of all sequences, (R, D) for q (R, D) and last (R,), one sequence after another.
+
+        So that rows with few reads are not filled up to the row with most.
+        """
+        answers, counts = [], reads.sum(dim=1).tolist()
+        for b, (some, newest) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
+            if len(some):
+                keys, values, filled = buffer.keys[b], buffer.values[b], buffer.filled[b]
+                if not bool(filled.all()):  # close the gaps, then what a reader sees is a window
+                    newest = filled.cumsum(dim=0)[newest] - 1
+                    keys, values = (t.index_select(0, filled.nonzero().squeeze(-1)) for t in (keys, values))
+                newest = newest.tolist()
+                capacity = self.config.capacity or len(keys)
+                oldest = [max(0, place - capacity + 1) for place in newest]
+                answers.append(window_attention(some, keys, values, oldest, newest, self.config.n_heads))
+        return torch.cat(answers) if len(answers) > 1 else answers[0]
 
     def _read_together(self, h: Tensor, reads: Tensor, written: Written, most: int | None) -> Tensor:
         """`read` of all sequences at once, each filled up to the one with most reads: few launches, one wait at most.
@@ -269,7 +296,7 @@ class EpisodicMemory(nn.Module):
         token, there = first_tokens(reads, most)
         q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
         if not token.shape[1]:
-            return self._nobody_reads(h, q, written.buffer)
+            return torch.zeros_like(h) + self._no_answer(q, written.buffer)
         if there is not None:
             last = last.masked_fill(~there, -1)
         found = self.w_out(self._attend_chosen(q, last, written)).flatten(0, 1)
@@ -287,9 +314,9 @@ class EpisodicMemory(nn.Module):
             return fused_read.attend(q, last, buffer.keys, buffer.values, filled, n_heads, self.config.capacity)
         return self._attend_in_blocks(q, last.clamp(min=0).cummax(dim=1).values, buffer, full=written.full)
 
-    def _nobody_reads(self, h: Tensor, q: Tensor, buffer: Buffer) -> Tensor:
-        """Zeros, but the parameters take part all the same: data parallel waits for every gradient."""
-        return torch.zeros_like(h) + (self.w_out(q).sum() + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum())
+    def _no_answer(self, q: Tensor, buffer: Buffer) -> Tensor:
+        """Zero, of no readers; the parameters take part all the same, as data parallel waits for every gradient."""
+        return self.w_out(q).sum() + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum()
 
     def _attend_in_blocks(self, q: Tensor, last: Tensor, buffer: Buffer, *, full: bool = False) -> Tensor:
         """Attention of readers in order, block by block, each against the places that its readers see.
@@ -375,6 +402,11 @@ class EpisodicMemory(nn.Module):
             own = writes.gather(1, some)[..., None] & (places == last[..., None])  # to itself it needs no buffer
             use += weights.square().mean(dim=1).masked_fill(own | ~present[..., None], 0.0).sum(dim=1)
         return use
+
+
+def _few_calls(h: Tensor) -> bool:
+    """Whether calls count more than filled-up places: on an accelerator, and in a graph, which breaks at each."""
+    return launches.bind(h.device) or torch.compiler.is_compiling()
 
 
 def _joined(old: Tensor, new: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.memory import launches
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
@@ -147,23 +146,30 @@ class CRAMLayer(Mixer):
         if self.episodic.salience is not None:  # before anything is written there is nothing to read
             can_read = self.episodic.can_read(written)
             chosen, reads = chosen & can_read, reads & can_read
+        y = working.flatten(0, 1) + answer.flatten(0, 1)
+        without = y.clone().view_as(working) if routing.counterfactual else None
         reader = reads.flatten().nonzero().squeeze(-1)  # their numbers, once: it waits for the device
-        everyone = len(reader) == reads.numel()
-        most = len(reader) if launches.bind(h.device) and len(h) == 1 else None  # known now, and another wait saved
-        retrieved = self.episodic.read(h, None if everyone else reads, written, most=most)
+        if len(reader) == reads.numel():  # plain attention, without a gather
+            found, reader = self.episodic.read(h, None, written).flatten(0, 1), None
+            y = working.flatten(0, 1) + found
+        else:
+            found = self.episodic.read_some(h, reads, reader, written)
+            y.index_copy_(0, reader, _rows(working, reader) + found)
         aux = {}
         if self.training:
-            aux["consolidation"] = self._consolidation(h, retrieved, reader)
-        y = working + torch.where(reads[..., None], retrieved, answer)
+            aux["consolidation"] = self._consolidation(_rows(h, reader), found)
+        unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
             attended=reads,
             scored=reads,
             gate_prob=chosen.to(h.dtype) if gate_logit is None else torch.sigmoid(gate_logit.detach()),
             gate_logit=gate_logit,
-            quality=self._quality(answer, retrieved, reader),
+            quality=unknown.masked_scatter(
+                reads, quality(_rows(answer, reader), found, self.config.router.sigma).to(h.dtype)
+            ),
         )
-        return y, working + answer if routing.counterfactual else None, trace, aux
+        return y.view_as(working), without, trace, aux
 
     def _decide(self, h: Tensor, gate_logit: Tensor | None, routing: Routing) -> Tensor:
         """The tokens that read by rule, bool (B, T)."""
@@ -182,19 +188,11 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(self, h: Tensor, retrieved: Tensor, reader: Tensor) -> Tensor:
-        """Eq. 5 on the tokens that read. Both sides are detached: it teaches the semantic memory and nothing else."""
-        if not len(reader):
-            return 0.0 * self.semantic(h[:1, :1].detach()).sum()
-        h, retrieved = (t.detach().flatten(0, 1).index_select(0, reader) for t in (h, retrieved))
-        return consolidation_loss(self.semantic(h), retrieved)
-
-    def _quality(self, answer: Tensor, retrieved: Tensor, reader: Tensor) -> Tensor:
-        """Eq. 6 for the tokens that read, NaN for the others, (B, T)."""
-        unknown = torch.full((answer.shape[0] * answer.shape[1],), torch.nan, dtype=answer.dtype, device=answer.device)
-        answer_, retrieved_ = (t.detach().flatten(0, 1).index_select(0, reader) for t in (answer, retrieved))
-        q = quality(answer_, retrieved_, self.config.router.sigma)
-        return unknown.to(q.dtype).index_copy_(0, reader, q).view(answer.shape[:2])
+    def _consolidation(self, h: Tensor, retrieved: Tensor) -> Tensor:
+        """Eq. 5 on the tokens that read, both (R, D) and detached: it teaches the semantic memory and nothing else."""
+        if not len(h):
+            return 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
+        return consolidation_loss(self.semantic(h.detach()), retrieved)
 
     def _mix_soft(
         self,
@@ -211,8 +209,8 @@ class CRAMLayer(Mixer):
         everyone = self.episodic.salience is None
         retrieved = self.episodic.read(x, None if everyone else scored, written)
         answer = self.semantic(x)
-        q = self._quality(answer, retrieved, scored.flatten().nonzero().squeeze(-1))
-        q_known = torch.where(scored, q, 0.0)
+        q = quality(answer, retrieved, self.config.router.sigma)
+        q_known, q = torch.where(scored, q, 0.0), torch.where(scored, q, torch.nan)
         logits = self.gumbel(x, gaps, hidden, q_known)
         if routing.read_all:
             weights = torch.zeros_like(logits)
@@ -226,8 +224,8 @@ class CRAMLayer(Mixer):
         aux = {}
         if self.training:
             n_valid = scored.sum().clamp(min=1)
-            reader = ((path == Path.EPISODIC) & scored).flatten().nonzero().squeeze(-1)
-            aux["consolidation"] = self._consolidation(x, retrieved, reader)
+            read = ((path == Path.EPISODIC) & scored).flatten().nonzero().squeeze(-1)
+            aux["consolidation"] = self._consolidation(_rows(x, read), _rows(retrieved, read))
             aux["episodic_use"] = (probs[..., Path.EPISODIC] * scored).sum() / n_valid
             aux["semantic_use"] = (probs[..., Path.SEMANTIC] * q_known * scored).sum() / n_valid
         trace = Trace(
@@ -242,3 +240,9 @@ class CRAMLayer(Mixer):
     def cost(self, seq_len: int, *, read_frac: float = 1.0, write_frac: float = 1.0, training: bool = False) -> Cost:
         """See `Mixer.cost` and `cost.cram_cost`."""
         return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
+
+
+def _rows(entries: Tensor, token: Tensor | None) -> Tensor:
+    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all."""
+    flat = entries.flatten(0, 1)
+    return flat if token is None else flat.index_select(0, token)

@@ -64,7 +64,9 @@ class BenefitGate(nn.Module):
 
     def forward(self, h: Tensor, recognised: Tensor) -> Tensor:
         """The logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
-        z = F.silu(self.hidden(torch.cat([h, recognised], dim=-1).detach()))
+        h, recognised = h.detach(), recognised.detach()
+        of_h, of_recognised = self.hidden.weight.split([h.shape[-1], recognised.shape[-1]], dim=1)  # no long copy
+        z = F.silu(F.linear(h, of_h, self.hidden.bias) + F.linear(recognised, of_recognised))
         return self.gain * self.out(z).squeeze(-1)
 
 

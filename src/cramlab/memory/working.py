@@ -4,25 +4,123 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from cramlab.memory import launches
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
+_CHUNK = 32  # tokens of a chunk
+_LONG_CHUNK = 512  # ends of chunks that are solved by one product, where launches bind
 
 
-def elapsed_within(gaps: Tensor) -> Tensor:
-    """Time from each earlier token of a chunk to each later one.
+def decay_scan(
+    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = _CHUNK, products: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t.
 
-    Summed pair by pair and not as a difference of clock times, so that small gaps survive after a huge one.
+    Chunks are solved side by side, each from nothing; the ends of the chunks make a sequence that is `chunk` times
+    shorter and obeys the same law, so it is solved in the same way; its answers, faded, are added to the chunks.
+    Nothing is ever divided by a decay. A chunk is solved token by token, with work and memory of O(T G E), or by one
+    product with all its decays, which is more work in few launches.
 
     Args:
-        gaps: time since the previous token, (..., C).
+        u: inputs, (B, T, G, E): G timescales with E channels each.
+        gaps: (B, T), >= 0.
+        rates: one a timescale, in 1 / time units, (G,), > 0.
+        state: s before the first token, (B, G, E).
+        chunk: tokens of a chunk, at least 2.
+        products: solve chunks by products; None: where launches bind.
 
     Returns:
-        (..., C, C); entry [i, j] is the time from j to i for i >= j and `_NEVER` above the diagonal.
+        s at every token, (B, T, G, E), and after the last one, (B, G, E).
+
+    Source: ours (the paper leaves the passing of state between tokens open).
+    """
+    if u.shape[1] == 0:
+        return u, state
+    exact = torch.promote_types(u.dtype, torch.float32)  # a decay close to 1 does not survive in 16 bits
+    kind = torch.promote_types(u.dtype, state.dtype)
+    u, gaps, rates, state = (t.to(exact) for t in (u, gaps, rates, state))
+    if u.shape[1] == 1:  # a step of decoding: the definition itself
+        s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0])[:, None].to(kind)
+    else:
+        products = launches.bind(u.device) if products is None else products
+        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, chunk, products)).to(kind)
+    return s, s[:, -1]
+
+
+class _DecayScan(torch.autograd.Function):
+    """The scan; its gradient is the same scan from the last token to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int, products: bool) -> Tensor:
+        gaps = gaps.clamp(max=_NEVER)
+        s = _solve(u.flatten(2), gaps, rates, state.flatten(1), chunk, products).view_as(u)
+        ctx.save_for_backward(gaps, rates, state, s)
+        ctx.chunk, ctx.products = chunk, products
+        return s
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (grad,) = grads
+        gaps, rates, state, s = ctx.saved_tensors
+        # What a token's state is worth: its own gradient, and what is left of it at the next token.
+        back = torch.cat([gaps.new_zeros(len(gaps), 1), gaps[:, 1:].flip(1)], dim=1)
+        nothing = torch.zeros_like(state).flatten(1)
+        worth = _solve(grad.flip(1).flatten(2), back, rates, nothing, ctx.chunk, ctx.products).view_as(s).flip(1)
+        decay = torch.exp(-rates * gaps[..., None])  # (B, T, G)
+        first = decay[:, 0, :, None] * worth[:, 0]
+        of_decay = (worth * torch.cat([state[:, None], s[:, :-1]], dim=1)).sum(dim=-1) * decay
+        of_gaps = -(of_decay * rates).sum(dim=-1) if ctx.needs_input_grad[1] else None
+        return worth, of_gaps, -(of_decay * gaps[..., None]).sum(dim=(0, 1)), first, None, None
+
+
+def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int, products: bool) -> Tensor:
+    """S at every token, (B, T, G E), from u (B, T, G E), gaps (B, T), rates (G,) and state (B, G E)."""
+    n_batch, n_tokens, width = u.shape
+    solved = _by_product if products else _by_steps
+    if n_tokens <= chunk:
+        return solved(u, gaps, rates, state)
+    padding = -n_tokens % chunk
+    if padding:  # a padded token has gap 0 and input 0, which leaves the state as it is
+        u, gaps = F.pad(u, (0, 0, 0, padding)), F.pad(gaps, (0, padding))
+    u, gaps = u.unflatten(1, (-1, chunk)), gaps.unflatten(1, (-1, chunk))  # (B, n, C, G E), (B, n, C)
+    s = solved(u, gaps, rates, None)
+    since = gaps.cumsum(dim=-1)  # since the chunk began; summed from there, so that small gaps survive after a huge one
+    longer = _LONG_CHUNK if products else chunk
+    ends = _solve(s[:, :, -1], since[..., -1].clamp(max=_NEVER), rates, state, longer, products)
+    before = torch.cat([state[:, None], ends[:, :-1]], dim=1)
+    s.addcmul_(_decays(since, rates, width), before[:, :, None])
+    return s.view(n_batch, -1, width)[:, :n_tokens]
+
+
+def _by_steps(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor | None) -> Tensor:
+    """The definition, token by token along u (..., C, G E) and gaps (..., C); state None: nothing before the first."""
+    s, decay = torch.empty_like(u), _decays(gaps, rates, u.shape[-1])
+    for added, fades, found in zip(u.unbind(-2), decay.unbind(-2), s.unbind(-2), strict=True):
+        state = found.copy_(added) if state is None else torch.addcmul(added, fades, state, out=found)
+    return s
+
+
+def _by_product(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor | None) -> Tensor:
+    """As `_by_steps`: the decays from every token to every later one, (..., G, C, C), times u."""
+    kernel = torch.exp(-rates[:, None, None] * _elapsed_within(gaps)[..., None, :, :])
+    with torch.autocast(u.device.type, enabled=False):
+        s = kernel @ u.unflatten(-1, (len(rates), -1)).transpose(-3, -2)  # (..., G, C, E)
+    s = s.transpose(-3, -2).flatten(-2)
+    return s if state is None else s.addcmul_(_decays(gaps.cumsum(dim=-1), rates, u.shape[-1]), state[..., None, :])
+
+
+def _elapsed_within(gaps: Tensor) -> Tensor:
+    """Time from token j to token i of a chunk, (..., C, C) for gaps (..., C), and `_NEVER` where j comes after i.
+
+    Summed pair by pair and not as a difference of clock times, so that small gaps survive after a huge one.
     """
     size = gaps.shape[-1]
     pairs = torch.ones(size, size, dtype=torch.bool, device=gaps.device)
@@ -30,66 +128,10 @@ def elapsed_within(gaps: Tensor) -> Tensor:
     return elapsed.masked_fill(pairs.triu(1), _NEVER)
 
 
-_LONG_CHUNK = 512  # chunks that are solved together where launches bind
-
-
-def scan_chunk(device: torch.device) -> int:
-    """Tokens of a chunk: few on a CPU, where work counts; more on an accelerator, where launches do."""
-    return 32 if launches.bind(device) else 16
-
-
-def decay_scan(
-    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int | None = None, nested: bool | None = None
-) -> tuple[Tensor, Tensor]:
-    """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t at once, chunk by chunk.
-
-    Args:
-        u: inputs, (B, T, G, E): G timescales with E channels each.
-        gaps: (B, T), >= 0.
-        rates: one a timescale, in 1 / time units, (G,), > 0.
-        state: s before the first token, (B, G, E).
-        chunk: tokens solved by one matrix product; None: `scan_chunk` of the device.
-        nested: what passes from chunk to chunk, the same recurrence over n / C chunks, is solved in the same way and
-            not by a loop, which launches least; None: on an accelerator.
-
-    Returns:
-        s at every token, (B, T, G, E), and after the last one, (B, G, E).
-
-    Source: ours (the paper leaves the passing of state between tokens open).
-    """
-    n_batch, n_tokens, n_timescales, width = u.shape
-    if n_tokens == 0:
-        return u, state
-    exact = torch.promote_types(u.dtype, torch.float32)  # a decay close to 1 does not survive in 16 bits
-    rates, gaps = rates.to(exact), gaps.to(exact).clamp(max=_NEVER)
-    if n_tokens == 1:  # a step of decoding: the definition itself
-        state = (torch.exp(-rates * gaps)[..., None] * state).to(u.dtype) + u[:, 0]
-        return state[:, None], state
-    size = min(chunk or scan_chunk(u.device), n_tokens)
-    nested = launches.bind(u.device) if nested is None else nested
-    padding = -n_tokens % size
-    # A padded token has gap 0 and input 0, which leaves the state as it is.
-    u = nn.functional.pad(u, (0, 0, 0, 0, 0, padding))
-    gaps = nn.functional.pad(gaps, (0, padding))
-    n_chunks = u.shape[1] // size
-    u = u.view(n_batch, n_chunks, size, n_timescales, width).transpose(2, 3)  # (B, n, G, C, E)
-    gaps = gaps.view(n_batch, n_chunks, 1, size)
-    kernel = torch.exp(-rates[:, None, None] * elapsed_within(gaps)).to(u.dtype)  # (B, n, G, C, C)
-    fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1)).to(u.dtype)  # (B, n, G, C): of what was before the chunk
-    within = kernel @ u  # (B, n, G, C, E)
-    if nested:
-        chunks, passed = within[..., -1, :], gaps[:, :, 0].sum(dim=-1)
-        ends, end = decay_scan(chunks, passed, rates, state, chunk=_LONG_CHUNK, nested=True)
-        before, state = torch.cat([state[:, None], ends[:, :-1]], dim=1), end
-    else:
-        starts = []
-        # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
-        for fades, added in zip(fading[..., -1, None].unbind(1), within[..., -1, :].unbind(1), strict=True):
-            starts.append(state)
-            state = fades * state + added
-        before = torch.stack(starts, dim=1)
-    s = within + fading[..., None] * before[:, :, :, None]
-    return s.transpose(2, 3).reshape(n_batch, -1, n_timescales, width)[:, :n_tokens], state
+def _decays(gaps: Tensor, rates: Tensor, width: int) -> Tensor:
+    """`exp(-rate * gap)`, each rate repeated for its channels, (..., width) for gaps (...)."""
+    decays = torch.exp(-rates * gaps[..., None])[..., None]
+    return decays.expand(*decays.shape[:-1], width // len(rates)).flatten(-2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -310,6 +309,8 @@ def _event_arrays(
 
 def _dynamics(config: SRCDConfig, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     """Gaps and levels; the recursion has run long enough before position 0 to have forgotten where it began."""
+    from scipy.signal import lfilter  # here, so that a layer can be had where there is no scipy
+
     burn_in = math.ceil(math.log(1e-3) / math.log(config.decay)) if 0 < config.decay < 1 else 0
     gap = 1.0 + rng.pareto(config.gap_shape, size=burn_in + n + 1)
     drive = config.beta * np.sin(config.omega * gap) + config.noise_std * rng.standard_normal(len(gap))
