@@ -137,7 +137,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
             fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
             for optimizer in optimizers
         ]
-        norm = torch.stack(cast("list[Tensor]", norms)).sum()
+        # Of parameters that are all frozen the norm is a zero on the CPU, wherever they are.
+        norm = torch.stack([part.to(losses.device) for part in cast("list[Tensor]", norms)]).sum()
         numbers = torch.cat([t.detach().double().view(-1) for t in (losses, norm, _count_scored(output, batch))])
         *values, n_scored = numbers.tolist()
         n_tokens, n_reads = drawn.n_tokens, n_scored / config.model.n_layers
