@@ -146,6 +146,8 @@ class EpisodicMemory(nn.Module):
             chosen = h.flatten(0, 1).index_select(0, token)
 
             def packed(entries: Tensor) -> Tensor:
+                if len(h) == 1:  # nothing to fill up
+                    return entries[None]
                 empty = entries.new_zeros(len(h) * n_most, *entries.shape[1:])
                 return empty.index_copy(0, place, entries).unflatten(0, (len(h), n_most))
 

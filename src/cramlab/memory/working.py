@@ -27,7 +27,7 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
         gaps: (B, T), >= 0.
         rates: one a timescale, in 1 / time units, (G,), > 0.
         state: s before the first token, (B, G, E).
-        chunk: tokens of a chunk, at least 2.
+        chunk: tokens of a chunk, 2 at least.
 
     Returns:
         s at every token, (B, T, G, E), and after the last one, (B, G, E).
@@ -39,7 +39,7 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     if u.shape[1] == 1:  # a step of decoding: the definition itself
         state = torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0]
         return state[:, None], state
-    s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, chunk))
+    s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk)))
     return s, s[:, -1]
 
 
