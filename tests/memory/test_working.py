@@ -44,11 +44,23 @@ def test_scan_equals_the_loop_with_gradients(n_tokens, products, monkeypatch):
         assert torch.allclose(a, b, atol=1e-9)
 
 
-def test_the_chunk_size_changes_nothing():
+@pytest.mark.parametrize("products", [False, True])
+def test_the_chunk_size_changes_nothing(products):
     u, gaps, state = example(100)
     whole, _ = decay_scan(u, gaps, RATES.double(), state, chunk=100)
     for chunk in (2, 7, 64):
-        assert torch.allclose(decay_scan(u, gaps, RATES.double(), state, chunk=chunk)[0], whole, atol=1e-10)
+        found, _ = decay_scan(u, gaps, RATES.double(), state, chunk=chunk, products=products)
+        assert torch.allclose(found, whole, atol=1e-10)
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_half_precision_is_solved_in_single(products):
+    u, gaps, state = (t.detach().bfloat16() for t in example(300))
+    rates = (RATES / 100).bfloat16()
+    found, end = decay_scan(u, gaps, rates, state, products=products)
+    exact, _ = naive_scan(*(t.double() for t in (u, gaps, rates, state)))
+    assert found.dtype == end.dtype == torch.bfloat16
+    assert torch.allclose(found.double(), exact, rtol=2**-8, atol=1e-3)
 
 
 @settings(max_examples=50, deadline=None)
@@ -63,23 +75,26 @@ def test_gaps_add_up(first, second):
     assert torch.allclose(two, one, rtol=1e-9, atol=1e-300)
 
 
-def test_zero_gaps_only_add_and_huge_gaps_forget():
+@pytest.mark.parametrize("products", [False, True])
+def test_zero_gaps_only_add_and_huge_gaps_forget(products):
     u = torch.ones(1, 4, 3, 4)
     state = torch.ones(1, 3, 4)
-    s, _ = decay_scan(u, torch.zeros(1, 4), RATES, state)
+    s, _ = decay_scan(u, torch.zeros(1, 4), RATES, state, products=products)
     assert torch.equal(s[0, :, 0, 0], torch.tensor([2.0, 3.0, 4.0, 5.0]))
     rates = RATES.clone().requires_grad_()
-    s, end = decay_scan(u, torch.tensor([[0.0, 1e12, 0.0, 1e30]]), rates, state)
+    s, end = decay_scan(u, torch.tensor([[0.0, 1e12, 0.0, 1e30]]), rates, state, products=products)
     assert torch.equal(s[0, :, 2, 0], torch.tensor([2.0, 1.0, 2.0, 1.0]))
     end.sum().backward()
     assert torch.isfinite(rates.grad).all()
 
 
-def test_a_small_gap_survives_after_a_huge_one():
+@pytest.mark.parametrize("products", [False, True])
+def test_a_small_gap_survives_after_a_huge_one(products):
     """Clock times would have rounded it away."""
     u = torch.zeros(1, 3, 1, 1)
     u[0, 1] = 1.0
-    s, _ = decay_scan(u, torch.tensor([[0.0, 1e9, 0.5]]), torch.tensor([1.0]), torch.zeros(1, 1, 1))
+    gaps, rates, state = torch.tensor([[0.0, 1e9, 0.5]]), torch.tensor([1.0]), torch.zeros(1, 1, 1)
+    s, _ = decay_scan(u, gaps, rates, state, products=products)
     assert s[0, 2].item() == pytest.approx(torch.tensor(-0.5).exp().item(), rel=1e-6)
 
 

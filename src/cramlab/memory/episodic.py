@@ -154,7 +154,7 @@ class EpisodicMemory(nn.Module):
                 rank = rank.clamp(max=most)
             last = n_before + rank - 1
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
-            if most is None and not launches.bind(h.device):
+            if most is None and len(h) > 1 and not launches.bind(h.device):
                 keys, values, ages, filled = self._packed(h, total - now, writes)
             else:
                 keys, values, ages, filled = self._packed_together(h, total - now, writes, most)

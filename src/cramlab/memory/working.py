@@ -50,7 +50,7 @@ def decay_scan(
         s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0])[:, None].to(kind)
     else:
         products = launches.bind(u.device) if products is None else products
-        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, chunk, products)).to(kind)
+        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk), products)).to(kind)
     return s, s[:, -1]
 
 
