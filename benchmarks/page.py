@@ -1,4 +1,4 @@
-"""Renews the table in docs/performance.md and draws docs/performance.svg, from results/bench/execution.json."""
+"""Renews the tables in docs/performance.md and draws docs/performance.svg, from what is in results/bench."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import accelerator_page
 import matplotlib as mpl
 
 mpl.use("svg")
@@ -13,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from cramlab.files import write_text
 
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,13 +29,20 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def renew(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between the marks of that name."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     """Milliseconds by length, and scores by share of tokens that read."""
     mpl.rcParams["svg.hashsalt"] = "cramlab"
     found = json.loads((ROOT / "results" / "bench" / "execution.json").read_text(encoding="utf-8"))["rows"]
     page = ROOT / "docs" / "performance.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(page, f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}")
+    renew(page, "bench", table(found))
+    renew(page, "accelerator", accelerator_page.section(ROOT / "results" / "bench" / "accelerator"))
     names = [name for name in dict.fromkeys(r["row"] for r in found) if name != "share"]
     names += ["share"] if any(r["row"] == "share" for r in found) else []
     columns = 3

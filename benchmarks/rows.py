@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from timing import core_ms, cuda_ms, side_by_side
+from timing import core_ms, cuda_ms, graphed, side_by_side
 from torch import Tensor
 
 from cramlab.baselines import TransformerConfig
-from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
-from cramlab.memory.episodic import Buffer, EpisodicMemory
+from cramlab.baselines.attention import attend
+from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused_read
+from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
 from cramlab.mixer import Routing
 from cramlab.model import Block, ModelConfig
@@ -50,10 +51,16 @@ def repeats_at(n_tokens: int, where: Where = CPU) -> int:
     return 15 if n_tokens <= 2048 else 5 if n_tokens <= 4096 else 3 if n_tokens <= 16384 else 1
 
 
-def some(n_tokens: int, share: float, where: Where = CPU) -> Tensor:
-    """A share of the tokens, at random but always the same number, bool (1, N)."""
-    chosen = torch.zeros(1, n_tokens, dtype=torch.bool)
-    chosen[0, torch.randperm(n_tokens)[: max(1, round(share * n_tokens))]] = True
+def n_some(n_tokens: int, share: float) -> int:
+    """How many tokens a share of them is, at least one."""
+    return max(1, round(share * n_tokens))
+
+
+def some(n_tokens: int, share: float, where: Where = CPU, n_batch: int = 1) -> Tensor:
+    """A share of the tokens, at random but always the same number, bool (B, N)."""
+    chosen = torch.zeros(n_batch, n_tokens, dtype=torch.bool)
+    for row in chosen:
+        row[torch.randperm(n_tokens)[: n_some(n_tokens, share)]] = True
     return chosen.to(where.device)
 
 
@@ -83,12 +90,18 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
         buffer = full_buffer(k, v)
         for share in shares:
             token = some(n, share, where)[0].nonzero().squeeze(-1)
-            ways = {
+            asked, written = q[:, token], Written(buffer, token[None], gapless=True, full=True)
+
+            def routed(fused: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
+                with fused_read.switched(fused):
+                    return memory._attend_chosen(asked, written.last, written)
+
+            ways: dict[str, Callable[[], Any]] = {
                 "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
-                "routed": lambda q=q, buffer=buffer, token=token: memory._attend_in_blocks(
-                    q[:, token], token[None], buffer
-                ),
+                "routed": lambda routed=routed: routed(True),
             }
+            if fused_read.usable(q, N_HEADS):
+                ways["routed, without the fused kernel"] = lambda routed=routed: routed(False)
             yield row("scores only, full buffer", n, ways, where, read_frac=share)
 
 
@@ -99,19 +112,36 @@ def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
 
 
 @torch.no_grad()
-def tier(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
-    """Episodic memory with all its projections, a tenth of the tokens written."""
+def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
+    """Episodic memory with all its projections, a tenth of the tokens written.
+
+    On an accelerator also as CUDA graphs, for which the number of readers and of entries is bounded beforehand, a
+    quarter above what it is.
+    """
     dense, routed = where.put(TransformerConfig(n_heads=N_HEADS).build(D)), episodic("salience", where)
     for n in lengths:
-        h, gaps = where.rand(1, n, D), torch.ones(1, n, device=where.device)
-        reads, writes = some(n, READ_FRAC, where), some(n, WRITE_FRAC, where)
+        h, gaps = where.rand(n_batch, n, D), torch.ones(n_batch, n, device=where.device)
+        reads, writes = some(n, READ_FRAC, where, n_batch), some(n, WRITE_FRAC, where, n_batch)
+        bounds = tuple(-(-5 * n_some(n, share) // 4) for share in (WRITE_FRAC, READ_FRAC))
 
-        def go(h: Tensor = h, gaps: Tensor = gaps, reads: Tensor = reads, writes: Tensor = writes) -> Tensor:
-            written = routed.write(h, gaps, routed.initial_buffer(1), writes)
-            return routed.read(h, reads & routed.can_read(written), written)
+        def everybody(h: Tensor = h) -> Tensor:
+            return dense.w_out(attend(*dense.w_qkv(h).chunk(3, dim=-1), N_HEADS, None))
 
-        ways = {"dense": lambda h=h, gaps=gaps: dense(h, gaps), "routed": go}
-        yield row("episodic tier with projections", n, ways, where)
+        def go(most: tuple[int | None, ...] = (None, None), given: Any = (h, gaps, reads, writes)) -> Tensor:
+            h, gaps, reads, writes = given
+            written = routed.write(h, gaps, routed.initial_buffer(len(h)), writes, most=most[0])
+            return routed.read(h, reads & routed.can_read(written), written, most=most[1])
+
+        difference = float((go() - go(bounds)).abs().max())
+        ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": go}
+        more: dict[str, Any] = {"n_batch": n_batch, "read_frac": READ_FRAC, "write_frac": WRITE_FRAC}
+        if fused_read.usable(h, N_HEADS):  # its twin waits for the device, which no graph can
+            try:
+                graphs = graphed(everybody), graphed(lambda go=go, bounds=bounds: go(bounds))
+                ways |= {"dense, as a graph": graphs[0], "routed, as a graph": graphs[1]}
+            except RuntimeError as error:
+                more["graph_failed"] = str(error)[:500]
+        yield row("episodic tier with projections", n, ways, where, difference_with_bounds=difference, **more)
 
 
 def cram_block(x: Tensor, read_frac: float = READ_FRAC, write: str = "salience") -> Block:
@@ -141,44 +171,44 @@ def transformer_block(where: Where = CPU) -> Block:
 
 def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Tensor, Any]:
     """A block's output and what its mixer returned."""
-    mixed = block.mix(x, torch.ones_like(x[..., 0]), None, None, routing)
+    mixed = block.mix(x, torch.ones(x.shape[:2], device=x.device), None, None, routing)
     return block.finish(x, mixed.y), mixed
 
 
 @torch.no_grad()
-def layer_forward(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
+def layer_forward(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
     """Norm, mixer, norm and MLP of width 4 d, all gates running."""
     control = transformer_block(where)
     for n in lengths:
-        x = where.rand(1, n, D)
+        x = where.rand(n_batch, n, D)
         ours = cram_block(x)
         trace = forward(ours, x)[1].trace
         ways = {"transformer": lambda x=x: forward(control, x), "cram": lambda x=x, ours=ours: forward(ours, x)}
         shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
-        yield row("whole layer, forward", n, ways, where, **shares)
+        yield row("whole layer, forward", n, ways, where, n_batch=n_batch, **shares)
 
 
-def training_step(lengths: list[int], where: Where = CPU) -> Iterator[Row]:
+def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
     """Forward and backward of a block; ours with the reads of a routed phase: without audits, and with a tenth."""
     control = transformer_block(where).train()
     for n in lengths:
-        x = where.rand(1, n, D).requires_grad_()
+        x = where.rand(n_batch, n, D).requires_grad_()
         ours = cram_block(x.detach()).train()
-        audits = some(n, 0.1, where)
+        audits = some(n, 0.1, where, n_batch)
 
         def step(block: Block, routing: Routing | None = None, x: Tensor = x) -> None:
             y, mixed = forward(block, x, routing)
             loss = y.square().mean() + sum(mixed.aux.values())
             if mixed.trace.gate_logit is not None:
                 loss = loss + mixed.trace.gate_logit.square().mean()
-            loss.backward()
+            torch.autograd.grad(loss, [x, *block.parameters()], allow_unused=True)
 
         ways = {
             "transformer": lambda step=step: step(control),
             "cram": lambda step=step, ours=ours: step(ours),
             "cram, a tenth audited": lambda step=step, ours=ours, audits=audits: step(ours, Routing(audits=audits)),
         }
-        yield row("layer, training step", n, ways, where, read_frac=READ_FRAC)
+        yield row("layer, training step", n, ways, where, n_batch=n_batch, read_frac=READ_FRAC, write_frac=WRITE_FRAC)
 
 
 @torch.no_grad()
@@ -220,7 +250,7 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
             for t in range(n_steps):
                 y = x[:, t : t + 1]
                 for i, block in enumerate(blocks):
-                    mixed = block.mix(y, torch.ones_like(y[..., 0]), now[i], None, None)
+                    mixed = block.mix(y, torch.ones(y.shape[:2], device=y.device), now[i], None, None)
                     y, now[i] = block.finish(y, mixed.y), mixed.state
 
         bytes_ = {
@@ -228,7 +258,7 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
             "cram": sum(s.working.numel() * s.working.element_size() + s.buffer.n_bytes for s in states),
         }
         clock = core_ms if where.on_cpu else cuda_ms
-        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3, clock=clock)
+        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3 if where.on_cpu else 11, clock=clock)
         yield {
             "what": "decode", "n_tokens": context, "ways": found, "n_steps": n_steps, "state_bytes": bytes_,
             "read_frac": READ_FRAC,

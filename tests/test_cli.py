@@ -35,10 +35,12 @@ def test_the_command_line_is_frozen():
             *("--allow-pickle", "--batch-tokens", "--checkpoints", "--device", "--help", "--layers", "--no-controls"),
             *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
         ],
-        "irregular": ["--data", "--help", "--models", "--out", "--path", "--resume", "--seeds"],
+        "irregular": [
+            *("--data", "--help", "--models", "--out", "--path", "--resume", "--seeds", "--source", "--ways"),
+        ],
         "consolidate": [
-            *("--allow-pickle", "--help", "--max-loss-increase", "--out", "--resume", "--set", "--text", "--threads"),
-            "model",
+            *("--allow-pickle", "--device", "--further-text", "--help", "--max-loss-increase", "--out", "--resume"),
+            *("--set", "--text", "--threads", "model"),
         ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],

@@ -52,7 +52,8 @@ def collect_irregular(runs: Path, results: Path) -> None:
     """Copies the documents of `cramlab irregular`."""
     for path in sorted(runs.rglob("irregular.json")):
         document = records.read_json(path)
-        name = f"{document['model']}-seed{document['seed']}.json"
+        parts = (document["model"], document.get("way"), f"seed{document['seed']}")
+        name = "-".join(part for part in parts if part) + ".json"
         write_json(results / "irregular" / document["data"]["name"] / name, document)
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def collect(runs: Path, results: Path) -> list[Path]:
-    """Copies every finished record; returns the new files."""
+    """Copies every finished record, of its series the validations alone, to six digits; returns the new files."""
     written = []
     for path in sorted(runs.rglob("record.json")):
         record = records.read(path)
@@ -33,8 +33,16 @@ def collect(runs: Path, results: Path) -> list[Path]:
             parts = (record["mixer"], record.get("variant"), f"seed{record['seed']}")
             name = "-".join(part for part in parts if part) + ".json"
             written.append(results / record["experiment"] / record["size"] / name)
+            record["series"] = [_rounded(row) for row in record["series"] if row["validation"] is not None]
             records.write(written[-1], record)
     return written
+
+
+def _rounded(value: Any) -> Any:
+    """To six digits, which is more than anybody can see."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
-"""Loss against far reads skipped: consolidation, its oracle and the baselines, on the test documents of one text.
+"""Loss against far reads skipped: consolidation, its oracle and the baselines, on documents that nothing learned from.
 
 Works in the folder of `cramlab consolidate`, before it: what is learned is learned once, and `cramlab consolidate` with
-the same --out, the same --set and --resume goes on from there. Rows are written as they come; a row that is there is
-kept. Example:
+the same --out, texts and --set and with --resume goes on from there. Rows are written as they come; a row that is there
+is kept. `comparison.json` has the test documents, `comparison-TEXT-CONTEXT.json` other lengths (documents from test and
+calibration that are long enough) and another text (its documents end to end, cut). Thresholds are those of the
+validation documents everywhere. Example:
 
     python tools/compare_consolidation.py smollm2 --text stdlib --set context=2048 --out runs/smollm2 --documents 8
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -24,68 +27,89 @@ from cramlab.audit import read_corpus
 from cramlab.audit.resume import Stages, identity
 from cramlab.config import override, to_dict
 from cramlab.files import write_json
-from cramlab.hf.consolidated import consolidatable_sites, patched
+from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
 from cramlab.hf.loading import load
 from cramlab.retrofit import baselines
-from cramlab.retrofit.config import PARTS, RetrofitConfig
-from cramlab.retrofit.consolidate import Calibration
-from cramlab.retrofit.learn import Learner
+from cramlab.retrofit.config import GROUPS, RetrofitConfig
+from cramlab.retrofit.consolidate import CLOSED_FORM, Calibration, chosen_by_validation, gradients, learn
+from cramlab.retrofit.distil import distilled
+from cramlab.retrofit.learn import Learner, set_gate
 from cramlab.retrofit.measure import measured, original_loss, set_threshold
-from cramlab.retrofit.text import parts_of
+from cramlab.retrofit.text import held_out_at, parts_of, running_contexts
 
 FRACS = (0.5, 0.75, 0.9, 1.0)
-FILE = "comparison.json"
 
 
 class Rules:
     """Every rule by name, made only when its turn comes."""
 
-    def __init__(self, model, sites, config, parts, stages) -> None:
-        self.model, self.sites, self.config, self.parts = model, sites, config, parts
+    def __init__(self, model, sites, config, parts, stages, router_steps) -> None:
+        self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
         self.near = (config.window, config.n_sinks)
         self.learner = Learner(model, sites, config, parts, stages)
-        self.learned = self.learner.learn()
-        self.calibration = Calibration(model, sites, config, parts, stages, self.learned)
-        self.thresholds = dict(zip(config.skipped_fracs, self.calibration.thresholds(), strict=True))
+        self.candidates = learn(model, sites, config, parts, stages)
+        self.chosen, found = chosen_by_validation(model, sites, config, parts, stages, self.candidates)
+        self.gradients = gradients(self.candidates, self.chosen, found)
+        self.closed, self.learned = self.candidates[CLOSED_FORM], self.candidates[self.chosen]
+        self.router_steps = router_steps
         self.few = parts["validation"][:3]  # importances and the oracle's thresholds come from these
 
-    def rows(self) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
-        """Name, share to skip, layers."""
+    def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
+        """Name, share to skip, layers; the cheaper half of them for other places."""
         for frac in FRACS:
-            yield "gate", frac, lambda frac=frac: self.gate(frac)
+            yield "gate", frac, lambda frac=frac: self.gate("", frac)
         yield "window", 1.0, lambda: baselines.static_window(self.sites, *self.near)
         for frac in (0.75, 0.9):
-            yield "oracle", frac, lambda frac=frac: self.oracle(frac)
-            yield "random", frac, lambda frac=frac: baselines.by_chance(self.learned.layers, frac, self.config.seed)
             yield "layers", frac, lambda frac=frac: self.layers(frac)
             yield "heads", frac, lambda frac=frac: self.heads(frac)
+            yield "random", frac, lambda frac=frac: baselines.by_chance(self.learned.layers, frac, self.config.seed)
+            yield "oracle", frac, lambda frac=frac: self.oracle(frac)
+            if self.router_steps:
+                yield "router only", frac, lambda frac=frac: self.gate("router-only", frac)
+        if everywhere:
+            return
+        for name in (CLOSED_FORM, "local", "end"):
+            if name in self.candidates and name != self.chosen:
+                for frac in (0.75, 0.9):
+                    yield name, frac, lambda name=name, frac=frac: self.gate(name, frac)
         for frac in (0.25, 0.5):
             yield "dropped", frac, lambda frac=frac: self.dropped(frac, linear=False)
             yield "linear", frac, lambda frac=frac: self.dropped(frac, linear=True)
         yield "benefit gate", 0.75, lambda: self.benefit(0.75)
         yield "gate, no adapters", 0.75, lambda: self.without_adapters(0.75)
 
-    def gate(self, frac: float) -> baselines.Layers:
-        """Ours."""
-        set_threshold(self.learned.layers, self.thresholds[frac])
-        return self.learned.layers
+    def gate(self, name: str, frac: float) -> baselines.Layers:
+        """What was learned last, or under that name, at its own threshold for that share."""
+        if name == "router-only" and name not in self.candidates:
+            self.candidates[name] = distilled(self.model, self.sites, self.config, self.parts, self.stages, self.closed,
+                                              name, self.router_steps)  # fmt: skip
+        layers = self.candidates[name or self.chosen].layers
+        set_threshold(layers, self.threshold(name or self.chosen, frac))
+        return layers
+
+    def threshold(self, name: str, frac: float) -> float:
+        """From the validation documents."""
+        run = Calibration(self.model, self.sites, self.config, self.parts, self.stages, self.candidates[name], name)
+        return run.thresholds()[self.config.skipped_fracs.index(frac)]
 
     def without_adapters(self, frac: float) -> baselines.Layers:
         """Ours, answering with the window alone where nothing is read."""
-        layers = baselines.static_window(self.sites, *self.near)
-        for i, layer in layers.items():
-            layer.gate, layer.rule, layer.threshold = self.learned.layers[i].gate, None, self.thresholds[frac]
+        layers = copy.deepcopy(self.learned.layers)
+        for layer in layers.values():
+            (layer.constant if layer.up is None else layer.up.weight).data.zero_()
+            if layer.up is not None:
+                layer.up.bias.data.zero_()
+        set_threshold(layers, self.threshold(self.chosen, frac))
         return layers
 
     def benefit(self, frac: float) -> baselines.Layers:
-        """Gates that regress the counterfactual benefit itself; their own threshold, from validation."""
-        layers = copy.deepcopy(self.learned.layers)
-        for site, probe in zip(self.sites, self.learned.benefit_gates, strict=True):
-            layers[site.layer].gate.weight.data.copy_(probe.weight.T)
-            layers[site.layer].gate.bias.data.copy_(probe.bias)
-        learned = dataclasses.replace(self.learned, layers=layers)
+        """Linear gates that regress the counterfactual benefit itself; their own threshold, from validation."""
+        layers = copy.deepcopy(self.closed.layers)
+        for site, probe in zip(self.sites, self.closed.benefit_gates, strict=True):
+            set_gate(layers[site.layer], probe)
+        learned = dataclasses.replace(self.closed, layers=layers)
         stages, few = Stages(None, "", None), {"validation": self.few}
-        thresholds = Calibration(self.model, self.sites, self.config, few, stages, learned).thresholds()
+        thresholds = Calibration(self.model, self.sites, self.config, few, stages, learned, "few").thresholds()
         set_threshold(layers, thresholds[self.config.skipped_fracs.index(frac)])
         return layers
 
@@ -102,18 +126,24 @@ class Rules:
 
     def layers(self, frac: float) -> baselines.Layers:
         """The layers whose far reads are worth least, by sensitivity times the error that is left."""
-        left = torch.tensor(self.learned.sensitivity) * torch.tensor(self.errors())
+        left = torch.tensor(self.learned.sensitivity) * self.errors
         which = left.argsort()[: round(frac * len(self.sites))].tolist()
         return baselines.some_layers(self.learned.layers, [self.sites[i].layer for i in which])
 
-    def errors(self) -> list[float]:
-        """Mean squared error of each adapter on validation documents."""
-        return self.learner.errors("validation-gate", self.learned.layers).mean("error").tolist()
+    @functools.cached_property
+    def errors(self) -> torch.Tensor:
+        """Mean squared error of each adapter that was learned last."""
+        learner = Learner(self.model, self.sites, self.config, {"validation": self.few}, Stages(None, "", None))
+        return learner.errors("validation-gate", self.learned.layers).mean("error")
+
+    @functools.cached_property
+    def head_importance(self) -> torch.Tensor:
+        """Of every head, (L, H)."""
+        return baselines.head_importance(self.model, self.sites, self.learned.sensitivity, self.few, *self.near)
 
     def heads(self, frac: float) -> baselines.Layers:
         """Whole heads."""
-        importance = baselines.head_importance(self.model, self.sites, self.learned.sensitivity, self.few, *self.near)
-        return baselines.static_heads(self.sites, importance, frac, *self.near)
+        return baselines.static_heads(self.sites, self.head_importance, frac, *self.near)
 
     def dropped(self, frac: float, *, linear: bool) -> baselines.Layers:
         """Whole sub-layers."""
@@ -126,41 +156,76 @@ class Rules:
         return baselines.dropped(self.sites, which, *self.near, maps)
 
 
+def places(pretrained, corpus, config, parts, args):
+    """Name of the file, text, documents, and whether it is another place than the test documents."""
+    yield "comparison", corpus, parts["test"][: args.documents], False
+    for context in args.contexts:
+        documents = held_out_at(pretrained, corpus, config, context, args.documents)
+        yield f"comparison-{corpus.name}-{context}", corpus, documents, True
+    if args.other is not None:
+        other = read_corpus(args.other)
+        documents = running_contexts(pretrained, other, config.context, args.documents, config.seed)
+        yield f"comparison-{other.name}-{config.context}", other, documents, True
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", required=True)
+    parser.add_argument("--further-text", help="as for cramlab consolidate")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--documents", type=int, default=8, help="test documents, at most")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[], help="other lengths")
+    parser.add_argument("--other", metavar="TEXT", help="another kind of text")
+    parser.add_argument(
+        "--router-steps", type=int, default=0, help="gradient steps of the router-only baseline; 0: none"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     config = RetrofitConfig()
     for assignment in args.overrides:
         config = override(config, assignment)
     pretrained, corpus = load(args.model), read_corpus(args.text)
-    parts = parts_of(pretrained, corpus, config)
-    sites = consolidatable_sites(pretrained.model)
-    stages = Stages(args.out / "state", identity(pretrained.model, [parts[p] for p in PARTS], config), None)
-    rules = Rules(pretrained.model, sites, config, parts, stages)
-    documents = parts["test"][: args.documents]
-    path = args.out / FILE
+    further = None if args.further_text is None else read_corpus(args.further_text)
+    model = pretrained.model.to(args.device)
+    parts = parts_of(pretrained, corpus, config, further)
+    sites = consolidatable_sites(model)
+    named = identity(model, [parts[group] for group in GROUPS], config)
+    rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args.router_steps)
+    for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
+        if documents:
+            _compare(args.out / f"{file}.json", rules, pretrained, text, further, documents, elsewhere)
+
+
+def _progress(stage: str, done: int, total: int, seconds: float) -> None:
+    if done == total:
+        print(time.strftime("%H:%M:%S"), f"{stage}: {total:,} tokens in {seconds:.1f} s", flush=True)
+
+
+def _compare(path, rules, pretrained, text, further, documents, elsewhere) -> None:
+    model, config, learned = rules.model, rules.config, rules.learned
     data = json.loads(path.read_text()) if path.exists() else {
-        "header": records.header(torch.device("cpu")), "name": pretrained.name, "note": pretrained.note,
-        "text": corpus.described(), "config": to_dict(config), "documents": len(documents),
-        "original": [original_loss(pretrained.model, tokens) for tokens in documents],
-        "ranks": rules.learned.ranks, "explained": rules.learned.explained, "sensitivity": rules.learned.sensitivity,
-        "rows": [],
+        "header": records.header(documents[0].device), "name": pretrained.name, "note": pretrained.note,
+        "text": text.described(), "further_text": None if further is None else further.described(),
+        "config": to_dict(config), "context": len(documents[0]), "documents": len(documents),
+        "original": [original_loss(model, tokens) for tokens in documents],
+        "ranks": learned.ranks, "explained": learned.explained, "sensitivity": learned.sensitivity,
+        "bytes": _bytes(learned.layers), "gradients": rules.gradients, "rows": [],
     }  # fmt: skip
     have = {(row["rule"], row["asked"]) for row in data["rows"]}
-    for name, frac, make in rules.rows():
+    for name, frac, make in rules.rows(everywhere=elsewhere):
         if (name, frac) in have:
             continue
         start = time.perf_counter()
         layers = make()
-        found = [measured(pretrained.model, tokens, layers) for tokens in documents]
+        found = [measured(model, tokens, layers) for tokens in documents]
+        for layer in layers.values():
+            layer.rule = None
         data["rows"].append({
             "rule": name, "asked": frac,
             "increase": [one.loss - before for one, before in zip(found, data["original"], strict=True)],
@@ -170,7 +235,13 @@ def main() -> None:
         write_json(path, data)
         mean = sum(data["rows"][-1]["increase"]) / len(found)
         skipped = sum(one.skipped_frac for one in found) / len(found)
-        print(time.strftime("%H:%M:%S"), name, frac, f"skipped {skipped:.3f} increase {mean:+.4f}", flush=True)
+        print(time.strftime("%H:%M:%S"), path.stem, name, frac, f"skipped {skipped:.3f} increase {mean:+.4f}",
+              flush=True)  # fmt: skip
+
+
+def _bytes(layers: dict[int, ConsolidatedAttention]) -> int:
+    """Of the folder's weights, as good as."""
+    return sum(2 * parameter.numel() for layer in layers.values() for parameter in layer.parameters())
 
 
 if __name__ == "__main__":

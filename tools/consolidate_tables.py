@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
 RULES = {
     "gate": "**consolidated**",
+    "closed form": "adapters and gates in closed form, no gradients",
+    "local": "after gradients on each layer's error",
+    "end": "after gradients on the end loss",
     "oracle": "error oracle (with the adapters)",
     "random": "random tokens (with the adapters)",
     "layers": "whole layers, least valuable first (with the adapters)",
@@ -25,7 +28,8 @@ RULES = {
     "dropped": "whole sub-layers dropped by cosine",
     "linear": "whole sub-layers replaced by a linear map",
     "gate, no adapters": "our gate, window alone",
-    "benefit gate": "gate that regresses the benefit",
+    "benefit gate": "linear gate that regresses the benefit",
+    "router only": "gates alone by gradients, window alone (router-only tuning)",
     "window": "window everywhere, no adapters",
 }
 
@@ -51,16 +55,34 @@ def _made(data: dict[str, Any]) -> str:
     config, header, text = data["config"], data["header"], data["text"]
     ranks, explained = data["ranks"], data["explained"]
     lines = [
-        f"{data['name']} on {text['name']} ({text['version']}), contexts of {config['context']:,} tokens, window",
+        f"{data['name']} on {text['name']} ({text['version']}), contexts of {data.get('context', config['context']):,} "
+        "tokens, window",
         f"{config['window']} and {config['n_sinks']} first tokens; {data['documents']} test documents, original loss",
         f"{np.mean(data['original']):.3f}. Adapters: ranks {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.1f};",
         f"of the far read's squared length they predict, on held-out text, {np.mean(explained):.2f} (layers:",
-        f"{min(explained):.2f} to {max(explained):.2f}). torch {header['versions']['torch']}; code",
+        f"{min(explained):.2f} to {max(explained):.2f}). {_learned(data)}torch {header['versions']['torch']}; code",
         f"{header['revision']}; {header['date']}.",
     ]
     if "deviation" in data:
         lines.append(f"Deviation from the config, for want of time: {data['deviation']}.")
     return " ".join(lines)
+
+
+def _learned(data: dict[str, Any]) -> str:
+    """What the gradient steps came to; "" for a record without."""
+    if not data.get("gradients", {}).get("losses"):
+        return ""
+    config, found = data["config"], data["gradients"]
+    losses = found["losses"].get("end")
+    text = f"Gradients: {config['local_steps']} local and {config['end_steps']} end steps of {config['batch_contexts']}"
+    text += f" contexts, {config['units']} units, {data['bytes'] / 1e6:.1f} MB in all; "
+    if losses:
+        text += (
+            f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth, {losses[-1]:.4f} in the last; "
+        )
+    looked = ", ".join(f"{name} {value:+.4f}" for name, value in found["validation"].items())
+    accelerator = data["header"]["hardware"]["accelerator"] or "CPU"
+    return f"{text}validation chose {found['chosen']} ({looked}). {accelerator}; "
 
 
 def _calibration(data: dict[str, Any]) -> str:
@@ -71,7 +93,7 @@ def _calibration(data: dict[str, Any]) -> str:
 
 
 def _retrieval(data: dict[str, Any]) -> str:
-    rows = []
+    rows = [["all", "share of far reads skipped", f"{data['skipped_frac']:.3f}", ""]]
     for kind, models in data["kinds"].items():
         for who, found in models.items():
             rows.append([kind, who, f"{sum(found['right'])}/{len(found['right'])}", f"{np.mean(found['nats']):.3f}"])
@@ -94,8 +116,9 @@ def sections() -> dict[str, str]:
     found = {}
     for path in sorted(RESULTS.rglob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        for make in made[path.stem]:
-            found[f"{path.parent.name} {make.__name__.lstrip('_')}"] = make(data)
+        for make in made[path.stem.partition("-")[0]]:
+            where = path.stem.partition("-")[2]
+            found[" ".join(filter(None, (path.parent.name, make.__name__.lstrip("_"), where)))] = make(data)
     return found
 
 

@@ -3,8 +3,7 @@
     python tools/far_retrieval.py smollm2 runs/smollm2 --text stdlib --context 2048 --out runs/smollm2/retrieval.json
 
 Answers are scored token by token with the right answer before them: an answer counts when every token of it would have
-been chosen. Both models see the same prompts; documents come from the end of the random order, beyond those that
-`cramlab consolidate` has used.
+been chosen. Both models see the same prompts, planted in documents that nothing was learned from.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ import torch
 from cramlab import load as load_consolidated
 from cramlab import read_report, records
 from cramlab.audit import read_corpus
+from cramlab.config import from_dict
 from cramlab.files import write_json
 from cramlab.hf.consolidated import closed
 from cramlab.hf.consolidation_folder import read_record
 from cramlab.hf.loading import load
-from cramlab.retrofit.text import contexts
+from cramlab.retrofit.config import RetrofitConfig
+from cramlab.retrofit.text import held_out_at
 
 
 def needle(encode, filler, context, generator):
@@ -48,10 +49,11 @@ KINDS = {"needle": needle, "earlier line": earlier_line}
 
 def answered(model, prompt, answer):
     """Whether every token of the answer would have been chosen, and its nats per token."""
-    ids = torch.tensor([[*prompt, *answer]])
+    device = next(model.parameters()).device
+    ids = torch.tensor([[*prompt, *answer]], device=device)
     keep = len(answer) + 1
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float()
-    wanted = torch.tensor(answer)
+    wanted = torch.tensor(answer, device=device)
     nats = torch.nn.functional.cross_entropy(logits, wanted)
     return bool((logits.argmax(-1) == wanted).all()), float(nats)
 
@@ -65,16 +67,17 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    pretrained, config = load(args.model), read_record(args.folder)["config"]
-    used = sum(value for name, value in config.items() if name.endswith("_documents"))
-    found = contexts(pretrained, read_corpus(args.text), args.context, used + args.prompts, config["seed"])
-    fillers = [tokens.tolist() for tokens in found[used:]]
+    pretrained, config = load(args.model), from_dict(read_record(args.folder)["config"], RetrofitConfig())
+    pretrained.model.to(args.device)
+    found = held_out_at(pretrained, read_corpus(args.text), config, args.context, args.prompts)
+    fillers = [tokens.tolist() for tokens in found]
     model = load_consolidated(pretrained.model, args.folder)
     data = {
-        "header": records.header(torch.device("cpu")),
+        "header": records.header(next(model.parameters()).device),
         "context": args.context,
         "prompts": len(fillers),
         "kinds": {},

@@ -73,8 +73,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        moved = {name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        return self._replace(**moved, slices={name: mask.to(device) for name, mask in self.slices.items()})
+        # On the way to an accelerator nobody waits; on the way back, what has not yet arrived must not be looked at.
+        at_once = torch.device(device).type == "cuda"
+        moved = {n: v.to(device, non_blocking=at_once) for n, v in self._asdict().items() if isinstance(v, Tensor)}
+        slices = {name: mask.to(device, non_blocking=at_once) for name, mask in self.slices.items()}
+        return self._replace(**moved, slices=slices)
 
 
 class Predictions(NamedTuple):

@@ -15,7 +15,7 @@ from cramlab.baselines import (
     TransMambaConfig,
     jamba,
 )
-from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import MixerConfig
 
 CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that draws them by lot
@@ -33,14 +33,16 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-never": _cram(router=RouterConfig(name="never")),
     "cram-oracle": _cram(router=RouterConfig(name="oracle")),
     "cram-random": _cram(router=RouterConfig(name="random", random_frac=CRAM_RATE)),
-    # Ablations. The first three differ in how they are trained; experiments know how.
+    # Ablations. Some differ in how they are trained; experiments know how.
     "cram-no-consolidation": CRAMConfig,
     "cram-no-encoding": CRAMConfig,
     "cram-fast-semantic": CRAMConfig,
     "cram-no-working": _cram(working=None),
     "cram-low-rank": _cram(semantic=AdapterConfig(rank=None)),
+    "cram-slots": _cram(semantic=SlotsConfig()),
     "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
     "price-only": _cram(semantic=NothingConfig()),
+    "price-only-taught": _cram(semantic=NothingConfig()),
     # Others' ideas.
     "transformer": TransformerConfig,
     "sliding-window": SlidingWindowConfig,

@@ -38,6 +38,9 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
     )
     parser.add_argument(
+        "--further-text", metavar="TEXT", help="other text to take gradients from; nothing is measured on it"
+    )
+    parser.add_argument(
         "--max-loss-increase", type=float, default=0.02, metavar="NATS", help="promised, per token (default: 0.02)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
@@ -46,6 +49,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="change a field of RetrofitConfig, as in window=128; may be repeated",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
     )
@@ -88,11 +92,17 @@ def _consolidate(args: argparse.Namespace) -> None:
             raise FileExistsError(f"{path} was made with another config ({changed}); choose another --out")
     else:
         corpus = read_corpus(args.text)
+        further = None if args.further_text is None else read_corpus(args.further_text)
         pretrained = load(args.model, allow_pickle=args.allow_pickle)
+        try:
+            pretrained.model.to(args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConsolidationError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
         with Display() as display:
             record = consolidate(
-                pretrained, corpus, config, max_loss_increase=args.max_loss_increase, out=args.out, progress=display
-            )
+                pretrained, corpus, config, max_loss_increase=args.max_loss_increase, out=args.out, further=further,
+                progress=display,
+            )  # fmt: skip
         shutil.rmtree(args.out / "state")
     _print(record)
     print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")

@@ -21,7 +21,9 @@ class LossConfig:
         gate_weight: of the losses of the benefit gate and of the write gate.
         benefit_cap: largest weight of a token in the gate's loss, nats.
         retrieval_emphasis: factor on retrieval tokens in the gate's loss, as they are few.
-        no_read_weight: of the task loss without reads.
+        no_read_weight: of the task loss without reads, at tokens that read and with the gate's chance of not reading.
+        no_read_floor: least chance of not reading that a token which reads is taught with, 0 to 1. Above 0 also those
+            learn to do without a read that the gate would never let go without: a control.
         consolidation_weight: w_cons of Eq. 8.
         episodic_price: lambda_E of Eq. 8, for the Gumbel router.
         semantic_reward: lambda_S of Eq. 8, for the Gumbel router.
@@ -34,6 +36,7 @@ class LossConfig:
     benefit_cap: float = 2.0
     retrieval_emphasis: float = 10.0
     no_read_weight: float = 0.5
+    no_read_floor: float = 0.0
     consolidation_weight: float = 1.0
     episodic_price: float = 0.1
     semantic_reward: float = 0.1
@@ -44,6 +47,8 @@ class LossConfig:
         for name, value in vars(self).items():
             if value < 0:
                 raise ValueError(f"training.loss.{name} = {value} must be 0 or more")
+        if self.no_read_floor > 1:
+            raise ValueError(f"training.loss.no_read_floor = {self.no_read_floor} is not a share; give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +75,30 @@ def token_losses(predictions: Predictions, batch: Batch) -> TokenLosses:
     )
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the true entries of a mask; 0 where there are none. Scalar."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, share: Tensor | None = None) -> Tensor:
+    """Mean over the true entries of a mask, each counted with its share; 0 where there are none. Scalar.
 
-
-def task_loss(losses: TokenLosses, batch: Batch, config: LossConfig, where: Tensor | None = None) -> Tensor:
-    """Mean nats of an answer plus weighted mean squared error of a level, over all tokens or those of `where` (B, T).
-
-    Returns a scalar.
+    Args:
+        values: any shape.
+        mask: bool, the same shape.
+        share: 0 to 1, the same shape; None: 1 everywhere. Entries with a share above 0 are what the sum is divided by.
     """
-    retrieval, dynamics = batch.retrieval_mask, batch.dynamics_mask
-    if where is not None:
-        retrieval, dynamics = retrieval & where, dynamics & where
-    error = masked_mean(losses.dynamics, dynamics)
-    return masked_mean(losses.retrieval, retrieval) + config.dynamics_weight * error
+    if share is None:
+        return (values * mask).sum() / mask.sum().clamp(min=1)
+    return (values * mask * share).sum() / (mask & (share > 0)).sum().clamp(min=1)
+
+
+def task_loss(losses: TokenLosses, batch: Batch, config: LossConfig, share: Tensor | None = None) -> Tensor:
+    """Mean nats of an answer plus weighted mean squared error of a level. Scalar.
+
+    Args:
+        losses: of each token.
+        batch: for its masks.
+        config: for the weight.
+        share: how much each token counts, 0 to 1, (B, T); None: all of them fully.
+    """
+    error = masked_mean(losses.dynamics, batch.dynamics_mask, share)
+    return masked_mean(losses.retrieval, batch.retrieval_mask, share) + config.dynamics_weight * error
 
 
 def gate_loss(

@@ -68,11 +68,13 @@ def score(predictions: Predictions, batch: Batch) -> Scores:
     hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
     masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
     error = (predictions.level.detach() - batch.dynamics_target).double().square()
+    asked = torch.stack([*masks.values()])
+    counts = torch.cat([(asked & hit).sum(dim=(1, 2)), asked.sum(dim=(1, 2)), batch.dynamics_mask.sum()[None]]).tolist()
     return Scores(
-        n_correct={name: int((hit & mask).sum()) for name, mask in masks.items()},
-        n_queries={name: int(mask.sum()) for name, mask in masks.items()},
+        n_correct=dict(zip(masks, counts[: len(masks)], strict=True)),
+        n_queries=dict(zip(masks, counts[len(masks) : -1], strict=True)),
         squared_error=float(torch.where(batch.dynamics_mask, error, 0.0).sum()),
-        n_levels=int(batch.dynamics_mask.sum()),
+        n_levels=counts[-1],
     )
 
 
@@ -109,11 +111,14 @@ class AttentionUse:
 def attention_use(traces: Sequence[Trace], valid: Tensor) -> AttentionUse:
     """Counts what the layers did with the valid tokens (B, T) of a batch."""
     n_layers = len(traces)
+    probs = [(t.gate_prob.double() * valid).sum() for t in traces]
+    attended, scored = (torch.stack([getattr(t, name) for t in traces]) & valid for name in ("attended", "scored"))
+    counts = torch.stack([attended.sum(), scored.sum(), valid.sum()]).tolist()  # few waits for the device
     return AttentionUse(
-        gate=sum(float((t.gate_prob.double() * valid).sum()) for t in traces) / n_layers,
-        attended=sum(int((t.attended & valid).sum()) for t in traces) / n_layers,
-        scored=sum(int((t.scored & valid).sum()) for t in traces) / n_layers,
-        n_tokens=int(valid.sum()),
+        gate=sum(torch.stack(probs).tolist()) / n_layers,
+        attended=counts[0] / n_layers,
+        scored=counts[1] / n_layers,
+        n_tokens=counts[2],
     )
 
 

@@ -148,7 +148,8 @@ class SequenceModel(nn.Module):
             state: of a previous call, to continue the same sequences.
             routing: see `Routing`.
             counterfactual_layer: also predict what this layer's reads change, by running the rest of the model a
-                second time without them.
+                second time without them. Audits are this layer's alone: were all layers audited, each could rely on the
+                others to read, no read would seem worth anything, and all gates would shut.
         """
         valid = None if bool(batch.valid.all()) else batch.valid
         routing = routing or Routing()
@@ -161,6 +162,8 @@ class SequenceModel(nn.Module):
         for i, block in enumerate(self.blocks):
             before = None if state is None else state[i]
             asked = routing._replace(counterfactual=i == counterfactual_layer)
+            if counterfactual_layer not in (None, i):  # what this layer's reads are worth given what the others do
+                asked = asked._replace(audits=None)
             mixed = block.mix(x, batch.gaps, before, valid, asked)
             if mixed.y_without_reads is not None and i + 1 == len(self.blocks):
                 # Nothing after the last mixer looks at other tokens, so the tokens that read are enough.

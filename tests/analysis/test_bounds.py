@@ -1,5 +1,6 @@
 """The bounds as functions: simulated routers keep to them, and the counterexamples of docs/theory.md break them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from cramlab.analysis.bounds import (
     fall_by_cause,
     memoriser,
     separation_length,
+    state_bits,
     static_reads,
     use_ratio,
 )
@@ -50,6 +52,31 @@ def test_the_memoriser_escapes_theorem_1():
     assert wrong == 0
     assert demanded == pytest.approx(0.035)
     assert static_reads(2048, f=demanded, eps=wrong) > 71  # and it reads nothing
+
+
+@given(m=st.integers(1, 200), v=st.integers(2, 100), data=st.data())
+def test_a_state_that_keeps_some_bindings_and_guesses_the_others_has_bits_enough(m, v, data):
+    kept = data.draw(st.integers(0, m))
+    assert state_bits(m, n_values=v, right=(kept + (m - kept) / v) / m) <= kept * math.log2(v) + 1e-6
+    assert state_bits(m, n_values=v, right=1.0) == pytest.approx(m * math.log2(v))
+
+
+@pytest.mark.parametrize("wanted", [2, 3])
+def test_no_state_of_one_bit_answers_more_than_its_bits_allow(wanted):
+    """All ways of answering three binary bindings from one bit: two answer sheets, the better one for each sequence."""
+    sheets = np.array(list(itertools.product((0, 1), repeat=3)))
+    hits = (sheets[:, None] == sheets[None]).sum(axis=-1)  # by what was written and what is answered
+    best = max((np.maximum(hits[:, a], hits[:, b]) >= wanted).mean() for a in range(8) for b in range(8))
+    assert state_bits(3, n_values=2, right=wanted / 3, chance=best) <= 1
+    if wanted == 3:
+        assert best == 0.25
+        assert state_bits(3, n_values=2, right=1.0, chance=best) == pytest.approx(1)  # tight
+
+
+def test_the_state_of_a_small_recurrence_could_hold_all_of_srcd():
+    """At the paper's length: 205 bindings of 64 values are 1,230 bits, and 128 numbers of 32 bits are 4,096."""
+    assert state_bits(205, n_values=64, right=1.0) == pytest.approx(1230)
+    assert state_bits(205, n_values=64, right=1.0) < 128 * 32
 
 
 @given(n=counts, f=shares, eps_cons=shares, delta=st.floats(1e-6, 1), k=st.integers(1, 1000))
@@ -157,6 +184,8 @@ def test_most_of_the_fall_needs_no_memory():
         (lambda: consolidated_reads(1, f=0.1, eps_cons=0, delta=0), "delta = 0"),
         (lambda: consolidated_reads(1, f=0.1, eps_cons=0, delta=0.1, n_patterns=0), "n_patterns = 0"),
         (lambda: consolidation_error(eps_approx=0, distance=1, n_steps=0, rate=1), "n_steps = 0"),
+        (lambda: state_bits(3, n_values=1, right=1.0), "n_values = 1"),
+        (lambda: state_bits(3, n_values=2, right=1.0, chance=0), "chance = 0"),
         (lambda: memoriser(recurring_frac=0.7, n_values=1, f=0.05), "n_values = 1"),
         (lambda: fall_by_cause(before=0.01, query_frac=0.05, after=0.01), "shares have to be positive"),
     ],

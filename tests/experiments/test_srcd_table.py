@@ -43,7 +43,7 @@ def test_rows_differ_in_their_mixer_and_in_what_their_name_says(size):
     like = to_dict(table_config("transformer", size, 0, 2e-3).training)
     for mixer in ROWS[size]:
         training = to_dict(table_config(mixer, size, 0, 2e-3).training)
-        if mixer not in ("cram-no-consolidation", "cram-no-encoding", "cram-fast-semantic"):
+        if mixer not in ("cram-no-consolidation", "cram-no-encoding", "cram-fast-semantic", "price-only-taught"):
             assert training == like
     assert set(MAIN) <= set(ROWS["small"]) <= set(MIXERS)
 
@@ -53,7 +53,7 @@ def test_price_only_has_as_many_parameters_as_cram():
         config = run_config(mixer=mixer, size="small", seed=0)
         return sum(p.numel() for p in SequenceModel(config.model, config.task.input_spec).parameters())
 
-    assert count("price-only") == pytest.approx(count("cram"), rel=0.001)
+    assert count("price-only") == count("price-only-taught") == pytest.approx(count("cram"), rel=0.001)
 
 
 def test_ablations_change_what_they_say():
@@ -62,6 +62,8 @@ def test_ablations_change_what_they_say():
     assert run_config(mixer="cram-no-encoding", size="small", seed=0).training.encoding_target == 0
     assert run_config(mixer="cram-fast-semantic", size="small", seed=0).training.semantic_rate == 10
     assert TRAINING["small"].semantic_rate == 1
+    assert run_config(mixer="price-only-taught", size="small", seed=0).training.loss.no_read_floor == 1
+    assert TRAINING["small"].loss.no_read_floor == 0
 
 
 def test_a_tiny_table_is_trained_and_resumed(tmp_path):

@@ -108,7 +108,7 @@ def by_dense_masks(model, layers, tokens, mask):
         masses = [scores.masked_fill(~ok[:, None], -1e30).logsumexp(-1).clamp(min=-50).transpose(1, 2)
                   for ok in (near, sinks)]  # fmt: skip
         features = torch.cat([seen[module], window.flatten(2), *masses], dim=-1)
-        reads = (layer.gate(features)[..., 0] > 0) & far
+        reads = (layer.scores(features) > 0) & far
         reads_of[module] = int(reads.sum())
         extra[module] = torch.where((far & ~reads)[..., None], layer.adapt(features), 0.0)
         return torch.where(reads[..., None, None] | ~far[..., None, None], full, window), None

@@ -12,6 +12,7 @@ from cramlab.memory import (
     CRAMConfig,
     EpisodicMemoryConfig,
     RouterConfig,
+    SlotsConfig,
     WorkingMemoryConfig,
 )
 from cramlab.memory.cost import break_even_length
@@ -60,7 +61,7 @@ def count(layer, n_tokens, monkeypatch, *, training=False):
     return counter.get_total_flops(), 2 * 2 * D * sum(pairs), output
 
 
-@pytest.mark.parametrize("semantic", [AdapterConfig(rank=3)])
+@pytest.mark.parametrize("semantic", [AdapterConfig(rank=3), SlotsConfig(n_slots=10, d_match=4)])
 @pytest.mark.parametrize(
     ("router", "training"),
     [(r, t) for r in ("benefit", "gumbel", "always", "oracle") for t in (False, True)] + [("never", False)],

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cramlab.memory import fused_read
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
 from cramlab.memory.salience import SalienceGate
 
@@ -38,7 +39,7 @@ def dense(memory, h, written):
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("capacity", [None, 7])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-@pytest.mark.parametrize("way", ["by sequence", "padded"])
+@pytest.mark.parametrize("way", ["by sequence", "together", "together, at most so many"])
 def test_routed_reads_equal_dense_reads(write, capacity, share, way):
     """Outputs and gradients, with rows that read nothing, and over several blocks of readers."""
     memory = make(write=write, capacity=capacity)
@@ -47,15 +48,11 @@ def test_routed_reads_equal_dense_reads(write, capacity, share, way):
     reads = (torch.rand(gaps.shape) < share) & memory.can_read(written)
     reads[1] = False
     assert share < 1 or reads.sum(dim=1).max() > 2 * block_size(1)
-    if way == "padded":
-        if not reads.any():
-            return
-        token = reads.flatten().nonzero().squeeze(-1)
-        q = memory.w_query(h.flatten(0, 1)[token])
-        found = memory.w_out(memory._attend_padded(q, written.last.flatten()[token], reads, written.buffer))
-        routed = torch.zeros_like(h).flatten(0, 1).index_copy(0, token, found).view_as(h)
-    else:
+    if way == "by sequence":
         routed = memory.read(h, reads, written)
+    else:
+        most = None if way == "together" else int(reads.sum(dim=1).max()) + 3
+        routed = memory._read_together(h, reads, written, most)
     slow = torch.where(reads[..., None], dense(memory, h, written), 0.0)
     assert torch.allclose(routed, slow, atol=1e-6)
     weight = torch.randn_like(h)
@@ -102,6 +99,32 @@ def test_only_readers_are_scored_and_only_against_what_they_see(monkeypatch, wri
     assert visible <= scored < 0.7 * everything  # the prefix is half of the buffer on average, plus the blocks' ends
 
 
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("most", [None, 200])
+def test_the_fused_kernel_is_given_the_readers_and_no_others(monkeypatch, write, most):
+    memory = make(write=write, capacity=30)
+    h, gaps = example(400)
+    asked = []
+
+    def attend(q, last, keys, values, filled, n_heads, capacity):
+        asked.append((last >= 0).sum(dim=1))
+        filled = torch.ones(keys.shape[:2], dtype=torch.bool) if filled is None else filled
+        visible = visible_places(filled, last.clamp(min=0), capacity)
+        q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys, values))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None]).transpose(1, 2).flatten(2)
+
+    monkeypatch.setattr(fused_read, "attend", attend)
+    monkeypatch.setattr(fused_read, "usable", lambda *_: True)
+    fresh = memory.initial_buffer(3)
+    held = memory.evict(memory.write(h, gaps, fresh, torch.rand(gaps.shape) < 0.05).buffer)
+    for buffer in (fresh, held):
+        written = memory.write(h, gaps, buffer, torch.rand(gaps.shape) < 0.3)
+        reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
+        found = memory._read_together(h, reads, written, most)
+        assert torch.equal(asked.pop(), reads.sum(dim=1))
+        assert torch.allclose(found, memory.read(h, reads, written), atol=1e-6)
+
+
 def test_a_bounded_buffer_is_scored_within_its_bound(monkeypatch):
     memory = make(capacity=20)
     h, gaps = example(400)
@@ -126,6 +149,56 @@ def test_counted_flops_fall_with_the_routed_share():
     assert counts[0] > 1.7 * counts[1]
     assert counts[1] > 3 * counts[2]
     assert counts[3] == 0
+
+
+@pytest.mark.parametrize("n_batch", [1, 3])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_a_bound_on_what_is_written_or_read_changes_no_answer(n_batch, spare):
+    memory = make(write="salience", capacity=9)
+    h, gaps = example(60, n_batch)
+    state = memory.evict(written_by(memory, h, gaps).buffer)
+    for buffer in (memory.initial_buffer(n_batch), state):
+        writes = torch.rand(gaps.shape) < 0.3
+        most = int(writes.sum(dim=1).max()) + spare
+        exact, bounded = (memory.write(h, gaps, buffer, writes, most=m) for m in (None, most))
+        assert torch.equal(memory.can_read(exact), memory.can_read(bounded))
+        reads = (torch.rand(gaps.shape) < 0.4) & memory.can_read(exact)
+        most = int(reads.sum(dim=1).max()) + spare
+        answers = memory.read(h, reads, exact), memory.read(h, reads, bounded, most=most)
+        assert torch.allclose(*answers, atol=1e-6)
+        kept = [memory.evict(written.buffer) for written in (exact, bounded)]
+        assert torch.equal(kept[0].filled, kept[1].filled)
+        there = kept[0].filled
+        assert all(torch.allclose(a[there], b[there], atol=1e-6) for a, b in zip(*kept, strict=True))
+
+
+def test_what_exceeds_a_bound_is_neither_written_nor_read():
+    memory = make(write="salience")
+    h, gaps = example(20)
+    all_of_them, first = torch.ones(3, 20, dtype=torch.bool), torch.arange(20) < 8
+    bounded = memory.write(h, gaps, memory.initial_buffer(3), all_of_them, most=8)
+    exact = memory.write(h, gaps, memory.initial_buffer(3), all_of_them & first)
+    assert torch.equal(bounded.buffer.filled, exact.buffer.filled)
+    assert torch.equal(bounded.last, exact.last)
+    y = memory.read(h, all_of_them, bounded, most=8)
+    assert torch.allclose(y, memory.read(h, all_of_them & first, exact), atol=1e-6)
+
+
+def test_what_is_known_of_a_buffer_without_looking_is_so():
+    for write in WRITES:
+        for n_batch in (1, 3):
+            memory = make(write=write, capacity=5)
+            h, gaps = example(30, n_batch)
+            written = written_by(memory, h, gaps)
+            assert written.gapless
+            assert written.full == (write == "all" or n_batch == 1)
+            assert not written.full or written.buffer.filled.all()
+            places = torch.arange(written.buffer.n_places)
+            assert (written.buffer.filled | (places > written.last[:, -1:])).all()
+            known, seen = (memory.evict(written.buffer, full=full) for full in (written.full, False))
+            assert all(torch.equal(a, b) for a, b in zip(known, seen, strict=True))
+            again = memory.write(h, gaps, seen, torch.rand(gaps.shape) < 0.5)
+            assert not again.gapless  # an empty place may lie in between
 
 
 def test_only_what_is_written_gets_keys_and_values():
@@ -223,7 +296,7 @@ def test_a_fresh_gate_writes_everything_and_does_not_shape_its_input():
     h = torch.randn(2, 50, D, requires_grad=True)
     logit = gate(h)
     assert (logit > 0).float().mean() > 0.95
-    gate.loss(logit, torch.rand(2, 50), 0.1).backward()
+    gate.loss(logit, torch.rand(2, 50), 0.1, torch.rand(2, 50) < 0.5).backward()
     assert h.grad is None
 
 

@@ -10,7 +10,9 @@ from cramlab.memory import (
     CRAMConfig,
     EpisodicMemoryConfig,
     RouterConfig,
+    SlotsConfig,
     WorkingMemoryConfig,
+    launches,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
@@ -64,7 +66,9 @@ def test_layer_equals_its_slow_twin(router, n_tokens, capacity, write):
     assert torch.equal(output.trace.attended, reads)
 
 
-@pytest.mark.parametrize("semantic", [AdapterConfig(rank=12), AdapterConfig(rank=None)])
+@pytest.mark.parametrize(
+    "semantic", [AdapterConfig(rank=12), AdapterConfig(rank=None), SlotsConfig(n_slots=9, d_match=5)]
+)
 @pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
 @pytest.mark.parametrize("write", WRITES)
 def test_gradients_equal_those_of_the_slow_twin(router, semantic, write):
@@ -292,20 +296,40 @@ def test_consolidation_teaches_the_semantic_memory_and_nothing_else():
     assert all(name.startswith("semantic.") for name in taught)
 
 
+@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("n_batch", [1, 3])
+def test_what_runs_on_an_accelerator_is_the_same(write, n_batch, monkeypatch):
+    """Outputs, losses, gradients and the state, over two calls, the second with padding; without the fused kernel."""
+    layer = make(write=write).train()
+    x, gaps = torch.randn(n_batch, 90, D), torch.rand(n_batch, 90)
+    valid = torch.rand(n_batch, 50) < 0.8
+
+    def run(bind):
+        monkeypatch.setattr(launches, "bind", lambda device: bind)
+        torch.manual_seed(0)
+        first = layer(x[:, :40], gaps[:, :40])
+        second = layer(x[:, 40:], gaps[:, 40:], first.state, valid=valid)
+        loss = sum(out.y.square().mean() + sum(out.aux.values()) for out in (first, second))
+        grads = torch.autograd.grad(loss, list(layer.parameters()), allow_unused=True)
+        seen = [second.state.buffer.filled.sum(dim=1), second.trace.quality.nan_to_num(-1)]
+        return [first.y, second.y, second.state.working, *seen, *first.aux.values(), *grads]
+
+    for slow, fast in zip(run(False), run(True), strict=True):
+        assert slow is fast or torch.allclose(slow.float(), fast.float(), atol=1e-5)
+
+
 def test_without_any_read_the_consolidation_loss_is_zero():
     layer = make("never").train()
     assert layer(*example(5)).aux["consolidation"].item() == 0.0
 
 
 def test_quality_and_consolidation_loss_by_hand():
-    retrieved = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
-    answer = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-    where = torch.tensor([[True, True]])
-    q = quality(answer, retrieved, where, sigma=2.0)
-    assert q[0, 0].item() == 1.0
-    assert q[0, 1].item() == pytest.approx(torch.tensor(-0.25).exp().item())
-    assert torch.isnan(quality(answer, retrieved, ~where, sigma=2.0)).all()
-    assert consolidation_loss(answer[0], retrieved[0]).item() == pytest.approx((0 + 1) / (25 + 1))
+    retrieved = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    answer = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    q = quality(answer, retrieved, sigma=2.0)
+    assert q[0].item() == 1.0
+    assert q[1].item() == pytest.approx(torch.tensor(-0.25).exp().item())
+    assert consolidation_loss(answer, retrieved).item() == pytest.approx((0 + 1) / (25 + 1))
 
 
 def test_path_names_the_memory_that_answered():
@@ -359,6 +383,8 @@ def test_no_tokens_are_no_trouble():
         (lambda: RouterConfig(random_frac=2.0), "router.random_frac"),
         (lambda: RouterConfig(sigma=0.0), "router.sigma"),
         (lambda: AdapterConfig(rank=0), "semantic.rank"),
+        (lambda: SlotsConfig(n_slots=0), "semantic.n_slots"),
+        (lambda: SlotsConfig(sharpness=0.0), "semantic.sharpness"),
     ],
 )
 def test_bad_sizes_are_refused_by_name(build, field):

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cramlab.memory import working
 from cramlab.memory.working import WorkingMemory, WorkingMemoryConfig, decay_scan
 
 RATES = torch.tensor([1.0, 0.1, 0.001])
@@ -23,12 +24,14 @@ def example(n_tokens, n_batch=2, dtype=torch.float64):
     return u, gaps, state
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("n_tokens", [1, 2, 63, 64, 65, 100])
-def test_scan_equals_the_loop_with_gradients(n_tokens):
+def test_scan_equals_the_loop_with_gradients(n_tokens, nested, monkeypatch):
+    monkeypatch.setattr(working, "_LONG_CHUNK", 3)  # several levels
     u, gaps, state = example(n_tokens)
     rates = RATES.double().requires_grad_()
     leaves = (u, state, rates)
-    fast, fast_end = decay_scan(u, gaps, rates, state)
+    fast, fast_end = decay_scan(u, gaps, rates, state, nested=nested)
     slow, slow_end = naive_scan(u, gaps, rates, state)
     assert torch.allclose(fast, slow, atol=1e-10)
     assert torch.allclose(fast_end, slow_end, atol=1e-10)

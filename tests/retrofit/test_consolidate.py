@@ -15,13 +15,14 @@ from cramlab.hf.consolidated import closed, installed, remove
 from cramlab.hf.consolidation_folder import RECORD, WEIGHTS, weights_digest
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load
-from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.text import parts_of
+from cramlab.retrofit.config import HELD_OUT, RetrofitConfig
+from cramlab.retrofit.text import held_out_at, parts_of, running_contexts
 
 pytest.importorskip("glassllm")
 SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
          "gate_documents": 6, "validation_documents": 4, "calibration_documents": 30, "test_documents": 4,
-         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8}  # fmt: skip
+         "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8, "units": 4, "local_steps": 4,
+         "end_steps": 6, "batch_contexts": 2}  # fmt: skip
 SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -90,7 +91,7 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
         (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
         return tmp_path / "copy"
 
-    with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 1"):
+    with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 2"):
         cramlab.load("glassllm", copy_with(format=99))
     with pytest.raises(ConsolidationError, match="not the file that"):
         cramlab.load("glassllm", copy_with(weights_sha256="0" * 64))
@@ -114,6 +115,36 @@ def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
         cramlab.load("glassllm", folder)
 
 
+def test_loaded_weights_are_those_that_were_calibrated(folder):
+    """Rounding to half precision comes before the thresholds: the folder keeps every bit."""
+    from safetensors.torch import load_file
+
+    model = cramlab.load("glassllm", folder)
+    kept = load_file(folder / WEIGHTS)
+    for name, layer in installed(model).items():
+        i = name.split(".")[2]
+        for key, value in layer.state_dict().items():
+            assert torch.equal(value, kept[f"{i}.{key}"].float())
+        assert layer.units == SIZES["units"]
+        assert layer.gate.weight[:, len(layer.shift) :].abs().max() > 0  # gradients have been there
+
+
+def test_nothing_is_learned_from_documents_that_are_held_out(folder):
+    pretrained, corpus, config = load("glassllm"), read_corpus("stdlib"), RetrofitConfig(**SIZES)
+    parts = parts_of(pretrained, corpus, config, read_corpus("prose"))
+    learned = {
+        tuple(tokens.tolist()) for group in ("learning", "fit", "gate", "sensitivity") for tokens in parts[group]
+    }
+    for group in HELD_OUT:
+        assert not learned & {tuple(tokens.tolist()) for tokens in parts[group]}
+    assert parts["further"]
+    longer = held_out_at(pretrained, corpus, config, 200, 5)
+    assert len(longer) == 5
+    clean = [tuple(tokens.tolist()) for group in ("test", "calibration") for tokens in parts[group]]
+    assert all(tuple(tokens[:128].tolist()) in clean for tokens in longer)
+    assert [len(tokens) for tokens in running_contexts(pretrained, read_corpus("prose"), 64, 3, 0)] == [64, 64, 64]
+
+
 def test_the_digest_does_not_see_the_patch(folder):
     model = load("glassllm").model
     before = weights_digest(model)
@@ -133,7 +164,7 @@ def test_finished_work_is_kept(folder, capsys):
     assert "promised: at most 0.1 nats" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stage", ["sensitivity", "calibration-original"])
+@pytest.mark.parametrize("stage", ["sensitivity", "end", "calibration-original"])
 def test_work_cut_off_goes_on_to_the_same_result(stage, folder, tmp_path, monkeypatch, capsys):
     from cramlab.audit.resume import Stages
 
@@ -170,6 +201,8 @@ def test_work_cut_off_goes_on_to_the_same_result(stage, folder, tmp_path, monkey
         (("glassllm", "--text", "stdlib", "--set", "windw=3"), 'did you mean "window"'),
         (("glassllm", "--text", "stdlib", "--set", "window=0"), "retrofit.window = 0"),
         (("glassllm", "--text", "stdlib", "--set", "context=30"), "nothing far beyond window 64"),
+        (("glassllm", "--text", "stdlib", "--set", "end_loss=mse"), 'end_loss = "mse" must be one of kl, nats'),
+        (("glassllm", "--text", "stdlib", "--device", "nowhere"), "--device nowhere"),
         (("glassllm", "--text", "stdlib"), "longer than the model's own, 128"),
         (("glassllm", "--text", "stdlib", "--max-loss-increase", "0"), "must be above 0"),
         (("glassllm", "--text", "stdlib", "--set", "calibration_documents=3"), "promise nothing at confidence 0.9"),

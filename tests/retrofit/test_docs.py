@@ -39,6 +39,7 @@ def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = {"fit": 16, "gate": 8, "sensitivity": 4, "validation": 4, "test": 4, "calibration": 30}
     more = [part for name, n in small.items() for part in ("--set", f"{name}_documents={n}")]
+    more += ["--set", "local_steps=4", "--set", "end_steps=8", "--set", "learning_contexts=32"]
     assert main([*commands()[0][1:], *more, "--set", "max_rank=16", "--threads", "1"]) == 0
     capsys.readouterr()
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

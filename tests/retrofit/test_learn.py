@@ -95,7 +95,7 @@ def test_adapters_help_and_gates_rank_errors(learner):
             if i == 1:
                 added = added_by_far(site, sight.full, sight.near)[sight.far]
                 x = sight.features[sight.far]
-                pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.gate(x)[:, 0]))
+                pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
 
         return chosen
 

@@ -63,7 +63,7 @@ def test_the_loss_audits_labels_and_respects_padding():
     dirty = batch._replace(continuous=torch.where(batch.valid[..., None], batch.continuous, torch.nan))
     losses = []
     for given in (batch, dirty):
-        loss = training_loss(copy.deepcopy(model), given, FitConfig(), LossConfig(), np.random.default_rng(0), False)
+        loss, _ = training_loss(copy.deepcopy(model), given, FitConfig(), LossConfig(), np.random.default_rng(0), False)
         losses.append(float(loss.detach()))
     assert losses[0] == losses[1]
     assert np.isfinite(losses[0])

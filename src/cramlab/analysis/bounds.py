@@ -124,6 +124,33 @@ def memoriser(*, recurring_frac: float, n_values: int, f: float) -> tuple[float,
     return 0.0, f * recurring_frac
 
 
+def state_bits(n_bindings: int, *, n_values: int, right: float, chance: float = 1.0) -> float:
+    """The least state, in bits, of a model that reads nothing and answers bindings of this sequence from its state.
+
+    Args:
+        n_bindings: m, written before some moment and asked for after it; values independent and uniform.
+        n_values: equally likely values of each, V.
+        right: share of them that is answered right, or more, 0 to 1.
+        chance: with which probability at least, above 0.
+
+    Returns:
+        `(m KL(right || 1/V) + log(chance)) / log 2`, at least 0; KL in nats between two coins.
+    """
+    _check_shares(right=right)
+    _check_count(n_bindings)
+    if n_values < 2:
+        raise ValueError(f"n_values = {n_values} must be at least 2")
+    if not 0 < chance <= 1:
+        raise ValueError(f"chance = {chance} is no probability above 0")
+    guess = 1 / n_values
+    if right <= guess:
+        return 0.0
+    nats = right * math.log(right / guess)
+    if right < 1:
+        nats += (1 - right) * math.log((1 - right) / (1 - guess))
+    return max(0.0, (n_bindings * nats + math.log(chance)) / math.log(2))
+
+
 def _check_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:

@@ -89,9 +89,9 @@ class Statistics:
 
     def __init__(self, site: AttentionSite, n_types: int, n_positions: int, *, controls: bool = True) -> None:
         d_in, d_out, device = site.d_model, site.d_heads, site.device
-        self.hidden = Moments(d_in, d_out, device)
+        self.hidden = Moments(d_in, d_out, device=device)
         self.answer_square = torch.zeros((), dtype=torch.float64, device=device)
-        self.stream = Moments(d_in, d_out, device) if controls and site.norm is not None else None
+        self.stream = Moments(d_in, d_out, device=device) if controls and site.norm is not None else None
         self.controls = controls
         if controls:
             self.shuffled_xy = torch.zeros(d_in, d_out, dtype=torch.float64, device=device)

@@ -6,7 +6,6 @@ Source: ours; ridge and reduced-rank regression (Izenman 1975) are textbook.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +26,11 @@ class Moments:
 
     FIELDS = ("n", "x", "y", "xx", "xy")
 
-    def __init__(self, d_in: int, d_out: int, device: torch.device | None = None) -> None:
-        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
-        self.n, self.x, self.y = zeros(()), zeros(d_in), zeros(d_out)
+    def __init__(self, d_in: int, d_out: int, *, device: torch.device | None = None) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.n, self.x, self.y = zeros(), zeros(d_in), zeros(d_out)
         self.xx, self.xy = zeros(d_in, d_in), zeros(d_in, d_out)
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -52,7 +53,7 @@ class Moments:
 
     def through(self, weight: Tensor, bias: Tensor) -> Moments:
         """The sums for y @ weight + bias in place of y; weight (M, K), bias (K,)."""
-        mapped = Moments(len(self.x), weight.shape[1], self.x.device)
+        mapped = Moments(len(self.x), weight.shape[1], device=self.x.device)
         mapped.n, mapped.x, mapped.xx = self.n, self.x, self.xx
         mapped.y = self.y @ weight + self.n * bias
         mapped.xy = self.xy @ weight + torch.outer(self.x, bias)

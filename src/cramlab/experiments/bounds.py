@@ -10,7 +10,7 @@ from cramlab.config import ConfigError
 from cramlab.experiments.study import Study
 from cramlab.experiments.transition import Point, transition_config
 from cramlab.memory import CRAMConfig, RouterConfig
-from cramlab.training.run import RunConfig, Stage
+from cramlab.training.run import RunConfig
 
 
 class BoundPoint(NamedTuple):
@@ -29,20 +29,19 @@ class BoundPoint(NamedTuple):
     random_frac: float | None = None
 
 
+# CRAM and `price-only` on SRCD as it is are points of `transition`.
 POINTS = (
     BoundPoint("cram", rebound=True),
     BoundPoint("cram-random", rebound=True, random_frac=0.5),
     BoundPoint("transformer", rebound=True),
     BoundPoint("cram-random", random_frac=0.5),
     BoundPoint("recurrence"),
-    BoundPoint("price-only"),
-    BoundPoint("cram"),
+    BoundPoint("recurrence", rebound=True),
     BoundPoint("cram", query_frac=0.1),
     BoundPoint("cram", query_frac=0.1, rebound=True),
     BoundPoint("cram-random", rebound=True, random_frac=0.2),
 )
-STEPS = {"tiny": 60, "small": 600}
-BATCH_SIZE = {"tiny": 16, "small": 32}
+STEPS = {"tiny": 60, "small": 900}
 
 
 def bounds(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
@@ -71,7 +70,5 @@ def bound_config(point: BoundPoint, size: str, seed: int) -> RunConfig:
         router = RouterConfig(name="random", random_frac=point.random_frac)
         model = dataclasses.replace(model, mixer=CRAMConfig(router=router))
         variant += f"-reads={point.random_frac:g}"
-    training = dataclasses.replace(
-        config.training, max_steps=STEPS[size], eval_every_steps=20, stages=(Stage(batch_size=BATCH_SIZE[size]),)
-    )
+    training = dataclasses.replace(config.training, max_steps=STEPS[size], eval_every_steps=20)
     return dataclasses.replace(config, experiment="bounds", task=task, model=model, training=training, variant=variant)

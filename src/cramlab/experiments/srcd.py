@@ -59,6 +59,10 @@ def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") ->
             model = dataclasses.replace(model, norm="post")
         case "price-only":  # as many parameters as the semantic memory would have
             model = dataclasses.replace(model, d_mlp=576)
+        case "price-only-taught":  # and every token that reads also learns to do without, in ordinary weights
+            model = dataclasses.replace(model, d_mlp=576)
+            taught = dataclasses.replace(training.loss, no_read_floor=1.0)
+            training = dataclasses.replace(training, loss=taught)
         case "cram-no-consolidation":  # nothing teaches the semantic memory but the tokens that it answers
             silent = dataclasses.replace(training.loss, consolidation_weight=0.0, no_read_weight=0.0)
             training = dataclasses.replace(training, loss=silent)
@@ -90,4 +94,12 @@ def srcd_deep(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> S
         run_config(mixer=mixer, size=size, seed=seed or 0, experiment="srcd_deep")
         for mixer in mixers or ("cram", "transformer", "seqboat", "price-only")
     ]
-    yield [dataclasses.replace(c, model=dataclasses.replace(c.model, n_layers=4)) for c in configs]
+    # Four gates that must find out who reads take longer than one.
+    yield [
+        dataclasses.replace(
+            c,
+            model=dataclasses.replace(c.model, n_layers=4),
+            training=dataclasses.replace(c.training, patience_evals=12),
+        )
+        for c in configs
+    ]

@@ -48,5 +48,5 @@ def sweep_config(mixer: str, size: str, seed: int, name: str, value: Any) -> Run
         )
     training = config.training
     if size != "tiny":
-        training = dataclasses.replace(training, max_steps=4000, patience_evals=8, cooldown_steps=400)
+        training = dataclasses.replace(training, max_steps=5000, patience_evals=24, cooldown_steps=400)
     return dataclasses.replace(config, task=task, training=training, variant=f"{name}={value}")

@@ -33,6 +33,7 @@ POINTS = (
     Point("cram", recurring_frac=0.25),
     Point("cram", recurring_frac=0.9),
     Point("price-only"),
+    Point("cram-fast-semantic"),
 )
 N_SEEDS = 3
 

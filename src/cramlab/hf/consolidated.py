@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -56,32 +57,42 @@ class ConsolidatedAttention(nn.Module):
     """The semantic memory and the gate of one layer.
 
     Both look at the same features of a token: what attention sees, what the window said, and how well the window's keys
-    and the first keys matched (log masses by head). None needs a read.
+    and the first keys matched (log masses by head). None needs a read. A map down to a few numbers, some of them linear
+    and some behind a GELU, and a map up make the adapter; the gate sees the features and the latter numbers.
 
     Args:
         d_model: width of the layer's answer and of what it sees.
         d_heads: width of all heads' outputs.
         n_heads: query heads.
-        rank: of the adapter; 0: it answers the mean.
+        rank: linear numbers of the adapter.
+        units: numbers behind a GELU, which adapter and gate share; with neither, the adapter answers a constant.
         window: keys that every token sees, itself included.
         n_sinks: first keys that every token sees.
     """
 
     CHILD = "consolidated"  # what it is called under the attention module
+    shift: Tensor
+    scale: Tensor
 
-    def __init__(self, *, d_model: int, d_heads: int, n_heads: int, rank: int, window: int, n_sinks: int) -> None:
+    def __init__(
+        self, *, d_model: int, d_heads: int, n_heads: int, rank: int, window: int, n_sinks: int, units: int = 0
+    ) -> None:
         super().__init__()
-        for name, value, least in (("rank", rank, 0), ("window", window, 1), ("n_sinks", n_sinks, 0)):
+        for name, value, least in (
+            ("rank", rank, 0), ("units", units, 0), ("window", window, 1), ("n_sinks", n_sinks, 0),
+        ):  # fmt: skip
             if value < least:
                 raise ValueError(f"consolidated.{name} = {value} must be at least {least}")
-        self.window, self.n_sinks = window, n_sinks
-        n_features = self.n_features(d_model, d_heads, n_heads)
-        self.down = nn.Linear(n_features, rank) if rank else None
-        self.up = nn.Linear(rank, d_model) if rank else None
-        self.constant = None if rank else nn.Parameter(torch.zeros(d_model))
-        self.gate = nn.Linear(n_features, 1)
+        self.window, self.n_sinks, self.rank, self.units = window, n_sinks, rank, units
+        n_features, n_code = self.n_features(d_model, d_heads, n_heads), rank + units
+        self.down = nn.Linear(n_features, n_code) if n_code else None
+        self.up = nn.Linear(n_code, d_model) if n_code else None
+        self.constant = None if n_code else nn.Parameter(torch.zeros(d_model))
+        self.gate = nn.Linear(n_features + units, 1)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
+        self.register_buffer("shift", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
         self.threshold = 0.0
         self.active = True
         self.rule: Callable[[Tensor], Tensor] | None = None
@@ -96,20 +107,44 @@ class ConsolidatedAttention(nn.Module):
         return d_model + d_heads + 2 * n_heads
 
     @classmethod
-    def beside(cls, site: AttentionSite, *, rank: int, window: int, n_sinks: int) -> ConsolidatedAttention:
+    def beside(
+        cls, site: AttentionSite, *, rank: int, window: int, n_sinks: int, units: int = 0
+    ) -> ConsolidatedAttention:
         """One that fits a site, in its dtype and on its device."""
         parameter = next(site.out_proj.parameters())
-        layer = cls(d_model=site.d_model, d_heads=site.d_heads, n_heads=site.n_heads, rank=rank, window=window,
-                    n_sinks=n_sinks)  # fmt: skip
+        layer = cls(d_model=site.d_model, d_heads=site.d_heads, n_heads=site.n_heads, rank=rank, units=units,
+                    window=window, n_sinks=n_sinks)  # fmt: skip
         dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
         return layer.to(device=parameter.device, dtype=dtype)
 
-    def adapt(self, features: Tensor) -> Tensor:
-        """What the far read would have added to the layer's answer, (..., d_model)."""
-        if self.down is None or self.up is None:
+    def inner(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What gate and adapter are made of: standardised features (..., F) and code (..., rank + units)."""
+        x = (features - self.shift) * self.scale
+        if self.down is None:
+            return x, x[..., :0]
+        code = self.down(x)
+        if self.units:
+            code = torch.cat([code[..., : self.rank], F.gelu(code[..., self.rank :])], dim=-1)
+        return x, code
+
+    def score(self, x: Tensor, code: Tensor) -> Tensor:
+        """The gate's, (...,), from `inner`: the higher, the more a read is worth."""
+        return self.gate(torch.cat([x, code[..., self.rank :]], dim=-1) if self.units else x).squeeze(-1)
+
+    def answer(self, code: Tensor) -> Tensor:
+        """The adapter's, (..., d_model), from `inner`: what the far read would have added to the layer's answer."""
+        if self.up is None:
             assert self.constant is not None
-            return self.constant.expand(*features.shape[:-1], -1)
-        return self.up(self.down(features))
+            return self.constant.expand(*code.shape[:-1], -1)
+        return self.up(code)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """See `score`; from features (..., F)."""
+        return self.score(*self.inner(features))
+
+    def adapt(self, features: Tensor) -> Tensor:
+        """See `answer`; from features (..., F)."""
+        return self.answer(self.inner(features)[1])
 
     def read_rule(self, scores: Tensor) -> Tensor:
         """Which tokens read, given the gate's scores (B, T)."""
@@ -149,7 +184,8 @@ class ConsolidatedAttention(nn.Module):
         assert self.seen is not None
         features = torch.cat([self.seen, near.heads.flatten(2), near.masses], dim=-1)
         self.seen = None
-        reads = self.read_rule(self.gate(features).squeeze(-1)) & far
+        x, code = self.inner(features)
+        reads = self.read_rule(self.score(x, code)) & far
         n_reads = int(reads.sum())
         self.counts.far_tokens += n_far
         self.counts.far_reads += n_reads
@@ -160,7 +196,7 @@ class ConsolidatedAttention(nn.Module):
             self.counts.far_pairs += n_scored
             heads = heads.index_put(reads.nonzero(as_tuple=True), answers)
         if n_reads < n_far:
-            self._correction = torch.where((far & ~reads)[..., None], self.adapt(features), 0.0)
+            self._correction = torch.where((far & ~reads)[..., None], self.answer(code), 0.0)
         return heads
 
     def attach(self, site: AttentionSite) -> None:
@@ -185,11 +221,6 @@ class ConsolidatedAttention(nn.Module):
             handle.remove()
         self._handles = []
         delattr(module, self.CHILD)
-
-    @property
-    def rank(self) -> int:
-        """Of the adapter."""
-        return 0 if self.down is None else self.down.out_features
 
     @property
     def attached(self) -> bool:

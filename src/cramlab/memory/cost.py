@@ -32,7 +32,7 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
     full, half = (3, 2) if training else (1, 1)  # with and without a gradient to the input
     parts = {
         "working memory": _working(layer, seq_len, full, half),
-        "semantic memory": seq_len * _semantic(layer, full, full),
+        "semantic memory": seq_len * layer.semantic.product_flops(d, full, full),
         "read gate": seq_len * _router(layer, full, half),
         "write gate": 0.0,
         "keys and values": full * 2 * 2 * d * d * n_writes,
@@ -45,7 +45,7 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
         if training:
             parts["write gate's labels"] = 2 * d * n_reads * (d + n_writes)
     if training:
-        parts["consolidation"] = n_reads * _semantic(layer, full, half)
+        parts["consolidation"] = n_reads * layer.semantic.product_flops(d, half, full)
     read_flops = parts["queries and output"] + parts["scores"]
     held = n_writes if config.episodic.capacity is None else min(n_writes, config.episodic.capacity)
     return Cost(
@@ -68,11 +68,6 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
     size = min(scan_chunk(layer.norm.weight.device), seq_len)
     padded = -(-seq_len // size) * size if size else 0
     return float(a_token * seq_len + full * 2 * work.d_state * size * padded)
-
-
-def _semantic(layer: CRAMLayer, full: int, first: int) -> float:
-    """A token; `first` is the factor of the product that takes h itself."""
-    return float((first + full) * 2 * layer.d_model * layer.semantic.rank)
 
 
 def _router(layer: CRAMLayer, full: int, half: int) -> float:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
 
 WriteRule = Literal["all", "salience"]
+_MOST_WEIGHTS = 1 << 26  # attention weights held at once where the use of entries is counted
 
 
 class Buffer(NamedTuple):
@@ -50,10 +52,14 @@ class Written(NamedTuple):
     Attributes:
         buffer: entries from before the call and of the call.
         last: the newest place that each token of the call may see, int64 (B, T); -1: none.
+        gapless: all places up to any `last` are filled; known without looking, which would wait for the device.
+        full: all places are filled; likewise.
     """
 
     buffer: Buffer
     last: Tensor
+    gapless: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,9 @@ class EpisodicMemory(nn.Module):
             keys=empty, values=empty, times=empty[..., 0], filled=torch.zeros_like(empty[..., 0], dtype=torch.bool)
         )
 
-    def write(self, h: Tensor, gaps: Tensor, buffer: Buffer, writes: Tensor | None) -> Written:
+    def write(
+        self, h: Tensor, gaps: Tensor, buffer: Buffer, writes: Tensor | None, *, most: int | None = None
+    ) -> Written:
         """Adds tokens of this call to the buffer; keys and values are computed for these alone.
 
         Args:
@@ -127,6 +135,8 @@ class EpisodicMemory(nn.Module):
             gaps: (B, T); zero on padding.
             buffer: from `initial_buffer` or `evict`.
             writes: the tokens to write, never padding, bool (B, T); None: all.
+            most: of each sequence at most the first so many of these are written, and the buffer grows by as many
+                places: a caller that knows a bound keeps a gate's decision from having to leave the device. None: all.
         """
         n_before, n_tokens = buffer.n_places, h.shape[1]
         now = gaps.cumsum(dim=-1)
@@ -135,31 +145,62 @@ class EpisodicMemory(nn.Module):
             filled = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
             keys, values, ages = self.w_key(h), self.w_value(h), total - now
             last = torch.arange(n_before, n_before + n_tokens, device=h.device).expand(h.shape[:2])
+            gapless = full = not n_before and writes is None
         else:
             writes = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
             rank = writes.cumsum(dim=1)
+            if most is not None:
+                rank = rank.clamp(max=most)
             last = n_before + rank - 1
-            n_most = int(rank[:, -1:].amax()) if writes.numel() else 0
-            token = writes.flatten().nonzero().squeeze(-1)
-            place = (rank - 1 + n_most * torch.arange(len(h), device=h.device)[:, None]).flatten()[token]
-            chosen = h.flatten(0, 1).index_select(0, token)
-
-            def packed(entries: Tensor) -> Tensor:
-                empty = entries.new_zeros(len(h) * n_most, *entries.shape[1:])
-                return empty.index_copy(0, place, entries).unflatten(0, (len(h), n_most))
-
-            keys, values = packed(self.w_key(chosen)), packed(self.w_value(chosen))
-            ages, filled = packed((total - now).flatten()[token]), packed(torch.ones_like(token, dtype=torch.bool))
+            gapless, full = not n_before, not n_before and len(h) == 1 and most is None
+            if most is None and not launches.bind(h.device):
+                keys, values, ages, filled = self._packed(h, total - now, writes)
+            else:
+                keys, values, ages, filled = self._packed_together(h, total - now, writes, most)
         grown = Buffer(
             keys=_joined(buffer.keys, keys),
             values=_joined(buffer.values, values),
             times=torch.cat([buffer.times + total, ages], dim=1) if n_tokens else buffer.times,
             filled=_joined(buffer.filled, filled),
         )
-        return Written(buffer=grown, last=last)
+        return Written(buffer=grown, last=last, gapless=gapless, full=full)
 
-    def evict(self, buffer: Buffer) -> Buffer:
-        """The newest `capacity` entries of each sequence, without the empty places that all sequences share."""
+    def _packed(self, h: Tensor, ages: Tensor, writes: Tensor) -> Buffer:
+        """Entries of the tokens of `writes` (B, T) in order, from h (B, T, D) and ages (B, T), and none but these."""
+        rank = writes.cumsum(dim=1)
+        n_most = int(rank[:, -1:].amax()) if writes.numel() else 0
+        token = writes.flatten().nonzero().squeeze(-1)
+        place = (rank - 1 + n_most * torch.arange(len(h), device=h.device)[:, None]).flatten()[token]
+        chosen = h.flatten(0, 1).index_select(0, token)
+
+        def packed(entries: Tensor) -> Tensor:
+            empty = entries.new_zeros(len(h) * n_most, *entries.shape[1:])
+            return empty.index_copy(0, place, entries).unflatten(0, (len(h), n_most))
+
+        return Buffer(
+            keys=packed(self.w_key(chosen)),
+            values=packed(self.w_value(chosen)),
+            times=packed(ages.flatten()[token]),
+            filled=packed(torch.ones_like(token, dtype=torch.bool)),
+        )
+
+    def _packed_together(self, h: Tensor, ages: Tensor, writes: Tensor, most: int | None) -> Buffer:
+        """`_packed` with some entry on the empty places too, in few launches, and without a wait if `most` is given."""
+        token, there = first_tokens(writes, most)
+        chosen = rows_at(h, token)
+        filled = torch.ones_like(token, dtype=torch.bool) if there is None else there
+        return Buffer(self.w_key(chosen), self.w_value(chosen), ages.gather(1, token), filled)
+
+    def evict(self, buffer: Buffer, *, full: bool = False) -> Buffer:
+        """The newest `capacity` entries of each sequence, without the empty places that all sequences share.
+
+        Args:
+            buffer: of `Written`.
+            full: it is known to have no empty places.
+        """
+        if full:
+            excess = 0 if self.config.capacity is None else buffer.n_places - self.config.capacity
+            return buffer if excess <= 0 else Buffer(*(part[:, excess:].clone() for part in buffer))
         n_filled = int(buffer.filled.sum(dim=1).max()) if buffer.n_places else 0
         keep = n_filled if self.config.capacity is None else min(n_filled, self.config.capacity)
         ordered = bool((buffer.filled[:, 1:] >= buffer.filled[:, :-1]).all())  # empty places are in front already
@@ -179,16 +220,19 @@ class EpisodicMemory(nn.Module):
         """The tokens that see at least one entry, bool (B, T). With `write="all"` each sees itself."""
         if self.salience is None:
             return torch.ones_like(written.last, dtype=torch.bool)
+        if written.gapless:
+            return written.last >= 0
         n_seen = F.pad(written.buffer.filled.long().cumsum(dim=1), (1, 0))
         return n_seen.gather(1, written.last + 1) > 0
 
-    def read(self, h: Tensor, reads: Tensor | None, written: Written) -> Tensor:
+    def read(self, h: Tensor, reads: Tensor | None, written: Written, *, most: int | None = None) -> Tensor:
         """Attention over the buffer for the tokens that read (Eq. 3).
 
         Args:
             h: tokens of the call that made `written`, (B, T, D).
             reads: which tokens read, bool (B, T), among those that can; None: all, and all can.
             written: from `write`.
+            most: of each sequence at most the first so many of these read; see `write`. None: all.
 
         Returns:
             (B, T, D); zero where a token did not read. Only reading tokens are projected and scored, each against the
@@ -198,48 +242,68 @@ class EpisodicMemory(nn.Module):
         if reads is None:
             sees_all = self.config.capacity is None or self.config.capacity >= buffer.n_places
             equal = self.salience is None and buffer.n_places == h.shape[1]
-            if equal and sees_all and bool(buffer.filled.all()):
+            if equal and sees_all and (written.full or bool(buffer.filled.all())):
                 return self.w_out(self._attend(self.w_query(h), buffer, None))
             visible = visible_places(buffer.filled, written.last, self.config.capacity)
             return self.w_out(self._attend(self.w_query(h), buffer, visible))
+        if most is not None or launches.bind(h.device):
+            return self._read_together(h, reads, written, most)
         token = reads.flatten().nonzero().squeeze(-1)  # of all sequences together, (R,)
         q, last = self.w_query(h.flatten(0, 1).index_select(0, token)), written.last.flatten()[token]
-        if not len(token):  # the parameters take part all the same: data parallel waits for every gradient
-            return torch.zeros_like(h) + (self.w_out(q).sum() + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum())
-        if h.device.type != "cpu":  # few launches are worth some filling up
-            found = self._attend_padded(q, last, reads, buffer)
-        else:  # sequence by sequence, so that rows with few reads are not filled up to the row with most
-            answers, counts = [], reads.sum(dim=1).tolist()
-            for b, (some, places) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
-                if len(some):
-                    one = Buffer(*(part[b : b + 1] for part in buffer))
-                    answers.append(self._attend_in_blocks(some[None], places[None], one)[0])
-            found = torch.cat(answers)
-        found = self.w_out(found)
-        return found.new_zeros(reads.numel(), found.shape[-1]).index_copy(0, token, found).view_as(h)
+        if not len(token):
+            return self._nobody_reads(h, q, buffer)
+        # Sequence by sequence, so that rows with few reads are not filled up to the row with most.
+        answers, counts = [], reads.sum(dim=1).tolist()
+        for b, (some, places) in enumerate(zip(q.split(counts), last.split(counts), strict=True)):
+            if len(some):
+                one = Buffer(*(part[b : b + 1] for part in buffer))
+                answers.append(self._attend_in_blocks(some[None], places[None], one)[0])
+        found = self.w_out(torch.cat(answers))
+        return found.new_zeros(reads.numel(), found.shape[-1]).index_copy_(0, token, found).view_as(h)
 
-    def _attend_padded(self, q: Tensor, last: Tensor, reads: Tensor, buffer: Buffer) -> Tensor:
-        """All sequences at once, each filled up to the one with most reads. (R, D) for q (R, D) and last (R,)."""
-        row, token = reads.nonzero(as_tuple=True)
-        rank = reads.cumsum(dim=1)[row, token] - 1
-        shape = (len(reads), int(rank.max()) + 1)
-        # Filled-up places ask what the last reader of their sequence asks for, or place 0; nobody looks at the answer.
-        padded_last = last.new_zeros(shape).index_put((row, rank), last).cummax(dim=1).values
-        padded_q = q.new_zeros(*shape, q.shape[-1]).index_put((row, rank), q)
-        return self._attend_in_blocks(padded_q, padded_last, buffer)[row, rank]
+    def _read_together(self, h: Tensor, reads: Tensor, written: Written, most: int | None) -> Tensor:
+        """`read` of all sequences at once, each filled up to the one with most reads: few launches, one wait at most.
 
-    def _attend_in_blocks(self, q: Tensor, last: Tensor, buffer: Buffer) -> Tensor:
+        The fused kernel leaves filled-up places alone; its twin gives them an answer that nobody looks at.
+        """
+        token, there = first_tokens(reads, most)
+        q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
+        if not token.shape[1]:
+            return self._nobody_reads(h, q, written.buffer)
+        if there is not None:
+            last = last.masked_fill(~there, -1)
+        found = self.w_out(self._attend_chosen(q, last, written)).flatten(0, 1)
+        place = token + h.shape[1] * torch.arange(len(h), device=h.device)[:, None]
+        if there is not None:  # one more row for the answers that nobody looks at
+            place = place.where(there, reads.numel())
+        y = found.new_zeros(reads.numel() + 1, found.shape[-1]).index_copy_(0, place.flatten(), found)
+        return y[:-1].view_as(h)
+
+    def _attend_chosen(self, q: Tensor, last: Tensor, written: Written) -> Tensor:
+        """Attention of readers (B, R, D) up to `last` (B, R), -1 where a reader is filled up."""
+        buffer, n_heads = written.buffer, self.config.n_heads
+        if fused_read.usable(q, n_heads):
+            filled = None if written.gapless else buffer.filled
+            return fused_read.attend(q, last, buffer.keys, buffer.values, filled, n_heads, self.config.capacity)
+        return self._attend_in_blocks(q, last.clamp(min=0).cummax(dim=1).values, buffer, full=written.full)
+
+    def _nobody_reads(self, h: Tensor, q: Tensor, buffer: Buffer) -> Tensor:
+        """Zeros, but the parameters take part all the same: data parallel waits for every gradient."""
+        return torch.zeros_like(h) + (self.w_out(q).sum() + buffer.keys[:, :0].sum() + buffer.values[:, :0].sum())
+
+    def _attend_in_blocks(self, q: Tensor, last: Tensor, buffer: Buffer, *, full: bool = False) -> Tensor:
         """Attention of readers in order, block by block, each against the places that its readers see.
 
         Args:
             q: (B, R, D).
             last: newest place seen, never falling along a row, (B, R).
             buffer: of the same sequences.
+            full: it is known to have no empty places.
         """
         capacity, size = self.config.capacity, block_size(q.shape[1])
         if capacity is not None and capacity >= buffer.n_places:
             capacity = None
-        full = bool(buffer.filled.all())
+        full = full or bool(buffer.filled.all())
         oldest, newest = last.amin(dim=0).tolist(), last.amax(dim=0).tolist()
         answers = []
         for start in range(0, q.shape[1], size):
@@ -278,24 +342,38 @@ class EpisodicMemory(nn.Module):
         assert self.salience is not None
         with torch.no_grad():
             use = self._use(h, asks, writes, written)
-        row, token = writes.nonzero(as_tuple=True)
-        return self.salience.loss(logit[row, token], use[row, written.last[row, token]], self.config.write_price)
+            if not use.shape[1]:
+                return 0.0 * logit.sum()
+            use = use.gather(1, written.last.clamp(min=0))
+        return self.salience.loss(logit, use, self.config.write_price, writes)
 
     def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
         """Squared attention weight that each place of the buffer got, summed over readers, mean over heads; (B, S)."""
+        asks = asks & self.can_read(written)
+        if launches.bind(h.device):
+            return self._use_together(h, asks, writes, written)
+        rows = [slice(b, b + 1) for b in range(len(h))]
+        parts = [Written(Buffer(*(t[row] for t in written.buffer)), written.last[row]) for row in rows]
+        use = [self._use_together(h[r], asks[r], writes[r], part) for r, part in zip(rows, parts, strict=True)]
+        return torch.cat(use) if use else written.buffer.times
+
+    def _use_together(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
+        """`_use` of all sequences at once, each filled up to the one that asks most."""
         buffer, heads = written.buffer, (self.config.n_heads, -1)
-        use = buffer.times.new_zeros(buffer.filled.shape)
+        use = buffer.keys.new_zeros(buffer.filled.shape)
         k = buffer.keys.unflatten(-1, heads)
         places = torch.arange(buffer.n_places, device=h.device)
-        for b, row in enumerate(asks & self.can_read(written)):
-            for some in row.nonzero().squeeze(-1).split(128):  # so that memory stays bounded
-                last = written.last[b, some]
-                q = self.w_query(h[b, some]).unflatten(-1, heads)
-                visible = visible_places(buffer.filled[b : b + 1], last[None], self.config.capacity)[0]
-                scores = torch.einsum("rhd,shd->hrs", q, k[b]) / q.shape[-1] ** 0.5
-                weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)
-                own = writes[b, some, None] & (places == last[:, None])  # what a token is to itself needs no buffer
-                use[b] += weights.square().mean(dim=0).masked_fill(own, 0.0).sum(dim=0)
+        token, there = first_tokens(asks, None)
+        there = torch.ones_like(token, dtype=torch.bool) if there is None else there
+        size = max(128, _MOST_WEIGHTS // max(1, buffer.filled.numel() * heads[0]))  # so that memory stays bounded
+        for some, present in zip(token.split(size, dim=1), there.split(size, dim=1), strict=True):
+            last = written.last.gather(1, some).clamp(min=0)  # -1 only where filled up
+            q = self.w_query(rows_at(h, some)).unflatten(-1, heads)
+            visible = visible_places(buffer.filled, last, self.config.capacity)[:, None]
+            scores = torch.einsum("brhd,bshd->bhrs", q, k) / q.shape[-1] ** 0.5
+            weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)
+            own = writes.gather(1, some)[..., None] & (places == last[..., None])  # to itself it needs no buffer
+            use += weights.square().mean(dim=1).masked_fill(own | ~present[..., None], 0.0).sum(dim=1)
         return use
 
 
@@ -304,6 +382,34 @@ def _joined(old: Tensor, new: Tensor) -> Tensor:
     if not new.shape[1] and not new.requires_grad:
         return old
     return torch.cat([old, new], dim=1) if old.shape[1] else new
+
+
+def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | None]:
+    """Numbers of the chosen tokens of each sequence in order, filled up to equal length.
+
+    Args:
+        chosen: bool (B, T).
+        most: the first so many of each sequence, R; None: all, for which the device is waited for.
+
+    Returns:
+        int64 (B, R), 0 where filled up; and which are not, bool (B, R), None where all are not.
+    """
+    if most is None and len(chosen) == 1:
+        return chosen[0].nonzero().T, None
+    rank = chosen.cumsum(dim=1)
+    if most is None:
+        most = int(rank[:, -1:].amax()) if chosen.numel() else 0
+    place = torch.where(chosen & (rank <= most), rank - 1, most)  # the others meet in one place more
+    numbers = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    token = numbers.new_zeros(len(chosen), most + 1).scatter_(1, place, numbers)[:, :most]
+    return token, torch.arange(most, device=chosen.device) < rank[:, -1:]
+
+
+def rows_at(h: Tensor, token: Tensor) -> Tensor:
+    """The tokens of h (B, T, D) with these numbers (B, R); (B, R, D)."""
+    if len(h) == 1:
+        return h[0].index_select(0, token[0])[None]
+    return h.gather(1, token[..., None].expand(-1, -1, h.shape[-1]))
 
 
 def block_size(n_readers: int) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cramlab.memory import launches
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
@@ -24,7 +25,7 @@ class CRAMConfig:
     Attributes:
         working: continuous-time recurrence; None: the token itself, an ablation.
         episodic: buffer and attention.
-        semantic: `AdapterConfig` or `NothingConfig`.
+        semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
         router: who decides.
     """
 
@@ -114,7 +115,7 @@ class CRAMLayer(Mixer):
             y = torch.where(valid[..., None], y, 0.0)
         return MixerOutput(
             y=y,
-            state=CRAMState(working=working_state, buffer=self.episodic.evict(written.buffer)),
+            state=CRAMState(working=working_state, buffer=self.episodic.evict(written.buffer, full=written.full)),
             trace=trace._replace(written=writes),
             aux=aux,
             y_without_reads=without,
@@ -146,11 +147,13 @@ class CRAMLayer(Mixer):
         if self.episodic.salience is not None:  # before anything is written there is nothing to read
             can_read = self.episodic.can_read(written)
             chosen, reads = chosen & can_read, reads & can_read
-        everyone = bool(reads.all())
-        retrieved = self.episodic.read(h, None if everyone else reads, written)
+        reader = reads.flatten().nonzero().squeeze(-1)  # their numbers, once: it waits for the device
+        everyone = len(reader) == reads.numel()
+        most = len(reader) if launches.bind(h.device) and len(h) == 1 else None  # known now, and another wait saved
+        retrieved = self.episodic.read(h, None if everyone else reads, written, most=most)
         aux = {}
         if self.training:
-            aux["consolidation"] = self._consolidation(h, retrieved, reads)
+            aux["consolidation"] = self._consolidation(h, retrieved, reader)
         y = working + torch.where(reads[..., None], retrieved, answer)
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
@@ -158,7 +161,7 @@ class CRAMLayer(Mixer):
             scored=reads,
             gate_prob=chosen.to(h.dtype) if gate_logit is None else torch.sigmoid(gate_logit.detach()),
             gate_logit=gate_logit,
-            quality=quality(answer, retrieved, reads, self.config.router.sigma),
+            quality=self._quality(answer, retrieved, reader),
         )
         return y, working + answer if routing.counterfactual else None, trace, aux
 
@@ -179,11 +182,19 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(self, h: Tensor, retrieved: Tensor, reads: Tensor) -> Tensor:
+    def _consolidation(self, h: Tensor, retrieved: Tensor, reader: Tensor) -> Tensor:
         """Eq. 5 on the tokens that read. Both sides are detached: it teaches the semantic memory and nothing else."""
-        if not bool(reads.any()):
+        if not len(reader):
             return 0.0 * self.semantic(h[:1, :1].detach()).sum()
-        return consolidation_loss(self.semantic(h.detach()[reads]), retrieved[reads])
+        h, retrieved = (t.detach().flatten(0, 1).index_select(0, reader) for t in (h, retrieved))
+        return consolidation_loss(self.semantic(h), retrieved)
+
+    def _quality(self, answer: Tensor, retrieved: Tensor, reader: Tensor) -> Tensor:
+        """Eq. 6 for the tokens that read, NaN for the others, (B, T)."""
+        unknown = torch.full((answer.shape[0] * answer.shape[1],), torch.nan, dtype=answer.dtype, device=answer.device)
+        answer_, retrieved_ = (t.detach().flatten(0, 1).index_select(0, reader) for t in (answer, retrieved))
+        q = quality(answer_, retrieved_, self.config.router.sigma)
+        return unknown.to(q.dtype).index_copy_(0, reader, q).view(answer.shape[:2])
 
     def _mix_soft(
         self,
@@ -200,7 +211,7 @@ class CRAMLayer(Mixer):
         everyone = self.episodic.salience is None
         retrieved = self.episodic.read(x, None if everyone else scored, written)
         answer = self.semantic(x)
-        q = quality(answer, retrieved, scored, self.config.router.sigma)
+        q = self._quality(answer, retrieved, scored.flatten().nonzero().squeeze(-1))
         q_known = torch.where(scored, q, 0.0)
         logits = self.gumbel(x, gaps, hidden, q_known)
         if routing.read_all:
@@ -215,7 +226,8 @@ class CRAMLayer(Mixer):
         aux = {}
         if self.training:
             n_valid = scored.sum().clamp(min=1)
-            aux["consolidation"] = self._consolidation(x, retrieved, (path == Path.EPISODIC) & scored)
+            reader = ((path == Path.EPISODIC) & scored).flatten().nonzero().squeeze(-1)
+            aux["consolidation"] = self._consolidation(x, retrieved, reader)
             aux["episodic_use"] = (probs[..., Path.EPISODIC] * scored).sum() / n_valid
             aux["semantic_use"] = (probs[..., Path.SEMANTIC] * q_known * scored).sum() / n_valid
         trace = Trace(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cramlab.memory.layer import CRAMLayer
-from cramlab.memory.semantic import Nothing
+from cramlab.memory.semantic import Nothing, Slots
 from cramlab.memory.working import NoWorkingMemory
 from cramlab.mixer import Path
 
@@ -102,6 +102,12 @@ def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
     memory = layer.semantic
     if isinstance(memory, Nothing):
         return torch.zeros_like(h), torch.zeros(0)
+    if isinstance(memory, Slots):
+        query = memory.w_query(h)
+        matches = torch.stack([query @ key / (query.norm() * key.norm()) for key in memory.keys])
+        odds = (memory.log_sharpness.exp() * matches).exp()
+        values = [share * value for share, value in zip(odds / odds.sum(), memory.values, strict=True)]
+        return memory.log_size.exp() * sum(values, torch.zeros_like(h)) + memory.bias, matches
     recognised = memory.w_down(h).clamp(min=0)
     return memory.w_up(recognised), recognised
 

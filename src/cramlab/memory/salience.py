@@ -33,14 +33,16 @@ class SalienceGate(nn.Module):
         return self.out(F.silu(self.hidden(h.detach()))).squeeze(-1)
 
     @staticmethod
-    def loss(logit: Tensor, use: Tensor, price: float) -> Tensor:
+    def loss(logit: Tensor, use: Tensor, price: float, where: Tensor) -> Tensor:
         """Cross-entropy of "use exceeds the price", weighted by the distance between the two. Scalar.
 
         Args:
-            logit: of the entries written, (W,).
-            use: (W,).
+            logit: (B, T).
+            use: (B, T).
             price: in the same unit.
+            where: the tokens that were written, bool (B, T); the others teach nothing.
         """
         margin = use.detach() - price
         nats = F.binary_cross_entropy_with_logits(logit, (margin > 0).to(logit.dtype), reduction="none")
-        return (nats * margin.abs().clamp(max=_LARGEST_REGRET)).sum() / (price * max(len(logit), 1))
+        regret = margin.abs().clamp(max=_LARGEST_REGRET) * where
+        return (nats * regret).sum() / (price * where.sum().clamp(min=1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,6 +52,75 @@ class Adapter(nn.Module):
         """Answers h (..., D); same shape."""
         return self.answer(self.recognise(h))
 
+    def product_flops(self, d_model: int, first: int, full: int) -> float:
+        """FLOPs of a token's matrix products, those that take h times `first`, the others times `full`."""
+        return float((first + full) * 2 * d_model * self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotsConfig:
+    """Learned key-value slots.
+
+    Attributes:
+        n_slots: slots; should exceed the number of patterns to be learned.
+        d_match: dimensions in which keys are compared.
+        sharpness: initial inverse temperature of the match; learned. 20: two looks at one noisy key differ by less than
+            a hundredth in their cosine, the nearest strangers by a tenth.
+    """
+
+    n_slots: int = 256
+    d_match: int = 32
+    sharpness: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        for name in ("n_slots", "d_match"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"semantic.{name} = {getattr(self, name)} must be at least 1")
+        if not self.sharpness > 0:
+            raise ValueError(f"semantic.sharpness = {self.sharpness} must be positive")
+
+    def build(self, d_model: int) -> Slots:
+        """Fresh slots."""
+        return Slots(self, d_model)
+
+
+class Slots(nn.Module):
+    """Learned keys and values; the answer is a softmax over cosine matches. Source: ours.
+
+    The bias of the query takes out what all tokens have in common, without which every slot would match every token;
+    values begin as large as answers are and share a learned size, or Adam needs thousands of steps to grow them and no
+    slot is worth finding until then.
+    """
+
+    def __init__(self, config: SlotsConfig, d_model: int) -> None:
+        super().__init__()
+        self.rank = config.n_slots
+        self.w_query = nn.Linear(d_model, config.d_match)
+        self.keys = nn.Parameter(torch.randn(config.n_slots, config.d_match))
+        self.values = nn.Parameter(torch.randn(config.n_slots, d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(config.sharpness)))
+        self.log_size = nn.Parameter(torch.tensor(0.0))
+
+    def recognise(self, h: Tensor) -> Tensor:
+        """How well h (..., D) matches each slot: cosines, (..., n_slots). The greatest is the match score."""
+        return F.normalize(self.w_query(h), dim=-1) @ F.normalize(self.keys, dim=-1).T
+
+    def answer(self, recognised: Tensor) -> Tensor:
+        """The answer to that, (..., D)."""
+        weights = torch.softmax(self.log_sharpness.exp() * recognised, dim=-1)
+        return self.log_size.exp() * (weights @ self.values) + self.bias
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Answers h (..., D); same shape."""
+        return self.answer(self.recognise(h))
+
+    def product_flops(self, d_model: int, first: int, full: int) -> float:
+        """As `Adapter.product_flops`."""
+        n_slots, d_match = self.keys.shape
+        return float(2 * d_match * (first * d_model + full * n_slots) + full * 2 * n_slots * d_model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NothingConfig:
@@ -81,5 +152,9 @@ class Nothing(nn.Module):
         """Zeros like h (..., D)."""
         return self.answer(self.recognise(h))
 
+    def product_flops(self, d_model: int, first: int, full: int) -> float:  # noqa: ARG002
+        """As `Adapter.product_flops`: nothing is multiplied."""
+        return 0.0
 
-SemanticConfig = AdapterConfig | NothingConfig
+
+SemanticConfig = AdapterConfig | SlotsConfig | NothingConfig

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cramlab.memory import launches
+
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
 
 
@@ -28,13 +30,16 @@ def elapsed_within(gaps: Tensor) -> Tensor:
     return elapsed.masked_fill(pairs.triu(1), _NEVER)
 
 
+_LONG_CHUNK = 512  # chunks that are solved together where launches bind
+
+
 def scan_chunk(device: torch.device) -> int:
     """Tokens of a chunk: few on a CPU, where work counts; more on an accelerator, where launches do."""
-    return 16 if device.type == "cpu" else 64
+    return 32 if launches.bind(device) else 16
 
 
 def decay_scan(
-    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int | None = None
+    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int | None = None, nested: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t at once, chunk by chunk.
 
@@ -44,6 +49,8 @@ def decay_scan(
         rates: one a timescale, in 1 / time units, (G,), > 0.
         state: s before the first token, (B, G, E).
         chunk: tokens solved by one matrix product; None: `scan_chunk` of the device.
+        nested: what passes from chunk to chunk, the same recurrence over n / C chunks, is solved in the same way and
+            not by a loop, which launches least; None: on an accelerator.
 
     Returns:
         s at every token, (B, T, G, E), and after the last one, (B, G, E).
@@ -53,11 +60,13 @@ def decay_scan(
     n_batch, n_tokens, n_timescales, width = u.shape
     if n_tokens == 0:
         return u, state
+    exact = torch.promote_types(u.dtype, torch.float32)  # a decay close to 1 does not survive in 16 bits
+    rates, gaps = rates.to(exact), gaps.to(exact).clamp(max=_NEVER)
     if n_tokens == 1:  # a step of decoding: the definition itself
-        state = torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0]
+        state = (torch.exp(-rates * gaps)[..., None] * state).to(u.dtype) + u[:, 0]
         return state[:, None], state
     size = min(chunk or scan_chunk(u.device), n_tokens)
-    gaps = gaps.clamp(max=_NEVER)
+    nested = launches.bind(u.device) if nested is None else nested
     padding = -n_tokens % size
     # A padded token has gap 0 and input 0, which leaves the state as it is.
     u = nn.functional.pad(u, (0, 0, 0, 0, 0, padding))
@@ -65,15 +74,21 @@ def decay_scan(
     n_chunks = u.shape[1] // size
     u = u.view(n_batch, n_chunks, size, n_timescales, width).transpose(2, 3)  # (B, n, G, C, E)
     gaps = gaps.view(n_batch, n_chunks, 1, size)
-    kernel = torch.exp(-rates[:, None, None] * elapsed_within(gaps))  # (B, n, G, C, C)
-    fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1))  # (B, n, G, C): of what came before the chunk
+    kernel = torch.exp(-rates[:, None, None] * elapsed_within(gaps)).to(u.dtype)  # (B, n, G, C, C)
+    fading = torch.exp(-rates[:, None] * gaps.cumsum(dim=-1)).to(u.dtype)  # (B, n, G, C): of what was before the chunk
     within = kernel @ u  # (B, n, G, C, E)
-    before = []
-    # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
-    for fades, added in zip(fading[..., -1, None].unbind(1), within[..., -1, :].unbind(1), strict=True):
-        before.append(state)
-        state = fades * state + added
-    s = within + fading[..., None] * torch.stack(before, dim=1)[:, :, :, None]
+    if nested:
+        chunks, passed = within[..., -1, :], gaps[:, :, 0].sum(dim=-1)
+        ends, end = decay_scan(chunks, passed, rates, state, chunk=_LONG_CHUNK, nested=True)
+        before, state = torch.cat([state[:, None], ends[:, :-1]], dim=1), end
+    else:
+        starts = []
+        # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
+        for fades, added in zip(fading[..., -1, None].unbind(1), within[..., -1, :].unbind(1), strict=True):
+            starts.append(state)
+            state = fades * state + added
+        before = torch.stack(starts, dim=1)
+    s = within + fading[..., None] * before[:, :, :, None]
     return s.transpose(2, 3).reshape(n_batch, -1, n_timescales, width)[:, :n_tokens], state
 
 
@@ -147,7 +162,7 @@ class WorkingMemory(nn.Module):
         s, state = decay_scan(u, gaps, self.log_rate.exp(), state)
         h = self.norm(s.flatten(2))
         if self.config.refine_steps:
-            pace = self.config.refine_dt * torch.sigmoid(self.w_tau(torch.log1p(gaps)[..., None]))
+            pace = self.config.refine_dt * torch.sigmoid(self.w_tau(torch.log1p(gaps).to(x.dtype)[..., None]))
             drive = self.w2(x)
             for _ in range(self.config.refine_steps):
                 h = h + pace * torch.tanh(self.w1(h) + drive)

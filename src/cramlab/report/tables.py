@@ -13,7 +13,9 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from cramlab.config import differing
+from cramlab.config import differing, to_dict
+from cramlab.losses import LossConfig
+from cramlab.training.run import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,11 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
 
 
 def _seedless(record: dict[str, Any]) -> str:
-    """The config without its seed, as text."""
-    return json.dumps({name: value for name, value in record["config"].items() if name != "seed"}, sort_keys=True)
+    """The config without its seed, as text. A field that is younger than the record has its default, as it had then."""
+    training = to_dict(TrainingConfig()) | record["config"]["training"]
+    training["loss"] = to_dict(LossConfig()) | training["loss"]
+    config = {name: value for name, value in record["config"].items() if name != "seed"}
+    return json.dumps(config | {"training": training}, sort_keys=True)
 
 
 def _at(config: Any, path: str) -> Any:

@@ -174,7 +174,7 @@ def cosine_importance(model: nn.Module, sites: Sequence[AttentionSite], document
 
     def look(i: int, seen: Seen) -> None:
         after = seen.stream + seen.answer
-        sums[i] += (1 - torch.cosine_similarity(seen.stream, after, dim=-1)).double().sum()
+        sums[i] += float((1 - torch.cosine_similarity(seen.stream, after, dim=-1)).double().sum())
 
     for tokens in documents:
         with watching(sites, look):
@@ -195,9 +195,8 @@ def head_importance(
     def choose(i: int) -> Callable[[Sight], Answer | None]:
         def chosen(sight: Sight) -> None:
             difference = (sight.full - sight.near)[sight.far].float()  # (N, H, Dh)
-            sums[i] += (
-                sensitivity[i] * torch.einsum("nhd,hdm->nhm", difference, weights[i]).square().sum((0, 2)).double()
-            )
+            squares = torch.einsum("nhd,hdm->nhm", difference, weights[i]).square().sum((0, 2))
+            sums[i] += sensitivity[i] * squares.double().cpu()
 
         return chosen
 

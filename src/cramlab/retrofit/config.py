@@ -24,8 +24,18 @@ class RetrofitConfig:
         test_documents: for the figures; looked at once.
         tokens_per_document: tokens of a document that enter the statistics, drawn at random.
         strengths: ridge strengths to choose from, see `audit.regression.RidgePath`.
-        max_rank: of an adapter.
-        adapter_bytes: of all adapters together, at most; the folder is little larger.
+        max_rank: of an adapter's linear part.
+        adapter_bytes: of the linear parts of all adapters together, at most, at two bytes a number.
+        units: numbers behind a GELU in each layer, for adapter and gate; they are learned by gradients only.
+        local_steps: gradient steps on each layer's own error; 0: none.
+        end_steps: gradient steps on the model's answer; 0: none.
+        end_loss: "kl": divergence from the original's next-token distribution; "nats": loss on the text itself.
+        batch_contexts: contexts a gradient step.
+        learning_contexts: contexts that gradients are taken from, at most; a document gives as many as it is long.
+        learning_rate: of Adam, at its highest, for maps of standardised features; see `Distiller` for maps up.
+        learning_fracs: shares of far reads skipped while learning, each context one of them, ascending.
+        temperature: of the chance with which reads are drawn while learning, in units of the gates' scores; it falls to
+            a fifth of this.
         skipped_fracs: shares of far reads to skip that thresholds are made for, ascending.
         delta: the guarantee may fail in this share of all calibrations.
         bound_factor: increases of a document above so many times the promised one are counted as that much.
@@ -46,6 +56,15 @@ class RetrofitConfig:
     strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     max_rank: int = 64
     adapter_bytes: int = 4_000_000
+    units: int = 32
+    local_steps: int = 32
+    end_steps: int = 64
+    end_loss: str = "kl"
+    batch_contexts: int = 1
+    learning_contexts: int = 1024
+    learning_rate: float = 1e-3
+    learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
+    temperature: float = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
     delta: float = 0.1
     bound_factor: float = 5.0
@@ -53,9 +72,11 @@ class RetrofitConfig:
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        least_of = {"seed": 0, "n_sinks": 0, "adapter_bytes": 0, "max_rank": 0} | dict.fromkeys(
+        least_of = {"seed": 0, "n_sinks": 0, "adapter_bytes": 0, "max_rank": 0, "units": 0, "local_steps": 0,
+                    "end_steps": 0} | dict.fromkeys(
             ("context", "window", "fit_documents", "sensitivity_documents", "layers_per_document", "gate_documents",
-             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document"), 1,
+             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document", "batch_contexts",
+             "learning_contexts"), 1,
         )  # fmt: skip
         for name, least in least_of.items():
             if getattr(self, name) < least:
@@ -67,9 +88,15 @@ class RetrofitConfig:
             )
         if not self.strengths or min(self.strengths) <= 0:
             raise ValueError(f"retrofit.strengths = {self.strengths} must be positive numbers, at least one")
-        fracs = self.skipped_fracs
-        if not fracs or list(fracs) != sorted(set(fracs)) or not 0 < fracs[0] <= fracs[-1] <= 1:
-            raise ValueError(f"retrofit.skipped_fracs = {fracs} must be shares above 0, at most 1, ascending")
+        for name, most in (("skipped_fracs", 1.0), ("learning_fracs", 0.999)):
+            fracs = getattr(self, name)
+            if not fracs or list(fracs) != sorted(set(fracs)) or not 0 < fracs[0] <= fracs[-1] <= most:
+                raise ValueError(f"retrofit.{name} = {fracs} must be shares above 0, at most {most:g}, ascending")
+        if self.end_loss not in END_LOSSES:
+            raise ValueError(f'retrofit.end_loss = "{self.end_loss}" must be one of {", ".join(END_LOSSES)}')
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"retrofit.{name} = {getattr(self, name)} must be above 0")
         if not 0 < self.delta < 1:
             raise ValueError(f"retrofit.delta = {self.delta} must lie between 0 and 1, as in 0.1")
         if not self.bound_factor > 1:
@@ -81,4 +108,7 @@ class RetrofitConfig:
         return sum(getattr(self, f"{part}_documents") for part in PARTS)
 
 
+END_LOSSES = ("kl", "nats")
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
+GROUPS = (*PARTS, "learning", "further")  # the last two as contexts, for gradients
+HELD_OUT = PARTS[:3]  # no weight is learned from these

@@ -24,7 +24,8 @@ from cramlab.hf.consolidated import consolidatable_sites, patched
 from cramlab.hf.consolidation_folder import save
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
-from cramlab.retrofit.config import PARTS, RetrofitConfig
+from cramlab.retrofit.config import GROUPS, RetrofitConfig
+from cramlab.retrofit.distil import distilled, rounded
 from cramlab.retrofit.learn import Learned, Learner
 from cramlab.retrofit.measure import Rows, measured, original_loss, set_threshold
 from cramlab.retrofit.observe import Answer, Sight, observed
@@ -33,6 +34,7 @@ from cramlab.retrofit.text import parts_of
 
 # The test starts this many shares below the one that validation calls promising, and works its way up.
 _STEPS_BELOW = 2
+CLOSED_FORM = "closed form"
 
 
 class PromiseError(ConsolidationError):
@@ -62,6 +64,7 @@ def consolidate(
     *,
     max_loss_increase: float,
     out: Path,
+    further: Corpus | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Learns, calibrates and saves; work cut off goes on from the last saved document.
@@ -72,6 +75,7 @@ def consolidate(
         config: sizes and choices.
         max_loss_increase: promised for the expected loss of a document, nats per token.
         out: folder of the result.
+        further: other text, of which gradients may be taken; nothing is measured on it.
         progress: called as `(stage, tokens done, tokens in all, seconds)` after every document.
 
     Returns:
@@ -91,17 +95,76 @@ def consolidate(
         )
     model = pretrained.model
     sites = consolidatable_sites(model)
-    parts = parts_of(pretrained, corpus, config)
-    named = identity(model, [parts[part] for part in PARTS], config)
+    parts = parts_of(pretrained, corpus, config, further)
+    named = identity(model, [parts[group] for group in GROUPS], config)
     with only_process_in(out):
         stages = Stages(out / "state", named, progress)
-        learned = Learner(model, sites, config, parts, stages).learn()
-        run = Calibration(model, sites, config, parts, stages, learned)
+        candidates = learn(model, sites, config, parts, stages)
+        chosen, found = chosen_by_validation(model, sites, config, parts, stages, candidates)
+        learned = candidates[chosen]
+        run = Calibration(model, sites, config, parts, stages, learned, chosen)
         calibrated = run.calibrate(promise)
         test = run.test(calibrated)
         record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
+        record["gradients"] = gradients(candidates, chosen, found)
+        record["further_text"] = None if further is None else further.described()
         save(out, learned.layers, model, record)
     return record
+
+
+def learn(
+    model: nn.Module,
+    sites: Sequence[AttentionSite],
+    config: RetrofitConfig,
+    parts: dict[str, list[Tensor]],
+    stages: Stages,
+) -> dict[str, Learned]:
+    """In closed form, then by gradients on each layer's error, then on the answer of the model: each by its name."""
+    learned = Learner(model, sites, config, parts, stages).learn()
+    rounded(learned.layers)
+    candidates = {CLOSED_FORM: learned}
+    for kind, n_steps in (("local", config.local_steps), ("end", config.end_steps)):
+        if n_steps:
+            learned = distilled(model, sites, config, parts, stages, learned, kind, n_steps)
+            candidates[kind] = learned
+    return candidates
+
+
+def chosen_by_validation(
+    model: nn.Module,
+    sites: Sequence[AttentionSite],
+    config: RetrofitConfig,
+    parts: dict[str, list[Tensor]],
+    stages: Stages,
+    candidates: dict[str, Learned],
+) -> tuple[str, dict[str, float]]:
+    """The candidate that loses least on validation documents, at a middle one of the shares learned for.
+
+    A few gradient steps on little text may do harm; then what was there before is kept.
+
+    Returns:
+        Its name, and the increase of each that was looked at: the first and the last.
+    """
+    if len(candidates) == 1:
+        return CLOSED_FORM, {}
+    wanted = config.learning_fracs[(len(config.learning_fracs) - 1) // 2]
+    at = min(range(len(config.skipped_fracs)), key=lambda i: abs(config.skipped_fracs[i] - wanted))
+    found = {}
+    for name in (CLOSED_FORM, list(candidates)[-1]):
+        run = Calibration(model, sites, config, parts, stages, candidates[name], name)
+        increases = run.increases("validation", f"{config.skipped_fracs[at]:g}", run.thresholds()[at])
+        found[name] = float(increases[:, 0].mean())
+    return min(found, key=lambda name: found[name]), found
+
+
+def gradients(candidates: dict[str, Learned], chosen: str, found: dict[str, float]) -> dict[str, Any]:
+    """What a record says of the gradient steps; losses are means over twentieths of the steps."""
+    losses = {
+        name: [float(part[:, 0].mean()) for part in learned.history.chunk(20)]
+        for name, learned in candidates.items()
+        if learned.history is not None
+    }
+    return {"chosen": chosen, "validation": found, "losses": losses}
 
 
 class Calibration:
@@ -115,9 +178,10 @@ class Calibration:
         parts: dict[str, list[Tensor]],
         stages: Stages,
         learned: Learned,
+        name: str,
     ) -> None:
         self.model, self.sites, self.config, self.parts = model, sites, config, parts
-        self.stages, self.learned = stages, learned
+        self.stages, self.learned, self.name = stages, learned, name.replace(" ", "-")
         self._original: dict[str, Tensor] = {}
 
     def thresholds(self) -> list[float]:
@@ -130,8 +194,8 @@ class Calibration:
 
             def choose(i: int) -> Callable[[Sight], Answer | None]:
                 def chosen(sight: Sight) -> None:
-                    gate = self.learned.layers[self.sites[i].layer].gate
-                    scores.append(gate(sight.features[sight.far]).squeeze(-1))
+                    layer = self.learned.layers[self.sites[i].layer]
+                    scores.append(layer.scores(sight.features[sight.far]).to(tokens.device))
 
                 return chosen
 
@@ -140,7 +204,12 @@ class Calibration:
             ordered = torch.cat(scores).sort().values
             return ordered[(fracs * len(ordered)).long().clamp(max=len(ordered) - 1)].double()
 
-        self._each("thresholds", "validation", rows, lambda tokens, row: row[: len(fracs)].copy_(quantiles(tokens)))
+        self._each(
+            f"{self.name}-thresholds",
+            "validation",
+            rows,
+            lambda tokens, row: row[: len(fracs)].copy_(quantiles(tokens)),
+        )
         found = rows.rows.mean(dim=0)[: len(fracs)].tolist()
         return [*found, float("inf")] if self.config.skipped_fracs[-1] == 1 else found
 
@@ -165,7 +234,7 @@ class Calibration:
         def fill(tokens: Tensor, row: Tensor) -> None:
             row.copy_(torch.tensor(measured(self.model, tokens, self.learned.layers), dtype=torch.float64))
 
-        self._each(f"{part}-{name}", part, rows, fill)
+        self._each(f"{self.name}-{part}-{name}", part, rows, fill)
         found = rows.rows.clone()
         found[:, 0] -= self._original[part]
         return found
@@ -212,7 +281,7 @@ def _record(
     test: Tensor,
     stages: Stages,
 ) -> dict[str, Any]:
-    header = records.header(torch.device("cpu"))
+    header = records.header(next(pretrained.model.parameters()).device)
     packages = ("transformers", "gguf")
     increase, skipped, pairs = test.mean(dim=0).tolist()
     error = float(test[:, 0].std() / len(test) ** 0.5) if len(test) > 1 else None

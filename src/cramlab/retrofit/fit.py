@@ -56,6 +56,7 @@ def fit_adapter(fit: Moments, held_out: Moments, strengths: Sequence[float], max
     for strength in strengths:
         down, up = ReducedRank(path, strength).factors(max_rank)
         gains = (2 * down.weight * (xy @ up.T) - down.weight * (xx @ down.weight)).sum(dim=0) / other.n
+        gains = gains.cpu()
         if best is None or gains.cumsum(0).max() > best.gains.cumsum(0).max():
             best = Adapter(LinearProbe(scale[:, None] * down.weight, down.bias), up, path.y_mean, gains, strength)
     assert best is not None

@@ -18,7 +18,7 @@ from cramlab.audit.resume import Stages
 from cramlab.hf.attention_sites import AttentionSite, base_model
 from cramlab.hf.consolidated import ConsolidatedAttention, patched
 from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.fit import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities
+from cramlab.retrofit.fit import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities, unit_scale
 from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
 
 _LEAST_ERROR = 1e-12
@@ -37,17 +37,21 @@ class LayerSums:
     """Sums over tokens for every layer; what `Stages` saves.
 
     Attributes:
+        device: of the moments; None: the CPU.
         moments: of features and what is to be predicted from them, one a layer.
         scalars: further sums by name, (L,) each.
     """
 
-    def __init__(self, n_layers: int, d_in: int, d_out: int, scalars: Sequence[str] = ()) -> None:
-        self.moments = [Moments(d_in, d_out) for _ in range(n_layers)]
+    def __init__(
+        self, n_layers: int, d_in: int, d_out: int, scalars: Sequence[str] = (), device: torch.device | None = None
+    ) -> None:
+        self.device = device
+        self.moments = [Moments(d_in, d_out, device=device) for _ in range(n_layers)]
         self.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in scalars}
 
     def mean(self, name: str) -> Tensor:
         """A scalar per token that entered the moments, (L,)."""
-        return self.scalars[name] / torch.stack([moments.n for moments in self.moments])
+        return self.scalars[name] / torch.stack([moments.n.cpu() for moments in self.moments])
 
     def state(self) -> dict[str, Any]:
         """What `load` takes back."""
@@ -70,7 +74,8 @@ class Learned:
         ranks: of the adapters.
         strengths: ridge strengths of the adapters and the gates.
         sensitivity: nats per squared error, by layer.
-        explained: share of the far read's squared length that the adapter predicts on held-out tokens, by layer.
+        explained: share of the far read's squared length that the linear adapter predicts on held-out tokens, by layer.
+        history: loss and prices of each gradient step, see `Distiller`; None: there were none.
     """
 
     layers: dict[int, ConsolidatedAttention]
@@ -79,6 +84,7 @@ class Learned:
     strengths: list[tuple[float, float]]
     sensitivity: list[float]
     explained: list[float]
+    history: Tensor | None = None
 
 
 class Learner:
@@ -103,6 +109,7 @@ class Learner:
         self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
         site = sites[0]
         self.n_features = ConsolidatedAttention.n_features(site.d_model, site.d_heads, site.n_heads)
+        self.device = next(model.parameters()).device
 
     def learn(self) -> Learned:
         """All stages in turn."""
@@ -114,15 +121,17 @@ class Learner:
         config = self.config
         adapters = [fit_adapter(f, h, config.strengths, config.max_rank)
                     for f, h in zip(fit.moments, held_out.moments, strict=True)]  # fmt: skip
-        bytes_per_rank = 4 * (self.n_features + 1 + self.sites[0].d_model)
+        bytes_per_rank = 2 * (self.n_features + 1 + self.sites[0].d_model)
         ranks = choose_ranks([a.gains for a in adapters], sensitivity.tolist(), bytes_per_rank, config.adapter_bytes)
-        layers = {site.layer: self._layer(site, adapter, rank)
-                  for site, adapter, rank in zip(self.sites, adapters, ranks, strict=True)}  # fmt: skip
+        layers = {
+            site.layer: self._layer(site, adapter, rank, moments)
+            for site, adapter, rank, moments in zip(self.sites, adapters, ranks, fit.moments, strict=True)
+        }
         gate, gate_held_out = self.errors("gate", layers), self.errors("validation-gate", layers)
         strengths = []
         for i, site in enumerate(self.sites):
             probe, strength = fit_gate(gate.moments[i], gate_held_out.moments[i], config.strengths)
-            _copy(layers[site.layer].gate, probe.weight, probe.bias + sensitivity[i].log())
+            set_gate(layers[site.layer], probe, offset=float(sensitivity[i].log()))
             strengths.append((adapters[i].strength, strength))
         before, after = held_out.mean("power"), gate_held_out.mean("error")
         return Learned(
@@ -142,18 +151,25 @@ class Learner:
             if fit.n and held_out.n:
                 gates.append(fit_gate(fit, held_out, self.config.strengths)[0])
             else:
-                gates.append(LinearProbe(torch.zeros(self.n_features, 1), torch.zeros(1)))
+                zeros = torch.zeros(self.n_features + 1, 1, device=self.device)
+                gates.append(LinearProbe(zeros[1:], zeros[0]))
         return gates
 
-    def _layer(self, site: AttentionSite, adapter: Adapter, rank: int) -> ConsolidatedAttention:
+    def _layer(self, site: AttentionSite, adapter: Adapter, rank: int, fit: Moments) -> ConsolidatedAttention:
         config = self.config
         layer = ConsolidatedAttention.beside(site, rank=rank, window=config.window, n_sinks=config.n_sinks)
+        layer.shift.copy_(fit.x / fit.n)
+        layer.scale.copy_(unit_scale(fit))
         if layer.down is None or layer.up is None:
             assert layer.constant is not None
             layer.constant.data.copy_(adapter.mean)
         else:
-            _copy(layer.down, adapter.down.weight[:, :rank], adapter.down.bias[:rank])
-            _copy(layer.up, adapter.up[:rank], adapter.mean)
+            down = adapter.down.weight[:, :rank].double()
+            # Numbers of unit variance in between, so that one learning rate suits the maps before and after.
+            xx, _ = fit.about(fit.x / fit.n, fit.y / fit.n)
+            deviation = ((down * (xx @ down)).sum(dim=0) / fit.n).clamp(min=1e-12).sqrt()
+            _copy(layer.down, *_standardised(layer, down / deviation, adapter.down.bias[:rank] / deviation))
+            _copy(layer.up, deviation[:, None] * adapter.up[:rank], adapter.mean)
         return layer.requires_grad_(False)
 
     def _sample(self, sight: Sight, document: int) -> Tensor:
@@ -188,11 +204,11 @@ class Learner:
 
     def moments(self, part: str) -> LayerSums:
         """Features and what the far read adds."""
-        sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"])
+        sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"], self.device)
 
         def look(i: int, sight: Sight, places: Tensor) -> None:
             added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
-            sums.moments[i].update(sight.features[0, places].cpu(), added.cpu())
+            sums.moments[i].update(sight.features[0, places].to(self.device), added.to(self.device))
             sums.scalars["power"][i] += float(added.double().square().sum())
 
         return self._run(part, part, sums, lambda tokens, document: self._watch(tokens, document, look))
@@ -200,13 +216,13 @@ class Learner:
     def errors(self, stage: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
         """Features and the log of the squared error that the adapter leaves."""
         part = stage.removesuffix("-gate") if stage != "gate" else stage
-        sums = LayerSums(len(self.sites), self.n_features, 1, ["error"])
+        sums = LayerSums(len(self.sites), self.n_features, 1, ["error"], self.device)
 
         def look(i: int, sight: Sight, places: Tensor) -> None:
             features = sight.features[0, places]
             added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
             error = (added - layers[self.sites[i].layer].adapt(features)).double().square().sum(-1, keepdim=True)
-            sums.moments[i].update(features.cpu(), error.clamp(min=_LEAST_ERROR).log().cpu())
+            sums.moments[i].update(features.to(self.device), error.clamp(min=_LEAST_ERROR).log().to(self.device))
             sums.scalars["error"][i] += float(error.sum())
 
         return self._run(stage, part, sums, lambda tokens, document: self._watch(tokens, document, look))
@@ -218,7 +234,7 @@ class Learner:
         """
         n_layers = len(self.sites)
         # Moments of even documents come first, those of odd ones choose the strength.
-        sums = LayerSums(2 * n_layers, self.n_features, 1)
+        sums = LayerSums(2 * n_layers, self.n_features, 1, device=self.device)
         sums.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in ("increase", "error", "documents")}
         order = torch.randperm(n_layers, generator=torch.Generator().manual_seed(self.config.seed)).tolist()
 
@@ -242,9 +258,10 @@ class Learner:
                 with patched(self.model, {self.sites[i].layer: layer}):
                     benefit = token_losses(self.model, tokens) - base
                 x, places = features[i]
-                inside = places < len(benefit)
                 which = i + n_layers * (document // -(-n_layers // k) % 2)
-                sums.moments[which].update(x[inside].cpu(), benefit[places[inside]][:, None].cpu())
+                x, places = x.to(self.device), places.to(self.device)
+                inside = places < len(benefit)
+                sums.moments[which].update(x[inside], benefit.to(self.device)[places[inside]][:, None])
                 sums.scalars["increase"][i] += float(benefit.double().mean())
                 sums.scalars["error"][i] += errors[i]
                 sums.scalars["documents"][i] += 1
@@ -255,6 +272,21 @@ class Learner:
 def no_token(scores: Tensor) -> Tensor:
     """A rule by which nobody reads."""
     return torch.zeros_like(scores, dtype=torch.bool)
+
+
+def set_gate(layer: ConsolidatedAttention, probe: LinearProbe, offset: float = 0.0) -> None:
+    """Makes a probe of raw features (F, 1), plus an offset, the gate of a layer; its units have no say then."""
+    weight, bias = _standardised(layer, probe.weight, probe.bias)
+    layer.gate.weight.data.zero_()
+    layer.gate.weight.data[:, : len(weight)] = weight.T
+    layer.gate.bias.data.copy_(bias + offset)
+
+
+def _standardised(layer: ConsolidatedAttention, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A map of raw features as one of the layer's standardised ones; a feature that never varied has no weight."""
+    scale, shift = layer.scale.double()[:, None], layer.shift.double()
+    weight = weight.double()
+    return torch.where(scale > 0, weight / scale.clamp(min=1e-30), 0.0), bias.double() + shift @ weight
 
 
 def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:

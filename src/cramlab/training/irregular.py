@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class FitConfig:
         patience_epochs: epochs without a better validation loss after which training ends.
         encoding_epochs: in which a router that learns lets everything read.
         audit_frac: share of visits that read whatever the router says, in training.
+        audit_labels: whether all visits with a label do.
         forecast_weight: of the squared error of the next value, next to the nats of the label.
         n_threads: CPU threads.
     """
@@ -52,6 +54,7 @@ class FitConfig:
     patience_epochs: int = 6
     encoding_epochs: int = 4
     audit_frac: float = 0.2
+    audit_labels: bool = True
     forecast_weight: float = 0.5
     n_threads: int = 1
 
@@ -66,9 +69,23 @@ class FitConfig:
             raise ValueError(f"fit.learning_rate = {self.learning_rate} must be positive")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a model begins, where that is not as a fresh one of the config's width.
+
+    Attributes:
+        model: its config.
+        prepare: changes the fresh model in place: loads weights, freezes some.
+    """
+
+    model: ModelConfig
+    prepare: Callable[[SequenceModel], None]
+
+
 def fit(
-    data: IrregularData, splits: dict[str, list[Series]], mixer: str, config: FitConfig, seed: int
-) -> dict[str, Any]:
+    data: IrregularData, splits: dict[str, list[Series]], mixer: str, config: FitConfig, seed: int,
+    start: Start | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains one model; validation chooses the epoch, the test split is looked at once.
 
     Args:
@@ -77,29 +94,36 @@ def fit(
         mixer: name in the catalog.
         config: how.
         seed: of weights and order.
+        start: of a model that does not begin afresh; then the mixer is the start's.
 
     Returns:
-        `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`.
+        `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`; `train_visits`
+        and `train_reads`, visits seen and read up to the best epoch.
     """
     begin = time.perf_counter()
     torch.set_num_threads(config.n_threads)
     scaling = Scaling.of(splits["train"])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model_config = ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
+        fresh = ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
+        model_config = fresh if start is None else start.model
         model = SequenceModel(model_config, data.input_spec)
+    if start is not None:
+        start.prepare(model)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     losses = LossConfig(dynamics_weight=config.forecast_weight, retrieval_emphasis=1.0)
     batches = {name: _batches(data, splits[name], scaling, 256) for name in ("validation", "test")}
     rng = np.random.default_rng(seed)
     best, best_epoch, best_weights, epoch = np.inf, 0, copy.deepcopy(model.state_dict()), 0
+    use, use_at_best = AttentionUse(), AttentionUse()
     for epoch in range(1, config.max_epochs + 1):
         encoding = epoch <= config.encoding_epochs
-        _train_epoch(model, adamw, data, splits["train"], scaling, config, losses, rng, encoding)
+        use = use + _train_epoch(model, adamw, data, splits["train"], scaling, config, losses, rng, encoding)
         loss = _validation_loss(model, batches["validation"], losses, encoding)
         # An epoch in which all read by decree is none that could be used.
         if not encoding and loss < best:
             best, best_epoch, best_weights = loss, epoch, copy.deepcopy(model.state_dict())
+            use_at_best = use
         if not encoding and epoch - max(best_epoch, config.encoding_epochs) >= config.patience_epochs:
             break
     model.load_state_dict(best_weights)
@@ -109,6 +133,8 @@ def fit(
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "epochs": epoch,
         "best_epoch": best_epoch,
+        "train_visits": use_at_best.n_tokens,
+        "train_reads": round(use_at_best.scored),
         "seconds": time.perf_counter() - begin,
         "config": {"fit": to_dict(config), "model": to_dict(model_config)},
     }
@@ -121,26 +147,30 @@ def _batches(data: IrregularData, series: list[Series], scaling: Scaling, size: 
 def _train_epoch(
     model: SequenceModel, adamw: torch.optim.Optimizer, data: IrregularData, series: list[Series], scaling: Scaling,
     config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool,
-) -> None:  # fmt: skip
-    """Batches of series of like length, in random order."""
+) -> AttentionUse:  # fmt: skip
+    """Batches of series of like length, in random order. Returns what was read."""
     model.train()
+    use = AttentionUse()
     order = sorted(rng.permutation(len(series)), key=lambda i: len(series[i].times))
     groups = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
     for group in rng.permutation(len(groups)):
         batch = collate(data, [series[i] for i in groups[group]], scaling)
         adamw.zero_grad()
-        training_loss(model, batch, config, losses, rng, encoding).backward()
+        loss, read = training_loss(model, batch, config, losses, rng, encoding)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
+        use = use + read
+    return use
 
 
 def training_loss(
     model: SequenceModel, batch: Batch, config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool
-) -> Tensor:
-    """Task, consolidation, the pass without reads and the gate's loss: the terms of the main loop. Scalar."""
+) -> tuple[Tensor, AttentionUse]:
+    """Task, consolidation, the pass without reads and the gate's loss, as in the main loop, scalar; and the reads."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     audits = torch.rand(batch.gaps.shape, generator=generator) < config.audit_frac
-    audits = (audits | batch.retrieval_mask) & batch.valid
+    audits = (audits | batch.retrieval_mask & config.audit_labels) & batch.valid
     routing = Routing(read_all=encoding, audits=None if encoding else audits, generator=generator)
     output = model(batch, routing=routing, counterfactual_layer=0)
     with_read = token_losses(output.predictions, batch)
@@ -154,7 +184,7 @@ def training_loss(
         if trace.gate_logit is not None:
             gate = gate_loss(trace.gate_logit, with_read, without, trace.attended & batch.valid, batch, losses)
             loss = loss + losses.gate_weight * gate
-    return loss
+    return loss, attention_use(output.traces, batch.valid)
 
 
 @torch.no_grad()

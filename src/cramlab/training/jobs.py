@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cramlab.training.run import RunConfig
 def run_jobs(
     configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Trains every config into `out/NAME`, at most `n_jobs` at a time.
+    """Trains every config into `out/NAME`, at most `n_jobs` at a time; one that follows another waits for that alone.
 
     Args:
         configs: runs with different names.
@@ -45,8 +46,7 @@ def run_jobs(
     failures: dict[str, str] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < n_jobs:
-                config = waiting.pop(0)
+            while len(running) < n_jobs and (config := next_job(waiting, running)) is not None:
                 job = context.Process(
                     target=_job, args=(config, out / config.name, resume, events, os.getpid()), daemon=True
                 )
@@ -77,6 +77,18 @@ def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
         raise ValueError("two runs have the same name, MIXER-seedN, and would share a folder")
     for config in configs:
         refuse_to_overwrite(config, out / config.name, resume=resume)
+
+
+def next_job(waiting: list[RunConfig], running: Iterable[str]) -> RunConfig | None:
+    """Takes the first run out of `waiting` whose predecessor neither waits nor runs; None when there is none to start.
+
+    A predecessor that failed or was never asked for holds nothing up: its followers begin, and say what they miss.
+    """
+    running = set(running)
+    unfinished = running | {config.name for config in waiting}
+    ready = (i for i, config in enumerate(waiting) if config.after not in unfinished)
+    i = next(ready, None if running or not waiting else 0)
+    return None if i is None else waiting.pop(i)
 
 
 def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -93,8 +93,10 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         plain = SequenceModel(config.model, config.task.input_spec)
     if isinstance(config, TransferConfig):
         start(config, plain, out)
-    adamw = torch.optim.AdamW(_parameter_groups(plain, training), weight_decay=training.weight_decay)
-    model, optimizer = fabric.setup(plain, adamw)
+    adamws = [
+        torch.optim.AdamW(groups, weight_decay=training.weight_decay) for groups in _parameter_groups(plain, training)
+    ]
+    model, *optimizers = fabric.setup(plain, *adamws)
     # What is validated, tested and saved for use is an average of the newest weights, calmer than any of them.
     average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay))
     averaged = fabric.setup_module(average.module, move_to_device=False)
@@ -105,7 +107,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         plain.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         practice.load(saved["practice"])
-        adamw.load_state_dict(saved["optimizer"])
+        for adamw, held in zip(adamws, saved["optimizers"], strict=True):
+            adamw.load_state_dict(held)
         run = saved["progress"] | {"header": records.continued(saved["progress"]["header"], run["header"])}
     write_json(out / "config.json", to_dict(config))
     model.train()
@@ -115,30 +118,41 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         stage = training.stages[run["stage"]]
         phase = "encoding" if run["encoding"] else "routed"
         learning_rate = _learning_rate(config, run)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate * group["rate"]
 
-        # One step: draw a batch, sum the terms, stop on anything that is not a number, update.
-        batch = _training_batch(config, stage, run, fabric)
+        # One step: draw a batch, sum the terms, stop on anything that is not a number, update. What must be known of a
+        # step is fetched from the device at once: each fetch waits until it has caught up.
+        drawn = _training_batch(config, stage, run)
+        batch = drawn.to(fabric.device)
         routing = _training_routing(config, run, batch)
         output = model(batch, routing=routing, counterfactual_layer=_counterfactual_layer(config, run))
         terms = _loss_terms(config, run, output, batch)
         run["step"] += 1
         run["stage_step"] += 1
-        n_reads = _count_reads(output, batch)
-        run["n_tokens"] += batch.n_tokens
+        losses = torch.stack(list(terms.values()))
+        model.zero_grad()
+        fabric.backward(losses.sum())
+        norms = [
+            fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
+            for optimizer in optimizers
+        ]
+        norm = torch.stack(cast("list[Tensor]", norms)).sum()
+        numbers = torch.cat([t.detach().double().view(-1) for t in (losses, norm, _count_scored(output, batch))])
+        *values, n_scored = numbers.tolist()
+        n_tokens, n_reads = drawn.n_tokens, n_scored / config.model.n_layers
+        run["n_tokens"] += n_tokens
         run["n_reads"] += n_reads
-        _stop_if_not_finite(config, run, terms, out, clock)
-        optimizer.zero_grad()
-        fabric.backward(torch.stack(list(terms.values())).sum())
-        norm = fabric.clip_gradients(model, optimizer, max_norm=training.grad_clip, error_if_nonfinite=False)
-        assert norm is not None  # it is, when clipped by norm
-        _stop_if_not_finite(config, run, {"gradient": norm}, out, clock)
-        optimizer.step()
+        _stop_if_not_finite(config, run, dict(zip([*terms, "gradient"], values, strict=True)), out, clock)
+        for optimizer in optimizers:
+            optimizer.step()
         average.update_parameters(plain)
-        practice.update(batch, output.traces)
+        practice.update(drawn, output.traces)
 
         # Once in a while: validate, and let what it shows end phases, stages and the run.
+        due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
+        if not due and run["step"] % training.log_every_steps:
+            continue
         row: dict[str, Any] = {
             "step": run["step"],
             "n_tokens": run["n_tokens"],
@@ -146,36 +160,34 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
             "phase": phase,
             "cooling_down": run["cooldown_from_step"] is not None,
             "learning_rate": learning_rate,
-            "loss": {name: float(value.detach()) for name, value in terms.items()},
+            "loss": dict(zip(terms, values, strict=False)),  # the last value is the gradient's
             "train_retrieval_acc": _retrieval_acc(output, batch),
-            "train_reads_frac": n_reads / batch.n_tokens,
+            "train_reads_frac": n_reads / n_tokens,
             "quality": _quality(output, batch),
             "validation": None,
         }
-        due = run["step"] % training.eval_every_steps == 0 or _finished(config, run)
         if due:
             row["validation"] = _validate(config, run, averaged, stage)
-            error = torch.tensor(row["validation"]["dynamics_mse"])
+            error = row["validation"]["dynamics_mse"]
             _stop_if_not_finite(config, run, {"validation dynamics": error}, out, clock)
-        if due or run["step"] % training.log_every_steps == 0:
-            run["series"].append(row)
-            if progress is not None:
-                progress(
-                    row
-                    | {
-                        "elapsed_s": clock.seconds(),
-                        "max_steps": training.max_steps,
-                        "name": config.name,
-                        "last": _finished(config, run),
-                    }
-                )
+        run["series"].append(row)
+        if progress is not None:
+            progress(
+                row
+                | {
+                    "elapsed_s": clock.seconds(),
+                    "max_steps": training.max_steps,
+                    "name": config.name,
+                    "last": _finished(config, run),
+                }
+            )
         if due:
             run["elapsed_s"] = clock.seconds()
             state = {
                 "model": plain.state_dict(),
                 "average": average.state_dict(),
                 "practice": practice.state(),
-                "optimizer": adamw.state_dict(),
+                "optimizers": [adamw.state_dict() for adamw in adamws],
                 "progress": run,
             }
             save_checkpoint(checkpoint, state)
@@ -190,13 +202,19 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     return records.write(out / "record.json", record)
 
 
-def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[dict[str, Any]]:
-    """All parameters, those of semantic memories with a rate of their own if they have one."""
-    semantic = [p for name, p in model.named_parameters() if ".semantic." in name]
-    if training.semantic_rate == 1.0 or not semantic:
-        return [{"params": list(model.parameters()), "rate": 1.0}]
-    others = [p for name, p in model.named_parameters() if ".semantic." not in name]
-    return [{"params": others, "rate": 1.0}, {"params": semantic, "rate": training.semantic_rate}]
+def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[list[dict[str, Any]]]:
+    """All parameters, in groups with a rate each; the gates that learn beside the model have an optimizer of their own.
+
+    Their gradients are detached from everything else and several times as large; clipped together, how hard the gate's
+    task is at a step would decide how much the rest of the model learns from it.
+    """
+    parts: dict[str, list[nn.Parameter]] = {"others": [], "semantic": [], "gates": []}
+    for name, parameter in model.named_parameters():
+        part = "gates" if ".gate." in name or ".salience." in name else "semantic" if ".semantic." in name else "others"
+        parts[part].append(parameter)
+    rates = {"others": 1.0, "semantic": training.semantic_rate}
+    together = [{"params": parts[name], "rate": rate} for name, rate in rates.items() if parts[name]]
+    return [together, [{"params": parts["gates"], "rate": 1.0}]] if parts["gates"] else [together]
 
 
 class _Clock:
@@ -242,12 +260,12 @@ def _learning_rate(config: RunConfig, run: dict[str, Any]) -> float:
     return training.learning_rate * warm * cool
 
 
-def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any], fabric: Fabric) -> Batch:
-    """The next batch, at the stage's length; a function of the config and of how many sequences came before."""
+def _training_batch(config: RunConfig, stage: Stage, run: dict[str, Any]) -> Batch:
+    """The next batch, at the stage's length; a function of the config and of how many sequences came before. On CPU."""
     start = run["n_sequences"]
     data = config.task_at(stage).dataset(seed=config.seed, split="train", batch_size=stage.batch_size)
     run["n_sequences"] += stage.batch_size
-    return data.batch(start).to(fabric.device)
+    return data.batch(start)
 
 
 def _training_routing(config: RunConfig, run: dict[str, Any], batch: Batch) -> Routing:
@@ -288,7 +306,9 @@ def _loss_terms(config: RunConfig, run: dict[str, Any], output: ModelOutput, bat
     elif output.without_reads is not None:
         trace = output.traces[_counterfactual_layer(config, run)]
         without = token_losses(output.without_reads, batch)
-        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, trace.attended)
+        # Only what may go without a read has to learn to: a novel query has no answer but the one that is read.
+        goes_without = trace.attended * (1 - trace.gate_prob).clamp(min=weights.no_read_floor)
+        terms["no_read"] = weights.no_read_weight * task_loss(without, batch, weights, goes_without)
         if trace.gate_logit is not None:
             terms["gate"] = weights.gate_weight * gate_loss(
                 trace.gate_logit, losses, without, trace.attended, batch, weights
@@ -302,10 +322,10 @@ def _price_ramp(config: RunConfig, run: dict[str, Any]) -> float:
     return min(1.0, (run["step"] - run["encoding_ended_step"]) / max(config.training.price_ramp_steps, 1))
 
 
-def _count_reads(output: ModelOutput, batch: Batch) -> float:
-    """Tokens scored in this step, averaged over layers; second passes of upper layers included."""
+def _count_scored(output: ModelOutput, batch: Batch) -> Tensor:
+    """Tokens scored in this step, summed over layers; second passes of upper layers included. Scalar."""
     traces = output.traces + output.counterfactual_traces
-    return sum(int((t.scored & batch.valid).sum()) for t in traces) / len(output.traces)
+    return (torch.stack([trace.scored for trace in traces]) & batch.valid).sum()
 
 
 def _retrieval_acc(output: ModelOutput, batch: Batch) -> float:
@@ -323,10 +343,10 @@ def _quality(output: ModelOutput, batch: Batch) -> float | None:
 
 
 def _stop_if_not_finite(
-    config: RunConfig, run: dict[str, Any], terms: dict[str, Tensor], out: Path, clock: _Clock
+    config: RunConfig, run: dict[str, Any], terms: dict[str, float], out: Path, clock: _Clock
 ) -> None:
     """Leaves a valid record that names step, term and seed, then raises."""
-    bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad:
         return
     failure = {"step": run["step"], "term": bad[0], "seed": config.seed}

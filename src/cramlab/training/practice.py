@@ -37,11 +37,11 @@ class PracticeLog:
         self.read = np.zeros((n_patterns, len(self.firsts)))
 
     def update(self, batch: Batch, traces: Sequence[Trace]) -> None:
-        """Adds a training batch; its sequences count one after the other."""
+        """Adds a training batch, on the CPU, wherever the traces are; its sequences count one after the other."""
         asked = (batch.pattern >= 0) & batch.valid
-        pattern = batch.pattern[asked].cpu().numpy()
+        pattern = batch.pattern[asked].numpy()
         chose = torch.stack([trace.path == int(Path.EPISODIC) for trace in traces]).double().mean(dim=0)
-        read = chose[asked].cpu().numpy()
+        read = chose.cpu()[asked].numpy()
         order = np.argsort(pattern, kind="stable")
         _, starts, counts = np.unique(pattern[order], return_index=True, return_counts=True)
         rank = np.empty(len(pattern), dtype=np.int64)

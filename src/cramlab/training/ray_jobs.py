@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from cramlab.training.jobs import check_jobs
+from cramlab.training.jobs import check_jobs, next_job
 from cramlab.training.loop import Progress, RunFailedError, train
 from cramlab.training.run import RunConfig
 
@@ -42,8 +42,7 @@ def run_jobs_on_ray(
     running: dict[Any, str] = {}
     failures: dict[str, str] = {}
     while waiting or running:
-        while waiting and len(running) < n_jobs:
-            config = waiting.pop(0)
+        while len(running) < n_jobs and (config := next_job(waiting, running.values())) is not None:
             running[task.remote(config, (out / config.name).absolute(), resume, rows)] = config.name
         done, _ = ray.wait(list(running), timeout=0.5)
         while not rows.empty():

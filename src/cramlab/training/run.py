@@ -156,6 +156,11 @@ class RunConfig:
         """`MIXER-seedN` or `MIXER-VARIANT-seedN`: folder of the run and stem of its record."""
         return "-".join(part for part in (self.mixer, self.variant, f"seed{self.seed}") if part)
 
+    @property
+    def after(self) -> str:
+        """Name of the run beside this one that has to be finished before it can begin; empty: none."""
+        return ""
+
     def task_at(self, stage: Stage) -> SRCDConfig:
         """The task at the stage's length."""
         return self.task if stage.seq_len is None else dataclasses.replace(self.task, seq_len=stage.seq_len)

@@ -37,7 +37,9 @@ def record_samples(
     generator = torch.Generator(device=device).manual_seed(0)
     output = model(batch, routing=Routing(oracle_reads=batch.oracle_reads, generator=generator))
     model.train(was_training)
-    hit = output.predictions.logits.argmax(dim=-1) == batch.retrieval_target
+    hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target).cpu()
+    path, forecast = output.traces[-1].path.cpu(), output.predictions.level.cpu()
+    batch = batch.to("cpu")  # what follows looks at each token
     samples = []
     for b in range(n_sequences):
         tokens = range(max(0, task.seq_len - n_tokens), task.seq_len)
@@ -50,10 +52,10 @@ def record_samples(
                 "first_token": tokens.start,
                 "kind": "".join(_KINDS[int(batch.discrete[b, t, 0])] for t in tokens),
                 "history": "".join(history[t] for t in tokens),
-                "path": "".join(_PATHS[Path(int(output.traces[-1].path[b, t]))] for t in tokens),
+                "path": "".join(_PATHS[Path(int(path[b, t]))] for t in tokens),
                 "correct": "".join(str(int(hit[b, t])) if batch.retrieval_mask[b, t] else "." for t in tokens),
                 "level": [round(float(batch.dynamics_target[b, t]), 4) for t in tokens],
-                "forecast": [round(float(output.predictions.level[b, t]), 4) for t in tokens],
+                "forecast": [round(float(forecast[b, t]), 4) for t in tokens],
             }
         )
     return samples

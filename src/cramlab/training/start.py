@@ -26,6 +26,11 @@ class TransferConfig(RunConfig):
     source: str = ""
     trainable: tuple[str, ...] = ()
 
+    @property
+    def after(self) -> str:
+        """The source."""
+        return self.source
+
 
 def start(config: TransferConfig, model: SequenceModel, out: Path) -> None:
     """Loads the source's weights into a fresh model and freezes what is not to be trained.

@@ -25,6 +25,7 @@ def draw(evidence: Evidence) -> dict[str, str]:
         "practice.svg": practice(evidence),
         "bounds.svg": bounds(evidence),
         "transfer.svg": transfer(evidence),
+        "transfer_training.svg": transfer_training(evidence),
         "irregular.svg": irregular(evidence),
     }
     return {name: text for name, text in made.items() if text is not None}
@@ -36,20 +37,31 @@ def _finish(axes: Axes) -> None:
         axes.legend(fontsize="x-small")
 
 
+def _finish_beside(axes: Axes) -> None:
+    """With the legend to the right, for more lines than leave room inside."""
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
 def transition(evidence: Evidence) -> str | None:
-    """Attention, and below it the mean q of recurring queries, over training; a line a run."""
+    """Attention, and below it the mean q of recurring queries, over training; a line a run, a colour a kind of run."""
     runs = evidence.of("transition")
     if not runs:
         return None
-    figure = Figure(figsize=(8.5, 6.0), layout="constrained")
+    figure = Figure(figsize=(10.5, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     names = sorted({(run["mixer"], run["variant"]) for run in runs})
+    counts = {name: sum((run["mixer"], run["variant"]) == name for run in runs) for name in names}
+    labelled: set[tuple[str, str]] = set()
     for run in runs:
-        i = names.index((run["mixer"], run["variant"]))
+        name = (run["mixer"], run["variant"])
+        i = names.index(name)
         dash = "--" if "no_encoding" in run["variant"] else "-"
-        style = {"color": _COLOURS[i % 10], "linewidth": 1.2, "linestyle": dash}
+        style = {"color": _COLOURS[i % 10], "linewidth": 1.0, "linestyle": dash}
         validated = [row for row in run["series"] if row["validation"]]
-        label = f"{run['mixer']} {run['variant']}, seed {run['seed']}"
+        label = None if name in labelled else f"{' '.join(name)} ({counts[name]})"
+        labelled.add(name)
         upper.plot(
             [row["step"] for row in validated],
             [max(row["validation"]["attention_frac"], _LEAST) for row in validated],
@@ -65,7 +77,7 @@ def transition(evidence: Evidence) -> str | None:
     lower.axhline(PAPER_QUALITY, color="black", linestyle=":", label="the paper's q at its transition")
     lower.set_ylabel("mean q of recurring queries")
     lower.set_xlabel("optimiser step")
-    _finish(upper)
+    _finish_beside(upper)
     _finish(lower)
     return svg(figure)
 
@@ -73,12 +85,17 @@ def transition(evidence: Evidence) -> str | None:
 def practice(evidence: Evidence) -> str | None:
     """Models, the null and people: all in logs, where a power law is a line."""
     found = practice_rows.summaries(evidence)
-    figure = Figure(figsize=(11.0, 3.8), layout="constrained")
-    models, null, people = figure.subplots(1, 3)
-    for i, (key, (_, summary)) in enumerate(found.items()):
+    # What was read by decree hides the curve where there was much of it; table rows show both.
+    shown = {key: summary for key, (_, summary) in found.items() if key[0] in ("transition", "transfer")}
+    shown = shown or {key: summary for key, (_, summary) in found.items()}
+    figure = Figure(figsize=(12.0, 7.0), layout="constrained")
+    grid = figure.subplot_mosaic([["models", "models"], ["null", "people"]])
+    models, null, people = grid["models"], grid["null"], grid["people"]
+    for i, (key, summary) in enumerate(shown.items()):
         colour = _COLOURS[i % 10]
-        models.plot(summary.k, np.maximum(summary.mean, _LEAST), "o", color=colour, markersize=3,
-                    label=" ".join(filter(None, key)))  # fmt: skip
+        marker = "oxs^v"[i // 10 % 5]
+        models.plot(summary.k, np.maximum(summary.mean, _LEAST), marker, color=colour, markersize=3,
+                    label=" ".join(filter(None, (key[0], *key[2:]))))  # fmt: skip
         best = next(iter(summary.averaged.values()))
         models.plot(summary.k, np.maximum(best.curve(summary.k), _LEAST), color=colour, linewidth=1)
     models.set_title("share of reads, and the best law")
@@ -99,7 +116,9 @@ def practice(evidence: Evidence) -> str | None:
     for axes in (models, null, people):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _finish(axes)
+    _finish_beside(models)
+    _finish(null)
+    _finish(people)
     return svg(figure)
 
 
@@ -108,7 +127,7 @@ def bounds(evidence: Evidence) -> str | None:
     found = bounds_rows.points(evidence)
     if not found:
         return None
-    figure = Figure(figsize=(7.0, 5.5), layout="constrained")
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     axes = figure.subplots()
     mixers = sorted({p.mixer for p in found})
     for mixer in mixers:
@@ -130,32 +149,70 @@ def bounds(evidence: Evidence) -> str | None:
     axes.set_yscale("log")
     axes.set_xlabel("least share of reads by Theorem 1, from f and the measured eps")
     axes.set_ylabel(f"share of tokens that read (test; {_LEAST:g} stands for less)")
-    _finish(axes)
+    _finish_beside(axes)
     return svg(figure)
 
 
 def transfer(evidence: Evidence) -> str | None:
-    """Reads against wrong answers, a panel a target."""
+    """Reads against wrong answers, a panel a target, one legend for all."""
     found = transfer_rows.found(evidence)
     if not found:
         return None
-    targets = sorted({row.target for row in found})
-    figure = Figure(figsize=(3.4 * len(targets), 3.6), layout="constrained")
-    for axes, target in zip(figure.subplots(1, len(targets), squeeze=False)[0], targets, strict=True):
+    targets = _in_order(found)
+    columns = min(4, len(targets))
+    lines = -(-(len(targets)) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * lines + 0.8), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    kinds = sorted({(row.mixer, row.way) for row in found})
+    for axes, target in zip(panels, targets, strict=False):
         some = [row for row in found if row.target == target]
-        for i, (mixer, way) in enumerate(sorted({(row.mixer, row.way) for row in some})):
+        for i, (mixer, way) in enumerate(kinds):
             points = [row for row in some if (row.mixer, row.way) == (mixer, way)]
             axes.plot([max(row.attention_frac, _LEAST) for row in points],
                       [max(1 - row.retrieval_acc, 1e-4) for row in points],
-                      "o", color=_COLOURS[i % 10], label=f"{mixer}, {way}")  # fmt: skip
-        axes.axvline(some[0].oracle, color="black", linestyle=":")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_title(target)
-        axes.set_xlabel("share of tokens that read")
-        axes.set_ylabel("wrong answers")
-        _finish(axes)
+                      "ox"[i // 10 % 2], color=_COLOURS[i % 10], label=f"{mixer}, {way}")  # fmt: skip
+        axes.axvline(some[0].oracle, color="black", linestyle=":", label="least reads")
+        axes.set(xscale="log", yscale="log", title=target, xlim=(_LEAST, 1.3), ylim=(7e-5, 1.3))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(targets) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"share of tokens that read (test; {_LEAST:g} stands for less)")
+    figure.supylabel("wrong answers (test; 0.0001 stands for less)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize="x-small")
     return svg(figure)
+
+
+def transfer_training(evidence: Evidence) -> str | None:
+    """Training reads until retrieval is right, and until it is also sparse; a line a target, a colour a way."""
+    found = [row for row in transfer_rows.found(evidence) if row.mixer == "cram"]
+    if not found:
+        return None
+    targets = _in_order(found)
+    ways = sorted({row.way for row in found})
+    figure = Figure(figsize=(10.0, 0.5 * len(targets) + 2.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    goals = ((left, "reads_to_goal", f"until {transfer_rows.GOAL:.0%} retrieval"),
+             (right, "reads_to_sparse", f"... at {transfer_rows.SPARSE:g} x the least attention"))  # fmt: skip
+    for axes, name, title in goals:
+        for i, way in enumerate(ways):
+            points = [row for row in found if row.way == way and getattr(row, name) is not None]
+            height = (i - (len(ways) - 1) / 2) * 0.1
+            axes.plot([getattr(row, name) for row in points], [targets.index(row.target) + height for row in points],
+                      "o", color=_COLOURS[i % 10], markersize=4, label=way)  # fmt: skip
+        axes.set(xscale="log", title=title, xlabel="tokens read in training, the source's not counted")
+        axes.grid(alpha=0.3)
+    left.set_yticks(range(len(targets)), targets)
+    left.set_ylim(len(targets) - 0.5, -0.5)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(ways), fontsize="x-small")
+    return svg(figure)
+
+
+def _in_order(found: list[transfer_rows.Row]) -> list[str]:
+    """The targets that there are runs on."""
+    known = {row.target for row in found}
+    return [target for target in transfer_rows.OTHER_FACTS + transfer_rows.SAME_FACTS if target in known]
 
 
 def irregular(evidence: Evidence) -> str | None:

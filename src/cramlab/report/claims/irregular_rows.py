@@ -13,9 +13,11 @@ LOST = 0.01  # AUC by which the best other model may be ahead; intervals over pe
 
 
 def groups(evidence: Evidence) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Documents by data set and model."""
+    """Documents by data set and model, without those of models carried over."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for document in evidence.irregular:
+        if "way" in document:
+            continue
         found.setdefault((document["data"]["name"], document["model"]), []).append(document)
     return dict(sorted(found.items()))
 
@@ -28,7 +30,8 @@ def over_seeds(documents: Iterable[dict[str, Any]], name: str) -> Interval | Non
         return None
     if len(values) == 1 and name == "auc":
         return Interval(mean=values[0], low=tests[0]["auc_low"], high=tests[0]["auc_high"])
-    return seed_interval(values)
+    interval = seed_interval(values)
+    return interval if name == "forecast_skill_ratio" else interval.within(0.0, 1.0)
 
 
 def table(evidence: Evidence) -> str:

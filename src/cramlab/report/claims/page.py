@@ -5,6 +5,7 @@ from __future__ import annotations
 from cramlab.report.claims import (
     audit_rows,
     bounds_rows,
+    carried_rows,
     drawings,
     irregular_rows,
     practice_rows,
@@ -18,7 +19,8 @@ from cramlab.report.tables import origin
 
 def claim_rows(evidence: Evidence) -> list[ClaimRow]:
     """C1 to C8."""
-    parts = (audit_rows, table_rows, transition_rows, bounds_rows, transfer_rows, practice_rows, irregular_rows)
+    parts = (audit_rows, table_rows, transition_rows, bounds_rows, transfer_rows, carried_rows, practice_rows,
+             irregular_rows)  # fmt: skip
     return [row for part in parts for row in part.rows(evidence)]
 
 
@@ -39,7 +41,12 @@ def sections(evidence: Evidence) -> dict[str, str]:
         "transition": with_figure("transition", transition_rows.table(evidence), "Attention and quality over training"),
         "practice": with_figure("practice", practice_rows.table(evidence), "Practice curves"),
         "bounds": with_figure("bounds", bounds_rows.table(evidence), "Attention against the bound"),
-        "transfer": with_figure("transfer", transfer_rows.table(evidence), "Reads and errors after transfer"),
+        "transfer": with_figure(
+            "transfer_training",
+            with_figure("transfer", transfer_rows.table(evidence), "Reads and errors after transfer"),
+            "Training reads up to two goals",
+        ),
+        "carried": carried_rows.table(evidence) or "No records yet.\n",
         "irregular": with_figure("irregular", irregular_rows.table(evidence), "AUC on irregular series"),
         "claims origins": "".join(f"- {line}\n" for line in lines) or "No records yet.\n",
     }

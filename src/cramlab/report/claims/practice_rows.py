@@ -17,8 +17,11 @@ from cramlab.report.tables import Interval
 PAPER_EXPONENT, PAPER_FAST = 0.43, 0.71
 TOLERANCE = 0.04
 COMMAND = "cramlab run transition/cram --size small --out runs/results/transition"
-FAST_COMMAND = "cramlab run srcd_table/cram-fast-semantic --size small --out runs/results/srcd_table"
+FAST_COMMAND = "cramlab run transition/cram-fast-semantic --size small --out runs/results/transition"
 EXPERIMENTS = ("transition", "srcd", "srcd_table")  # all from fresh weights
+# Of `transfer`: patterns that a trained router meets for the first time, and the same patterns met by a fresh one.
+LATER, AFRESH = "patterns-all", "patterns-no_encoding"
+LATER_COMMAND = "cramlab run transfer/cram --size small --out runs/results/transfer"
 MIXERS = ("cram", "cram-no-encoding", "cram-fast-semantic", "cram-gumbel", "price-only")
 N_RESAMPLES, N_PATTERNS = 20, 12
 AFTER = ", after encoding"  # of rows that leave out what was read by decree
@@ -29,7 +32,8 @@ NULLS = tuple((rate, spread) for rate in (0.02, 0.2, 1.0) for spread in (0.5, 2.
 def summaries(evidence: Evidence) -> dict[tuple[str, ...], tuple[int, PracticeSummary]]:
     """By experiment, size, mixer and variant: number of runs and what their practice logs say."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for run in (run for experiment in EXPERIMENTS for run in evidence.of(experiment)):
+    later = [run for run in evidence.of("transfer") if run["variant"] in (LATER, AFRESH)]
+    for run in [run for experiment in EXPERIMENTS for run in evidence.of(experiment)] + later:
         if run["mixer"] in MIXERS and run.get("practice") and run["config"]["task"]["recurring_frac"] == 0.7:
             key = (run["experiment"], run["size"], run["mixer"], run.get("variant", ""))
             groups.setdefault(key, []).append(run)
@@ -108,7 +112,7 @@ def _parameters(found: Mapping[str, float]) -> str:
 def rows(evidence: Evidence) -> list[ClaimRow]:
     """Exponent, law, the faster semantic memory, and people."""
     found = summaries(evidence)
-    ours = [found[key] for key in found if key[2] == "cram" and not key[3].endswith(("no_encoding", AFTER))]
+    ours = [found[key] for key in found if key[2] == "cram" and not key[3].endswith(("no_encoding", LATER, AFTER))]
     main = max(ours, key=lambda x: x[0], default=None)
     fast = next((found[key] for key in found if key[2] == "cram-fast-semantic"), None)
     tables = human()
@@ -117,6 +121,12 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
     return [
         _exponent_row("P(read at the k-th encounter) falls as k^-.43", PAPER_EXPONENT, main, COMMAND),
         _law_row(main),
+        _exponent_row(
+            "the same for patterns first met after the router has learned",
+            PAPER_EXPONENT,
+            next((found[key] for key in found if key[3] == LATER), None),
+            LATER_COMMAND,
+        ),
         _exponent_row("10x semantic learning rate: exponent .71", PAPER_FAST, fast, FAST_COMMAND),
         ClaimRow(
             claim="C7",

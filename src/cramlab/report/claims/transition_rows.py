@@ -12,7 +12,7 @@ from cramlab.analysis.transition import DetectorConfig, Transition, crossing, de
 from cramlab.report.claims.evidence import ClaimRow, Evidence, Verdict, judge, markdown
 from cramlab.report.tables import Interval, seed_interval
 
-PAPER_FOLD, PAPER_QUALITY = 37.8, 0.83
+PAPER_FOLD, PAPER_QUALITY, PAPER_RECURRING = 37.8, 0.83, 0.7
 QUALITY_TOLERANCE = 0.05
 COMMAND = "cramlab run transition --size small --out runs/results/transition"
 
@@ -31,6 +31,7 @@ class Course:
         quality_crossed: step from which q stays above the paper's level; None if it never does.
         last: attention share of the last validation.
         query_frac: share of tokens that ask.
+        recurring_frac: share of the queries that are recurring.
     """
 
     group: tuple[str, str, str, str]
@@ -42,6 +43,7 @@ class Course:
     quality_crossed: float | None
     last: float
     query_frac: float
+    recurring_frac: float
 
 
 def course(run: dict[str, Any]) -> Course | None:
@@ -68,6 +70,7 @@ def course(run: dict[str, Any]) -> Course | None:
         quality_crossed=None if quality is None else crossing(*quality, PAPER_QUALITY),
         last=shares[-1],
         query_frac=run["config"]["task"]["query_frac"],
+        recurring_frac=run["config"]["task"]["recurring_frac"],
     )
 
 
@@ -123,8 +126,8 @@ def _range(values: list[Any], digits: int = 0) -> str:
 
 
 def rows(evidence: Evidence) -> list[ClaimRow]:
-    """The claim in its parts; CRAM's own router with an encoding phase unless said otherwise."""
-    found = courses(evidence)
+    """The claim in its parts, at the paper's recurrence; CRAM's own router after an encoding phase unless said."""
+    found = [c for c in courses(evidence) if c.recurring_frac == PAPER_RECURRING]
     ours = [c for c in found if c.group[2] == "cram" and c.encoding_ended]
     sharp = [c for c in ours if c.whole is not None]
     return [_fold(ours, sharp), _cause(ours, sharp), _emergent(found), _quality(found)]
@@ -146,7 +149,7 @@ def _fold(ours: list[Course], sharp: list[Course]) -> ClaimRow:
 def _cause(ours: list[Course], sharp: list[Course]) -> ClaimRow:
     """Consolidation's own part of the fall."""
     parts = [fall_by_cause(before=1.0, query_frac=c.query_frac, after=c.last) for c in ours if c.last]
-    text = "-"
+    text, verdict = "-", Verdict.NOT_RUN
     if parts:
         unasked, consolidated = (seed_interval([part[i] for part in parts]) for i in (0, 1))
         # Interval of the step contains the first validation after the end of the encoding phase, or touches it.
@@ -155,7 +158,7 @@ def _cause(ours: list[Course], sharp: list[Course]) -> ClaimRow:
             f"{unasked.mean:.0f}x is reads that nobody asked for (all tokens to queries), {consolidated.format(2)}x is "
             f"consolidation; in {at_the_end} of {len(sharp)} runs the step is where the encoding phase ends"
         )
-    verdict = Verdict.NOT_REPRODUCED if parts else Verdict.NOT_RUN
+        verdict = Verdict.NOT_REPRODUCED if unasked.mean > 1.5 else Verdict.REPRODUCED
     return ClaimRow(claim="C4", what="the fall is consolidation", paper="all of it", ours=text, command=COMMAND,
                     verdict=verdict)  # fmt: skip
 

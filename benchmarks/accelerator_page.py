@@ -1,0 +1,124 @@
+"""The accelerator's section of docs/performance.md, from the records of `accelerator.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Found = dict[str, dict[str, Any]]
+
+
+def section(folder: Path) -> str:
+    """Goals against what was reached, then all that was measured; or that nothing was."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        return "Not measured yet."
+    header = next(iter(found.values()))
+    device = header["hardware"]["accelerator"] or "no accelerator, a dry run"
+    lines = [f"{device}, torch {header['versions']['torch']}, {header['date']}.", "", *_checks(found)]
+    lines += ["", "| what | goal | reached | what binds |", "| --- | --- | --- | --- |"]
+    lines += [f"| {what} | {goal} | {reached} | {binds} |" for what, goal, reached, binds in _goals(found)]
+    lines += ["", *_rows(found)]
+    failed = [f"- `{name}`: {record['failed']}" for name, record in found.items() if "failed" in record]
+    return "\n".join([*lines, *(["", "Not measured, or not to the end:", "", *failed] if failed else [])])
+
+
+def _checks(found: Found) -> list[str]:
+    lines = [
+        "| parity | largest difference, as a share of the largest output | allowed | holds |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, record in found.items():
+        if name.startswith(("kernel", "parity")) and "differences" in record:
+            worst = max(record["differences"], key=record["differences"].__getitem__)
+            lines.append(
+                f"| {name} | {record['differences'][worst]:.1e} ({worst}) | {record['tolerance']:.0e} | "
+                f"{'yes' if record['holds'] else 'no'} |"
+            )
+    return lines
+
+
+def _ms(record: dict[str, Any], way: str) -> float:
+    return record["ways"][way]["ms"]["median"]
+
+
+def _goals(found: Found) -> list[tuple[str, str, str, str]]:
+    """What, goal, reached, what binds."""
+    goals = [
+        (f"episodic tier, 1.6% read, {n:,} tokens, batch {b}", times, f"tier-{n}-by-{b}", "dense", "routed")
+        for n, times in ((16384, 20), (65536, 40))
+        for b in (1, 8)
+    ]
+    goals += [
+        (f"layer, training step, 16,384 tokens, batch {b}", 3, f"training-16384-by-{b}", "transformer", "cram")
+        for b in (1, 8)
+    ]
+    lines = []
+    for what, times, name, base, ours in goals:
+        record = found.get(name, {"failed": "not run"})
+        if "failed" in record:
+            lines.append((what, f"{times}x", "not measured", record["failed"]))
+            continue
+        best = [min(_ms(record, way) for way in (w, f"{w}, as a graph") if way in record["ways"]) for w in (base, ours)]
+        said = f"{best[0] / best[1]:.1f}x"
+        if f"{ours}, as a graph" in record["ways"]:
+            said += f" (launch by launch {_ms(record, base) / _ms(record, ours):.1f}x)"
+        lines.append((what, f"{times}x", said, _what_binds(found, record, ours)))
+    contexts = [n for n in (1024, 16384, 65536) if "ways" in found.get(f"decode-{n}", {})]
+    if len(contexts) > 1:
+        each = [_ms(found[f"decode-{n}"], "cram") / found[f"decode-{n}"]["n_steps"] for n in contexts]
+        said = ", ".join(f"{ms:.2f} ms at {n:,}" for n, ms in zip(contexts, each, strict=True))
+        lines.append(
+            ("decode, a token, four layers", "flat", f"{said}: {each[-1] / each[0]:.2f} times as long", "launches")
+        )
+    else:
+        lines.append(("decode, a token, four layers", "flat", "not measured", ""))
+    return lines
+
+
+def _what_binds(found: Found, record: dict[str, Any], way: str) -> str:
+    """Launches, if a graph of the same work is much faster; and how much of the time its least work accounts for."""
+    graph, said = f"{way}, as a graph", []
+    if graph in record["ways"] and _ms(record, way) > 1.3 * _ms(record, graph):
+        said.append(
+            f"launches, unless recorded as a graph ({_ms(record, way):.3f} against {_ms(record, graph):.3f} ms)"
+        )
+    best = graph if graph in record["ways"] else way
+    least = _least_ms(found, record, way)
+    if least is not None:
+        said.append(f"least work takes {least:.3f} of {_ms(record, best):.3f} ms")
+    return "; ".join(said)
+
+
+def _least_ms(found: Found, record: dict[str, Any], way: str) -> float | None:
+    ceilings = found.get("ceilings", {})
+    least = record.get("least", {}).get(way.removesuffix(", as a graph"))
+    if least is None or "failed" in ceilings or not ceilings:
+        return None
+    seconds = least["flops"] / ceilings["product_flops_per_s"], least["bytes"] / ceilings["copy_bytes_per_s"]
+    return 1e3 * max(seconds)
+
+
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["what"], record.get("n_batch", 1), record["n_tokens"], record.get("read_frac", 0.0)
+
+
+def _rows(found: Found) -> list[str]:
+    """All ways of all rows, by kind and length."""
+    lines = [
+        "| what | tokens | batch | read | way | ms | times faster | least work, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    records = [record for record in found.values() if record.get("ways")]
+    for record in sorted(records, key=_place):
+        for way, measured in record["ways"].items():
+            least = _least_ms(found, record, way)
+            cells = [
+                record["what"], f"{record['n_tokens']:,}", str(record.get("n_batch", 1)),
+                f"{record['read_frac']:.1%}" if "read_frac" in record else "", way,
+                *("{median:,.3f} [{p10:,.3f}, {p90:,.3f}]".format(**measured[key]) for key in ("ms", "speedup")),
+                "" if least is None else f"{least:,.3f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
