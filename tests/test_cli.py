@@ -1,4 +1,6 @@
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -30,15 +32,15 @@ def test_the_command_line_is_frozen():
         "cost": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
         "audit": [
-            *("--allow-pickle", "--batch-tokens", "--checkpoints", "--help", "--layers", "--no-controls"),
+            *("--allow-pickle", "--batch-tokens", "--checkpoints", "--device", "--help", "--layers", "--no-controls"),
             *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
         ],
         "irregular": [
             *("--data", "--help", "--models", "--out", "--path", "--resume", "--seeds", "--source", "--ways"),
         ],
         "consolidate": [
-            *("--allow-pickle", "--help", "--max-loss-increase", "--out", "--resume", "--set", "--text", "--threads"),
-            "model",
+            *("--allow-pickle", "--device", "--further-text", "--help", "--max-loss-increase", "--out", "--resume"),
+            *("--set", "--text", "--threads", "model"),
         ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
@@ -134,3 +136,11 @@ def test_help_and_version(argv, capsys):
         main(list(argv))
     assert stopped.value.code == 0
     assert "cramlab" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_failure():
+    command = [sys.executable, "-c", "import sys; from cramlab.cli import main; sys.exit(main(['ls']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -18,7 +18,7 @@ from cramlab import records
 from cramlab.experiments.srcd_table import BUDGET_TOKENS
 from cramlab.files import write_text
 from cramlab.report import benchmark_plots
-from cramlab.report.benchmark import benchmark_table, sweep_table
+from cramlab.report.benchmark import benchmark_table, goals_table, sweep_table
 from cramlab.report.tables import markdown_table, origin
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +63,13 @@ def tables(results: Path) -> dict[str, str]:
             benchmark_table(rows, budget_tokens=BUDGET_TOKENS[size]) if rows else "No records yet.\n"
         )
         found += rows
-    sweep = read(results / "srcd_sweeps")
+    goals = {size: rows for size in ("small", "medium", "paper") if (rows := read(results / "srcd_table" / size))}
+    made["goals"] = goals_table(goals) if goals else "No records yet.\n"
+    deep, sweep = read(results / "srcd_deep"), read(results / "srcd_sweeps")
+    made["deep"] = markdown_table(deep) if deep else "No records yet.\n"
     made["sweeps"] = sweep_table(sweep) if sweep else "No records yet.\n"
     made["results"] += "\n" + origins(main)
-    made["origins"] = origins(found + sweep)
+    made["origins"] = origins(found + deep + sweep)
     return made
 
 

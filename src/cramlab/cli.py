@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = args.command
     try:
         command(args)
+        sys.stdout.flush()
     except (UsageError, ConfigError, *AUDIT_ERRORS, *CONSOLIDATE_ERRORS) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
     except (RunFailedError, records.RecordError, OSError) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_FAILED

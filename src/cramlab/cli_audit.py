@@ -21,7 +21,7 @@ from cramlab.cli_display import Display
 from cramlab.config import ConfigError, override
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
-from cramlab.hf.loading import LoadError, load
+from cramlab.hf.loading import LoadError, load, name_of
 from cramlab.report.audit_page import render_audit, render_over_training
 
 USAGE_ERRORS = (AuditError, UnknownFamilyError, LoadError)
@@ -110,7 +110,7 @@ def _finished(path: Path, args: argparse.Namespace, config: AuditConfig) -> Audi
     result = AuditResult.read(path)
     corpus, other = _corpora(args)
     changed = result.differing(config, described(corpus, other))
-    if result.data["model"]["name"] not in (args.model, Path(args.model).name):
+    if result.data["model"]["name"] != name_of(args.model):
         changed = ["model", *changed]
     if changed:
         raise FileExistsError(

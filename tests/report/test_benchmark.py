@@ -11,6 +11,7 @@ from cramlab.report.benchmark import (
     PAPER,
     at_budget,
     benchmark_table,
+    goals_table,
     last_quarter_spread,
     sweep_table,
     verdict,
@@ -40,6 +41,17 @@ def test_the_table_has_a_row_a_mixer_and_the_papers_figures(table):
     assert "| 0.68 | 1.000 | retrieval not reproduced; attention reproduced |" in transformer
     (memorizer,) = [line for line in lines if line.startswith("| memorizer")]
     assert "not in the paper" in memorizer
+
+
+def test_goals_say_what_was_missed(table):
+    lines = goals_table({"tiny": table}, mixer="memorizer").splitlines()
+    assert lines[0] == "| | goal | tiny (2 seeds) | the paper |"
+    found = dict(line.strip("| ").split(" | ", 1) for line in lines[2:])
+    (row,) = [row for row in summarise(table) if row.mixer == "memorizer"]
+    assert row.novel.mean < 0.999
+    assert found["retrieval, novel"] == f">= 0.999 | **{row.novel.mean:.4f}, missed** | 1.00"
+    assert found["attention / optimum"] == "<= 1.03 | 0.000 | 1.07"
+    assert found["reduction from the encoding phase"] == ">= 64x | - | 37.8x"
 
 
 @pytest.mark.parametrize(

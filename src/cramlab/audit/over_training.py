@@ -128,12 +128,16 @@ def audit_checkpoints(
 
 
 def _trends(results: dict[Checkpoint, AuditResult], config: AuditConfig) -> list[dict[str, Any]]:
-    """Of each run, from its first trained checkpoint to its last."""
+    """Of each run, to its last checkpoint: from its first trained one, and from the first after a tenth of the steps.
+
+    The very first finds attention that is not yet used and returns nearly a constant.
+    """
     found = []
     for run in sorted({checkpoint.run for checkpoint in results}):
         trained = [checkpoint for checkpoint in sorted(results) if checkpoint.run == run and checkpoint.step > 0]
-        if len(trained) > 1:
-            first, last = trained[0], trained[-1]
+        used = [checkpoint for checkpoint in trained if checkpoint.step >= trained[-1].step / 10]
+        for first in sorted({*trained[:1], *used[:1]} - {*trained[-1:]}):
+            last = trained[-1]
             found.append(_trend(run, results[first], results[last], (first.step, last.step), config))
     return found
 

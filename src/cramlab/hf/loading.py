@@ -65,8 +65,16 @@ def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
     if name in PACKAGED and not Path(name).exists():
         return PACKAGED[name]()
     if (gguf := _gguf_at(name)) is not None:
-        return _from_gguf(gguf, "smollm2" if gguf.name == _SMOLLM2_FILE else gguf.stem)
+        return _from_gguf(gguf, name_of(name))
     return _from_transformers(name, allow_pickle=allow_pickle)
+
+
+def name_of(name: str) -> str:
+    """The name of the model that `load(name)` returns: without the folders above it."""
+    path = Path(name)
+    if (gguf := _gguf_at(name)) is not None:
+        return "smollm2" if gguf.name == _SMOLLM2_FILE else gguf.stem
+    return path.name if path.is_dir() else name
 
 
 def _smollm2() -> Pretrained:
@@ -143,7 +151,7 @@ def _from_transformers(name: str, *, allow_pickle: bool) -> Pretrained:
         )
     except (OSError, ValueError) as error:
         raise LoadError(_why(name, local, allow_pickle, error)) from error
-    return _pretrained(Path(name).name if local else name, model, tokenizer, "")
+    return _pretrained(name_of(name), model, tokenizer, "")
 
 
 def _auto_class(config: Any) -> Any:
