@@ -126,3 +126,13 @@ def test_without_refinement_it_is_the_linear_memory():
 def test_bad_sizes_are_refused_by_name(changes, field):
     with pytest.raises(ValueError, match=field):
         WorkingMemoryConfig(**changes)
+
+
+def test_a_state_in_16_bits_is_not_rounded_at_every_token():
+    u, gaps, rates = torch.randn(1, 2000, 2, 4, dtype=torch.bfloat16), torch.ones(1, 2000), torch.tensor([1e-3, 1.0])
+    exact, _ = decay_scan(u.double(), gaps, rates, torch.zeros(1, 2, 4, dtype=torch.float64))
+    state = torch.zeros(1, 2, 4)
+    for t in range(2000):
+        s, state = decay_scan(u[:, t : t + 1], gaps[:, t : t + 1], rates, state)
+        assert s.dtype == torch.bfloat16
+    assert torch.allclose(state.double(), exact[:, -1], atol=1e-3)

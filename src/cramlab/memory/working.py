@@ -37,21 +37,22 @@ def decay_scan(
         products: solve chunks by products; None: where launches bind.
 
     Returns:
-        s at every token, (B, T, G, E), and after the last one, (B, G, E).
+        s at every token, (B, T, G, E), in the type of u; and after the last one, (B, G, E), in 32 bits at least.
 
     Source: ours (the paper leaves the passing of state between tokens open).
     """
     if u.shape[1] == 0:
         return u, state
-    exact = torch.promote_types(u.dtype, torch.float32)  # a decay close to 1 does not survive in 16 bits
-    kind = torch.promote_types(u.dtype, state.dtype)
+    kind = u.dtype
+    # A decay close to 1 does not survive in 16 bits, nor does a state that is rounded at every token.
+    exact = torch.promote_types(kind, torch.float32)
     u, gaps, rates, state = (t.to(exact) for t in (u, gaps, rates, state))
     if u.shape[1] == 1:  # a step of decoding: the definition itself
-        s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0])[:, None].to(kind)
+        s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0])[:, None]
     else:
         products = launches.bind(u.device) if products is None else products
-        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk), products)).to(kind)
-    return s, s[:, -1]
+        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk), products))
+    return s.to(kind), s[:, -1]
 
 
 class _DecayScan(torch.autograd.Function):
@@ -185,9 +186,10 @@ class WorkingMemory(nn.Module):
         self.w_out = nn.Linear(config.d_state, d_model, bias=False)
 
     def initial_state(self, n_batch: int) -> Tensor:
-        """Nothing remembered: zeros, (B, G, E)."""
+        """Nothing remembered: zeros, (B, G, E), in 32 bits at least."""
         width = self.config.d_state // self.config.n_timescales
-        return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width)
+        exact = torch.promote_types(self.log_rate.dtype, torch.float32)
+        return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width, dtype=exact)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answers every token from the recurrence.
