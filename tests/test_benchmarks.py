@@ -1,5 +1,6 @@
 """The benchmarks run, and refuse what they must; nothing here is about how fast anything is."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -85,3 +86,45 @@ def test_goals_are_judged_by_what_was_measured(accelerator):
     assert "0.010 of 0.030 ms" in binds
     assert goals["layer, training step, 16,384 tokens, batch 8"] == ["3x", "not measured", "out of memory"]
     assert "1.10 times as long" in goals["decode, a token, four layers"][1]
+
+
+@pytest.fixture
+def execution(accelerator, monkeypatch, tmp_path):
+    import execution
+
+    monkeypatch.setattr(execution.rows, "repeats_at", lambda *_: 1)
+    monkeypatch.setattr(execution, "LENGTHS", [32, 64])
+    monkeypatch.setattr(execution, "parity", lambda *_: {"differences": {}, "holds": True})
+    monkeypatch.setattr(sys, "argv", ["execution.py", "tier", "scan", "--out", str(tmp_path / "found.json")])
+    yield execution
+    sys.modules.pop("execution", None)
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(execution, tmp_path, monkeypatch):
+    made, tier = [], execution.ROWS["tier"]
+
+    def cut(n):
+        made.append(n)
+        if made == [32, 64]:
+            raise KeyboardInterrupt
+        return tier(n)
+
+    monkeypatch.setitem(execution.ROWS, "tier", cut)
+    with pytest.raises(KeyboardInterrupt):
+        execution.main()
+    assert execution.main() == 0
+    assert made == [32, 64, 64]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["row"], row["n_tokens"]) for row in found["rows"]] == [
+        ("tier", 32), ("tier", 64), ("scan", 32), ("scan", 64)
+    ]  # fmt: skip
+    execution.main()  # a finished one is made anew
+    assert made == [32, 64, 64, 32, 64]
+
+
+def test_nothing_is_timed_out_of_time_or_without_parity(execution, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--minutes", "0"])
+    assert execution.main() == 3
+    monkeypatch.setattr(execution, "parity", lambda *_: {"differences": {"a": 1.0}, "holds": False})
+    assert execution.main() == 1
+    assert not (tmp_path / "found.json").exists()

@@ -156,6 +156,17 @@ def test_the_loss_is_the_next_token_s_outside_of_training():
     assert torch.allclose(model(tokens, logits_to_keep=1).logits, output.logits[:, -1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("router", ["benefit", "never"])
+def test_the_loss_of_a_part_of_a_batch_is_its_part_of_the_loss(router):
+    """As Trainer asks for it when it accumulates gradients; the memories' and gates' own terms included."""
+    model = make(router=router).train()
+    tokens, losses = ids(), []
+    for n_items in (None, 2 * 3 * 19):
+        torch.manual_seed(0)  # of the audits
+        losses.append(float(model(tokens, labels=tokens, num_items_in_batch=n_items).loss.detach()))
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-5)
+
+
 def test_bad_inputs_are_refused():
     with pytest.raises(ValueError, match="exactly one"):
         make()()

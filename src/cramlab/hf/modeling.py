@@ -296,10 +296,12 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            if auxes:
-                loss = loss + torch.stack(auxes).mean()
+            own = torch.stack(auxes).mean() if auxes else loss.new_zeros(())
             if silent is not None and judged is not None:
-                loss = loss + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), labels)
+                own = own + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), labels)
+            if (n_items := kwargs.get("num_items_in_batch")) is not None:  # Trainer sums over parts of a batch
+                own = own * ((labels[:, 1:] != -100).sum() / n_items)
+            loss = loss + own
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
