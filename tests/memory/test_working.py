@@ -58,9 +58,10 @@ def test_half_precision_is_solved_in_single(products):
     u, gaps, state = (t.detach().bfloat16() for t in example(300))
     rates = (RATES / 100).bfloat16()
     found, end = decay_scan(u, gaps, rates, state, products=products)
-    exact, _ = naive_scan(*(t.double() for t in (u, gaps, rates, state)))
-    assert found.dtype == end.dtype == torch.bfloat16
+    exact, last = naive_scan(*(t.double() for t in (u, gaps, rates, state)))
+    assert (found.dtype, end.dtype) == (torch.bfloat16, torch.float32)
     assert torch.allclose(found.double(), exact, rtol=2**-8, atol=1e-3)
+    assert torch.allclose(end.double(), last, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
