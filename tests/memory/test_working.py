@@ -41,6 +41,16 @@ def test_scan_equals_the_loop_with_gradients(n_tokens):
         assert torch.allclose(a, b, atol=1e-9)
 
 
+def test_half_precision_is_summed_in_single():
+    u, gaps, state = example(500, dtype=torch.float32)
+    gaps = gaps / 100  # so that hundreds of tokens add up
+    given = [t.detach().bfloat16() for t in (u, gaps, RATES, state)]
+    found, end = decay_scan(*given)
+    exact, _ = naive_scan(*(t.double() for t in given))
+    assert found.dtype == end.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= exact.abs() / 128 + 1e-3).all()  # half a unit in the last place, twice
+
+
 def test_the_chunk_size_changes_nothing():
     u, gaps, state = example(100)
     whole, _ = decay_scan(u, gaps, RATES.double(), state, chunk=100)

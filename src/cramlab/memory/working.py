@@ -39,7 +39,10 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     if u.shape[1] == 1:  # a step of decoding: the definition itself
         state = torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0]
         return state[:, None], state
-    s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk)))
+    given = torch.promote_types(torch.promote_types(u.dtype, rates.dtype), state.dtype)
+    exact = torch.promote_types(given, torch.float32)  # sums over many tokens are not for half precision
+    found = _DecayScan.apply(*(t.to(exact) for t in (u, gaps, rates, state)), max(2, chunk))
+    s = cast("Tensor", found).to(given)
     return s, s[:, -1]
 
 
