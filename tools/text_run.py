@@ -1,9 +1,10 @@
 """Trains CRAM language models, a point for each price of a read, beside a Llama of as many parameters and a 1:7 hybrid.
 
-    python tools/text_run.py results/text --device cuda --jobs 4 --seeds 0 1 --minutes 8   # sizes for one GPU
+    python tools/text_run.py runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 6   # sizes for one GPU
     python tools/text_run.py runs/text --layers 4 --width 128 --context 256 --batch 16 --steps 300   # for one core
 
-Called again, it goes on where it was; `tools/text_tables.py` then renews docs/performance.md. See there.
+Called again, it goes on where it was. With the records in results/text (`cp runs/text/*.json results/text`),
+`tools/text_tables.py` renews docs/performance.md.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> int:
         "n_layers": args.layers, "d_model": args.width, "context": args.context, "batch_size": args.batch,
         "n_steps": args.steps, "eval_every_steps": max(1, args.steps // 6), "device": args.device,
     }  # fmt: skip
-    # The slowest first, all prices of a seed before the next seed.
+    # All models and prices of a seed before the next seed.
     configs = [
         TextRunConfig(model=model, seed=seed, read_price=price, **sizes)  # type: ignore[arg-type]
         for seed in args.seeds

@@ -30,7 +30,7 @@ class Ring:
         self.clock = buffer.times.new_zeros(len(filled))  # since the ring was made
         n_places = self._rounded(max(self.n_written, default=0))
         self.keys = buffer.keys.new_zeros(len(filled), n_places, buffer.keys.shape[-1])
-        self.values, self.written_at = torch.zeros_like(self.keys), self.keys.new_zeros(len(filled), n_places)
+        self.values, self.written_at = torch.zeros_like(self.keys), self.clock.new_zeros(len(filled), n_places)
         for b, n in enumerate(self.n_written):
             row = filled[b]
             self.keys[b, :n], self.values[b, :n] = buffer.keys[b, row], buffer.values[b, row]
