@@ -25,6 +25,17 @@ def test_task_loss_is_mean_nats_plus_mean_squared_error():
     assert task_loss(losses, batch, LossConfig(), only).item() == 0.0
 
 
+def test_a_share_weighs_a_token_and_does_not_change_what_is_divided_by():
+    batch = batch_of()
+    predictions = Predictions(level=batch.dynamics_target + 0.5, logits=torch.zeros(*batch.gaps.shape, TINY.n_values))
+    losses, full = token_losses(predictions, batch), math.log(TINY.n_values) + 0.25
+    quarter = torch.full_like(batch.gaps, 0.25)
+    assert task_loss(losses, batch, LossConfig(), quarter).item() == pytest.approx(0.25 * full, rel=1e-5)
+    first = torch.zeros_like(batch.gaps)
+    first[0] = 1.0  # the other sequence does not count at all
+    assert task_loss(losses, batch, LossConfig(), first).item() == pytest.approx(full, rel=1e-5)
+
+
 def test_gate_loss_by_hand():
     batch = batch_of(1)
     zero = torch.zeros_like(batch.gaps)

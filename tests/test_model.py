@@ -7,7 +7,7 @@ from cramlab import model
 from cramlab.baselines import TransformerConfig
 from cramlab.catalog import MIXERS
 from cramlab.memory import CRAMConfig, RouterConfig
-from cramlab.mixer import Routing
+from cramlab.mixer import Path, Routing
 from cramlab.model import ModelConfig, SequenceModel
 from cramlab.tasks.srcd import TINY
 
@@ -183,3 +183,16 @@ def test_bad_models_are_refused_by_name(changes, field):
         ModelConfig(mixer=CRAMConfig(), **changes)
     with pytest.raises(ValueError, match="n_heads"):
         ModelConfig(mixer=TransformerConfig(n_heads=3), d_model=32).mixer.build(32)
+
+
+def test_audits_are_of_the_layer_that_is_asked_what_its_reads_are_worth():
+    model, batch = make(n_layers=3), batch_of()
+    everything = torch.ones_like(batch.valid)
+    by_rule = model(batch, routing=Routing())
+    output = model(batch, routing=Routing(audits=everything), counterfactual_layer=0)
+    assert output.traces[0].scored.all()
+    assert not by_rule.traces[0].scored.all()
+    for trace in output.traces[1:]:
+        assert torch.equal(trace.scored, trace.path == Path.EPISODIC)
+        assert not trace.scored.all()
+    assert all(trace.scored.all() for trace in model(batch, routing=Routing(audits=everything)).traces)

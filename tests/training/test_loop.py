@@ -15,10 +15,11 @@ from cramlab.catalog import CRAM_RATE
 from cramlab.config import override
 from cramlab.experiments.srcd import run_config
 from cramlab.files import load_checkpoint, only_process_in, save_checkpoint
+from cramlab.model import SequenceModel
 from cramlab.training import RunFailedError, Stage, train
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
-from cramlab.training.loop import _learning_rate, new_progress
+from cramlab.training.loop import _learning_rate, _parameter_groups, new_progress
 
 
 def tiny(mixer="cram", seed=0, *overrides):
@@ -30,6 +31,20 @@ def tiny(mixer="cram", seed=0, *overrides):
 
 def curve(record):
     return [(row["step"], row["loss"], row["validation"]) for row in record["series"]]
+
+
+@pytest.mark.parametrize("mixer", ["cram", "transformer"])
+def test_gates_have_an_optimizer_of_their_own_and_nothing_is_left_out(mixer):
+    config = tiny(mixer, 0, *(["model.mixer.episodic.write=salience"] if mixer == "cram" else []))
+    config = override(config, "training.semantic_rate=10")
+    model = SequenceModel(config.model, config.task.input_spec)
+    together, *apart = _parameter_groups(model, config.training)
+    gates = {id(p) for name, p in model.named_parameters() if ".gate." in name or ".salience." in name}
+    assert {id(p) for group in apart for part in group for p in part["params"]} == gates
+    assert len(apart) == (1 if mixer == "cram" else 0)
+    found = [id(p) for group in (together, *apart) for part in group for p in part["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters())
+    assert [part["rate"] for part in together] == ([1.0, 10.0] if mixer == "cram" else [1.0])
 
 
 @pytest.fixture(scope="module")
