@@ -56,14 +56,15 @@ def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
 def tables(results: Path) -> dict[str, str]:
     """The text between each pair of marks, by the name in the marks."""
     made = {"results": markdown_table(main) if (main := read(results / "srcd")) else ""}
-    found = list(main)
+    found, goals = list(main), {}
     for size in ("small", "medium", "paper"):
         rows = read(results / "srcd_table" / size)
         made[f"table {size}"] = (
             benchmark_table(rows, budget_tokens=BUDGET_TOKENS[size]) if rows else "No records yet.\n"
         )
         found += rows
-    goals = {size: rows for size in ("small", "medium", "paper") if (rows := read(results / "srcd_table" / size))}
+        if rows:
+            goals[size] = rows
     made["goals"] = goals_table(goals) if goals else "No records yet.\n"
     deep, sweep = read(results / "srcd_deep"), read(results / "srcd_sweeps")
     made["deep"] = markdown_table(deep) if deep else "No records yet.\n"
