@@ -12,6 +12,7 @@ validation documents everywhere. Example:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -29,21 +30,24 @@ from cramlab.config import override, to_dict
 from cramlab.files import write_json
 from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
 from cramlab.hf.loading import load
+from cramlab.hf.lora import lora
 from cramlab.retrofit import baselines
 from cramlab.retrofit.config import GROUPS, RetrofitConfig
 from cramlab.retrofit.consolidate import CLOSED_FORM, Calibration, chosen_by_validation, gradients, learn
 from cramlab.retrofit.distil import distilled
 from cramlab.retrofit.learn import Learner, set_gate
 from cramlab.retrofit.measure import measured, original_loss, set_threshold
+from cramlab.retrofit.recover import recovered
 from cramlab.retrofit.text import held_out_at, parts_of, running_contexts
 
 FRACS = (0.5, 0.75, 0.9, 1.0)
+RECOVERED = (0.75, 0.9)  # shares that LoRA learns to make good
 
 
 class Rules:
     """Every rule by name, made only when its turn comes."""
 
-    def __init__(self, model, sites, config, parts, stages, router_steps) -> None:
+    def __init__(self, model, sites, config, parts, stages, args) -> None:
         self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
         self.near = (config.window, config.n_sinks)
         self.learner = Learner(model, sites, config, parts, stages)
@@ -51,7 +55,7 @@ class Rules:
         self.chosen, found = chosen_by_validation(model, sites, config, parts, stages, self.candidates)
         self.gradients = gradients(self.candidates, self.chosen, found)
         self.closed, self.learned = self.candidates[CLOSED_FORM], self.candidates[self.chosen]
-        self.router_steps = router_steps
+        self.router_steps, self.lora_steps, self.lora_rank = args.router_steps, args.lora_steps, args.lora_rank
         self.few = parts["validation"][:3]  # importances and the oracle's thresholds come from these
 
     def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
@@ -66,6 +70,8 @@ class Rules:
             yield "oracle", frac, lambda frac=frac: self.oracle(frac)
             if self.router_steps:
                 yield "router only", frac, lambda frac=frac: self.gate("router-only", frac)
+            if self.lora_steps:
+                yield "lora", frac, lambda frac=frac: self.gate("lora", frac)
         if everywhere:
             return
         for name in (CLOSED_FORM, "local", "end"):
@@ -77,6 +83,21 @@ class Rules:
             yield "linear", frac, lambda frac=frac: self.dropped(frac, linear=True)
         yield "benefit gate", 0.75, lambda: self.benefit(0.75)
         yield "gate, no adapters", 0.75, lambda: self.without_adapters(0.75)
+
+    def around(self, name: str) -> contextlib.AbstractContextManager:
+        """Open while a rule is made and measured: with LoRA the backbone is another, with all others it is itself."""
+        if name != "lora":
+            return contextlib.nullcontext()
+        if name not in self.candidates:
+            thresholds = [self.threshold(self.chosen, frac) for frac in RECOVERED]
+            with torch.enable_grad():
+                self.lora, losses = recovered(
+                    self.model, self.config, self.parts, self.stages, self.learned, thresholds,
+                    rank=self.lora_rank, n_steps=self.lora_steps,
+                )  # fmt: skip
+            self.candidates[name] = self.learned
+            self.gradients["losses"][name] = [float(part.mean()) for part in torch.tensor(losses).chunk(20)]
+        return lora(self.model, self.lora_rank, self.config.seed, self.lora)
 
     def gate(self, name: str, frac: float) -> baselines.Layers:
         """What was learned last, or under that name, at its own threshold for that share."""
@@ -182,6 +203,10 @@ def main() -> None:
     parser.add_argument(
         "--router-steps", type=int, default=0, help="gradient steps of the router-only baseline; 0: none"
     )
+    parser.add_argument(
+        "--lora-steps", type=int, default=0, help="gradient steps of the row with light recovery by LoRA; 0: none"
+    )
+    parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -196,7 +221,7 @@ def main() -> None:
     parts = parts_of(pretrained, corpus, config, further)
     sites = consolidatable_sites(model)
     named = identity(model, [parts[group] for group in GROUPS], config)
-    rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args.router_steps)
+    rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args)
     for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
         if documents:
             _compare(args.out / f"{file}.json", rules, pretrained, text, further, documents, elsewhere)
@@ -222,8 +247,9 @@ def _compare(path, rules, pretrained, text, further, documents, elsewhere) -> No
         if (name, frac) in have:
             continue
         start = time.perf_counter()
-        layers = make()
-        found = [measured(model, tokens, layers) for tokens in documents]
+        with rules.around(name):
+            layers = make()
+            found = [measured(model, tokens, layers) for tokens in documents]
         for layer in layers.values():
             layer.rule = None
         data["rows"].append({

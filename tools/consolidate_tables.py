@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
 RULES = {
     "gate": "**consolidated**",
+    "lora": "consolidated, with recovery by LoRA (another backbone)",
     "closed form": "adapters and gates in closed form, no gradients",
     "local": "after gradients on each layer's error",
     "end": "after gradients on the end loss",

@@ -12,7 +12,7 @@ from cramlab.hf.attention_sites import attention_sites
 from cramlab.hf.consolidated import ConsolidatedAttention, patched
 from cramlab.hf.errors import ConsolidationError
 from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.distil import Distiller, batches, distilled, rounded, with_units
+from cramlab.retrofit.distil import Distiller, batches, distilled, end_loss, rehearse, rounded, with_units
 from cramlab.retrofit.learn import Learned
 from cramlab.retrofit.measure import set_threshold
 
@@ -48,6 +48,14 @@ def distiller_of(setting, n_steps=10, config=CONFIG, **options):
     return Distiller(model, sites, layers, [1.0] * len(sites), config, n_steps, **options)
 
 
+def lost(distiller, tokens, thresholds):
+    """Loss and decisions without chance."""
+    hidden, decisions = rehearse(
+        distiller.model, distiller.sites, distiller.layers, distiller.config, tokens, thresholds
+    )
+    return end_loss(distiller.model, distiller.config.end_loss, hidden, tokens), decisions
+
+
 def executed(model, layers, tokens, threshold, loss):
     """The loss as it will be at inference: readers gathered, nothing computed for the others."""
     set_threshold(layers, threshold)
@@ -71,7 +79,7 @@ def test_hard_reads_are_those_of_the_gathered_execution_in_loss_and_gradients(se
     for parameter in given:
         parameter.requires_grad_()
     with torch.enable_grad():
-        ours, decisions = distiller.rehearse(tokens, torch.full((len(tokens),), threshold), 1.0, None)
+        ours, decisions = lost(distiller, tokens, torch.full((len(tokens),), threshold))
         theirs = executed(model, layers, tokens, threshold, loss)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         grads = [torch.autograd.grad(x, given) for x in (ours, theirs)]
@@ -85,9 +93,9 @@ def test_hard_reads_are_those_of_the_gathered_execution_in_loss_and_gradients(se
 def test_who_reads_all_says_what_the_original_says(setting):
     model, _, _, tokens = setting
     distiller = distiller_of(setting)
-    loss, _ = distiller.rehearse(tokens, torch.full((4,), -1e9), 1.0, None)
+    loss, _ = lost(distiller, tokens, torch.full((4,), -1e9))
     assert float(loss) == pytest.approx(0, abs=1e-5)
-    assert float(distiller.rehearse(tokens, torch.full((4,), 1e9), 1.0, None)[0]) > 1e-3
+    assert float(lost(distiller, tokens, torch.full((4,), 1e9))[0]) > 1e-3
     assert not any(p.requires_grad for layer in distiller.layers.values() for p in layer.parameters())
     assert model.config._attn_implementation == "sdpa"
 
@@ -113,10 +121,10 @@ def test_the_end_loss_falls_and_the_backbone_stays(setting):
     asked = [p.requires_grad for p in model.parameters()]
     distiller = distiller_of(setting, n_steps=40)
     first = distiller._first_thresholds(tokens)
-    losses = [distiller.rehearse(tokens, first[[0, 1, 0, 1]], 1.0, None)[0]]
+    losses = [lost(distiller, tokens, first[[0, 1, 0, 1]])[0]]
     for step in range(40):
         distiller.end_step(step, tokens)
-    losses.append(distiller.rehearse(tokens, distiller.thresholds[[0, 1, 0, 1]], 1.0, None)[0])
+    losses.append(lost(distiller, tokens, distiller.thresholds[[0, 1, 0, 1]])[0])
     assert losses[1] < 0.8 * losses[0]
     assert torch.equal(model(tokens).logits, plain)
     assert [p.requires_grad for p in model.parameters()] == asked

@@ -162,8 +162,8 @@ def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> Att
 
 def _widths(out_proj: nn.Module) -> tuple[int, int]:
     """Input and output width of an affine map; GPT-2's Conv1D stores its weight the other way round."""
-    if isinstance(out_proj, nn.Linear):
-        return out_proj.in_features, out_proj.out_features
+    if hasattr(out_proj, "in_features"):  # also a linear map with something beside it
+        return cast(int, out_proj.in_features), cast(int, out_proj.out_features)
     d_in, d_out = cast(Tensor, out_proj.weight).shape
     return d_in, d_out
 

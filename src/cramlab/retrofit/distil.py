@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -192,63 +193,21 @@ class Distiller:
         temperature = self.config.temperature * (1 - (1 - _LAST_TEMPERATURE) * step / self.n_steps)
         generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + step)
         with self._learning(step):
-            with self._precision(), torch.enable_grad():
-                loss, decisions = self.rehearse(tokens, self.thresholds[share], temperature, generator)
+            with half_precision(self.device), torch.enable_grad():
+                hidden, decisions = rehearse(
+                    self.model,
+                    self.sites,
+                    self.layers,
+                    self.config,
+                    tokens,
+                    self.thresholds[share],
+                    temperature,
+                    generator,
+                )
+                loss = end_loss(self.model, self.config.end_loss, hidden, tokens)
             loss.backward()
             self.history[step, 0] = float(loss.detach())
             self._reward(step, decisions, share, temperature)
-
-    def rehearse(
-        self, tokens: Tensor, thresholds: Tensor, temperature: float, generator: torch.Generator | None
-    ) -> tuple[Tensor, list[Decision]]:
-        """The end loss of a batch with reads drawn by the gates, or decided by them.
-
-        Args:
-            tokens: (B, T).
-            thresholds: of each context, (B,).
-            temperature: of the noise on the scores.
-            generator: of the noise; None: without, as at inference.
-        """
-        decisions: list[Decision] = []
-
-        def choose(i: int) -> Callable[[Sight], Answer]:
-            layer = self.layers[self.sites[i].layer]
-
-            def chosen(sight: Sight) -> Answer:
-                with torch.autocast(self.device.type, enabled=False):
-                    answer = layer.adapt(sight.features)
-                    score = layer.scores(sight.features.detach())
-                noise = torch.zeros_like(score)
-                if generator is not None:
-                    chance = torch.rand(score.shape, generator=generator, device=self.device)
-                    noise = chance.clamp(1e-6, 1 - 1e-6).logit().to(score)
-                reads = score.detach() + temperature * noise > thresholds.to(score)[:, None]
-                reads = (reads | ~sight.far).float().requires_grad_()
-                decisions.append(Decision(score, noise, reads, sight.far))
-                weight = reads[..., None]
-                heads = sight.near + weight[..., None] * (sight.full - sight.near)
-                return Answer(heads, (1 - weight) * answer, 0.0)
-
-            return chosen
-
-        with self._observing(choose):
-            hidden = base_model(self.model)(input_ids=tokens, use_cache=False).last_hidden_state
-        if self.config.end_loss == "nats":
-            return self._by_parts(_nats, hidden[:, :-1], tokens[:, 1:]), decisions
-        with torch.no_grad():
-            wanted = base_model(self.model)(input_ids=tokens, use_cache=False).last_hidden_state
-        return self._by_parts(_divergence, hidden, wanted), decisions
-
-    def _by_parts(self, loss: Callable[..., Tensor], hidden: Tensor, wanted: Tensor) -> Tensor:
-        """Mean over tokens of a loss that needs logits, which are never all in memory."""
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        flat, wanted = hidden.flatten(0, 1), wanted.flatten(0, 1)
-        with torch.autocast(self.device.type, enabled=False):
-            parts = [
-                checkpoint(loss, head, own.float(), other, use_reentrant=False)
-                for own, other in zip(flat.split(_TOKENS_AT_ONCE), wanted.split(_TOKENS_AT_ONCE), strict=True)
-            ]
-        return torch.stack([part for part in parts if part is not None]).sum() / len(flat)
 
     def _reward(self, step: int, decisions: list[Decision], share: Tensor, temperature: float) -> None:
         """Gradients of the gates, prices and thresholds, after the backward pass of the loss."""
@@ -284,26 +243,109 @@ class Distiller:
             layer = self.layers[self.sites[i].layer]
             return lambda sight: scores.append(layer.scores(sight.features)[sight.far].float().to(self.device))
 
-        with self._precision(), self._observing(choose):
+        with half_precision(self.device), self._observing(choose):
             base_model(self.model)(input_ids=tokens, use_cache=False)
         return torch.stack([_quantile(torch.cat(scores), frac) for frac in self.config.learning_fracs])
 
     def _observing(self, choose: Callable[[int], Callable[[Sight], Answer | None]]) -> Any:
         return patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose))
 
-    def _precision(self) -> Any:
-        """Half the bits on an accelerator while learning; everything is measured in full."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
-
     def _learning(self, step: int) -> Any:
         return _Step(self, step)
 
-    def rate(self, step: int) -> float:
-        """The learning rate: up over the first tenth of the steps, down along a cosine."""
-        warm = max(1.0, _WARM_UP * self.n_steps)
-        return (
-            self.config.learning_rate * min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / self.n_steps)) / 2
-        )
+
+def rehearse(
+    model: nn.Module,
+    sites: Sequence[AttentionSite],
+    layers: Mapping[int, ConsolidatedAttention],
+    config: RetrofitConfig,
+    tokens: Tensor,
+    thresholds: Tensor,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, list[Decision]]:
+    """The model as it will run on a batch, with reads drawn by the gates, or decided by them.
+
+    Args:
+        model: without a patch.
+        sites: to be consolidated.
+        layers: by layer.
+        config: sizes and choices.
+        tokens: (B, T).
+        thresholds: of each context, (B,).
+        temperature: of the noise on the scores.
+        generator: of the noise; None: without, as at inference.
+
+    Returns:
+        The last hidden states (B, T, D), and what each site decided.
+    """
+    decisions: list[Decision] = []
+
+    def choose(i: int) -> Callable[[Sight], Answer]:
+        layer = layers[sites[i].layer]
+
+        def chosen(sight: Sight) -> Answer:
+            with torch.autocast(tokens.device.type, enabled=False):
+                answer = layer.adapt(sight.features)
+                score = layer.scores(sight.features.detach())
+            noise = torch.zeros_like(score)
+            if generator is not None:
+                chance = torch.rand(score.shape, generator=generator, device=score.device)
+                noise = chance.clamp(1e-6, 1 - 1e-6).logit().to(score)
+            reads = score.detach() + temperature * noise > thresholds.to(score)[:, None]
+            reads = (reads | ~sight.far).float().requires_grad_()
+            decisions.append(Decision(score, noise, reads, sight.far))
+            weight = reads[..., None]
+            heads = sight.near + weight[..., None] * (sight.full - sight.near)
+            return Answer(heads, (1 - weight) * answer, 0.0)
+
+        return chosen
+
+    with patched(model, observed(sites, config.window, config.n_sinks, choose)):
+        hidden = base_model(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden, decisions
+
+
+def end_loss(
+    model: nn.Module, kind: str, hidden: Tensor, tokens: Tensor, original: AbstractContextManager | None = None
+) -> Tensor:
+    """What the model's answers lose, nats per token; logits are never all in memory.
+
+    Args:
+        model: without a patch.
+        kind: see `RetrofitConfig.end_loss`.
+        hidden: see `rehearse`.
+        tokens: (B, T).
+        original: open while the original is asked for its answers, where the model is not quite that.
+    """
+    if kind == "nats":
+        return _by_parts(model, _nats, hidden[:, :-1], tokens[:, 1:])
+    with torch.no_grad(), original or nullcontext():
+        wanted = base_model(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return _by_parts(model, _divergence, hidden, wanted)
+
+
+def _by_parts(model: nn.Module, loss: Callable[..., Tensor], hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over tokens of a loss that needs logits."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    flat, wanted = hidden.flatten(0, 1), wanted.flatten(0, 1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = [
+            checkpoint(loss, head, own.float(), other, use_reentrant=False)
+            for own, other in zip(flat.split(_TOKENS_AT_ONCE), wanted.split(_TOKENS_AT_ONCE), strict=True)
+        ]
+    return torch.stack([part for part in parts if part is not None]).sum() / len(flat)
+
+
+def course(step: int, n_steps: int) -> float:
+    """Of the learning rate, relative to its highest: up over the first tenth of the steps, down along a cosine."""
+    warm = max(1.0, _WARM_UP * n_steps)
+    return min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / n_steps)) / 2
+
+
+def half_precision(device: torch.device) -> AbstractContextManager:
+    """Half the bits on an accelerator while learning; everything is measured in full."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 class _Step:
@@ -327,7 +369,9 @@ class _Step:
         own = self.distiller.parameters
         if error is None:
             for group in self.distiller.optimizer.param_groups:
-                group["lr"] = group["times"] * self.distiller.rate(self.step)
+                group["lr"] = (
+                    group["times"] * self.distiller.config.learning_rate * course(self.step, self.distiller.n_steps)
+                )
             torch.nn.utils.clip_grad_norm_(own, _MOST_GRADIENT)
             self.distiller.optimizer.step()
         for parameter in own:

@@ -1,0 +1,124 @@
+"""Light recovery: LoRA beside the backbone's own maps, learned while adapters and gates stay as they are.
+
+Everything else in a consolidation leaves the backbone alone. This does not, so it is reported apart.
+
+Source: LoRA after Hu et al. 2022, by peft; what it is taught, ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.audit.resume import Stages
+from cramlab.hf.consolidated import consolidatable_sites
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.lora import Weights, lora, weights_of
+from cramlab.retrofit.config import RetrofitConfig
+from cramlab.retrofit.distil import batches, course, end_loss, half_precision, rehearse
+from cramlab.retrofit.learn import Learned
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_RATE = 5e-4  # of Adam, at its highest
+_MOST_GRADIENT = 1.0
+
+
+class Recovery:
+    """Learns the weights of a LoRA; a stage of `Stages` saves and continues it.
+
+    Every context skips one of two shares of its far reads, in turn. The loss is that of the end stage: the divergence
+    from what the original says, which is the same model with its LoRA off.
+
+    Args:
+        changed: see `lora`.
+        model: the same model as it was given to `lora`.
+        learned: adapters and gates.
+        thresholds: one for each share that is to be recovered.
+        config: sizes and choices.
+        n_steps: gradient steps.
+    """
+
+    def __init__(
+        self, changed: PeftModel, model: nn.Module, learned: Learned, thresholds: Sequence[float],
+        config: RetrofitConfig, n_steps: int,
+    ) -> None:  # fmt: skip
+        self.changed, self.model, self.learned, self.config, self.n_steps = changed, model, learned, config, n_steps
+        self.sites = consolidatable_sites(model)
+        self.device = next(model.parameters()).device
+        self.thresholds = torch.tensor(thresholds, device=self.device)
+        self.parameters = [parameter for parameter in changed.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=_RATE, betas=(0.9, 0.99))
+        self.losses = torch.full((n_steps,), torch.nan, dtype=torch.float64)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes back."""
+        return {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict(),
+                "losses": self.losses}  # fmt: skip
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from `state`."""
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses.copy_(state["losses"])
+
+    def step(self, step: int, tokens: Tensor) -> None:
+        """One gradient step; tokens (B, T)."""
+        index = step * len(tokens) + torch.arange(len(tokens), device=self.device)
+        with half_precision(self.device), torch.enable_grad():
+            hidden, _ = rehearse(
+                self.model, self.sites, self.learned.layers, self.config, tokens,
+                self.thresholds[index // 2 % len(self.thresholds)],
+            )  # fmt: skip
+            original = self.changed.disable_adapter()
+            loss = end_loss(self.model, self.config.end_loss, hidden, tokens, original)
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = _RATE * course(step, self.n_steps)
+        torch.nn.utils.clip_grad_norm_(self.parameters, _MOST_GRADIENT)
+        self.optimizer.step()
+        self.losses[step] = float(loss.detach())
+
+
+def recovered(
+    model: nn.Module, config: RetrofitConfig, parts: Mapping[str, Sequence[Tensor]], stages: Stages,
+    learned: Learned, thresholds: Sequence[float], *, rank: int, n_steps: int,
+) -> tuple[Weights, list[float]]:  # fmt: skip
+    """The LoRA for a consolidated model, to be given to `lora`.
+
+    Args:
+        model: the original, without a patch; it is left as it was.
+        config: sizes and choices.
+        parts: "learning" and "further" contexts, see `text.parts_of`.
+        stages: runs and saves.
+        learned: adapters and gates.
+        thresholds: one for each share of skipped reads that is to be recovered.
+        rank: of each map's LoRA.
+        n_steps: gradient steps.
+
+    Returns:
+        Its weights, and the loss of every step.
+
+    Raises:
+        ConsolidationError: when there is no context to learn from, or peft is missing.
+    """
+    if not parts["learning"]:
+        raise ConsolidationError("all documents are held out, none is left to learn from; give more text")
+    with lora(model, rank, config.seed) as changed:
+        recovery = Recovery(changed, model, learned, thresholds, config, n_steps)
+
+        def one(item: tuple[int, Tensor]) -> int:
+            recovery.step(*item)
+            return item[1].numel()
+
+        drawn = list(enumerate(batches(parts, config.batch_contexts, n_steps, config.seed + 1)))
+        stages.run("lora", drawn, one, recovery, sum(tokens.numel() for _, tokens in drawn))
+        weights = weights_of(changed)
+    return weights, recovery.losses.tolist()
