@@ -45,7 +45,7 @@ def evidence(results: Path) -> Evidence:
     )
 
 
-_OTHERS = ("consolidate", "audit", "bench", "irregular")  # folders of documents that are no run records
+_OTHERS = ("consolidate", "audit", "bench", "irregular", "text")  # folders of documents that are no run records
 
 
 def collect_irregular(runs: Path, results: Path) -> None:

@@ -26,7 +26,7 @@ _NO_RECORDS = (
     *("config.json", "audit.json", "over_training.json"),
     *("comparison.json", "consolidation.json", "decode.json", "retrieval.json"),
 )
-_NO_RECORDS_IN = {"bench", "irregular"}  # folders of timings, and of documents of `cramlab irregular`
+_NO_RECORDS_IN = {"bench", "irregular", "text"}  # timings, documents of `cramlab irregular`, language models
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
@@ -146,7 +146,7 @@ def validate(record: Any, name: str) -> None:
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name; none are under bench/ or irregular/.
+    """The record files named by or lying under the given paths, in order of name; none are in bench/, irregular/ or text/.
 
     Raises:
         RecordError: when a path does not exist or holds no record.
