@@ -11,15 +11,23 @@ import pytest
 import torch
 
 from cramlab import records
-from cramlab.catalog import CRAM_RATE
+from cramlab.catalog import CRAM_RATE, MIXERS
 from cramlab.config import override
 from cramlab.experiments.srcd import run_config
 from cramlab.files import load_checkpoint, only_process_in, save_checkpoint
+from cramlab.memory import CRAMConfig
 from cramlab.model import SequenceModel
 from cramlab.training import RunFailedError, Stage, train
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
-from cramlab.training.loop import _learning_rate, _parameter_groups, new_progress
+from cramlab.training.loop import (
+    _learning_rate,
+    _loss_terms,
+    _parameter_groups,
+    _training_batch,
+    _training_routing,
+    new_progress,
+)
 
 
 def tiny(mixer="cram", seed=0, *overrides):
@@ -45,6 +53,27 @@ def test_gates_have_an_optimizer_of_their_own_and_nothing_is_left_out(mixer):
     found = [id(p) for group in (together, *apart) for part in group for p in part["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters())
     assert [part["rate"] for part in together] == ([1.0, 10.0] if mixer == "cram" else [1.0])
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("opened", [-100.0, 100.0])
+@pytest.mark.parametrize("encoding", [False, True])
+def test_every_parameter_has_a_gradient_on_every_step(mixer, opened, encoding):
+    """Whether everybody or nobody reads and writes; data parallel would wait for ever for one that has none."""
+    config = override(override(tiny(mixer), "training.audit_frac=0"), "training.audit_supervised_frac=0")
+    if isinstance(config.model.mixer, CRAMConfig):
+        config = override(config, "model.mixer.episodic.write=salience")
+        config = override(config, "model.mixer.episodic.write_audit_frac=0")
+    torch.manual_seed(0)
+    model, run = SequenceModel(config.model, config.task.input_spec).train(), new_progress({}, encoding=encoding)
+    for name, gate in model.named_modules():
+        if name.endswith((".gate", ".salience")):
+            gate.out.bias.data.fill_(opened)
+    batch = _training_batch(config, config.training.stages[0], run)
+    output = model(batch, routing=_training_routing(config, run, batch), counterfactual_layer=0)
+    torch.stack(list(_loss_terms(config, run | {"encoding_ended_step": 0}, output, batch).values())).sum().backward()
+    idle = ["layers.0.mixer.norm.weight"] if mixer in ("cram-paper", "cram-gumbel") else []  # they look at x itself
+    assert [name for name, p in model.named_parameters() if p.grad is None] == idle
 
 
 @pytest.fixture(scope="module")

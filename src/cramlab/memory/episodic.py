@@ -369,9 +369,9 @@ class EpisodicMemory(nn.Module):
         assert self.salience is not None
         with torch.no_grad():
             use = self._use(h, asks, writes, written)
-            if not use.shape[1]:
-                return 0.0 * logit.sum()
-            use = use.gather(1, written.last.clamp(min=0))
+        if not use.shape[1]:  # nothing to learn from, and yet a gradient: see `_no_answer`
+            return 0.0 * logit.sum()
+        use = use.gather(1, written.last.clamp(min=0))
         return self.salience.loss(logit, use, self.config.write_price, writes)
 
     def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
