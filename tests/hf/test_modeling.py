@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -142,6 +144,23 @@ def test_it_learns_and_every_parameter_takes_part(write):
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     assert touched == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("router", ["benefit", "always", "never", ["never", "benefit", "benefit"]])
+@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("opened", [-100.0, 0.0, 100.0])
+@pytest.mark.parametrize("read_all", [False, True])
+def test_every_parameter_has_a_gradient_on_every_step(router, write, opened, read_all):
+    """Whether nobody reads and writes, some or all; data parallel would wait for ever for one that has none."""
+    model = make(router=router, memory_write=write, num_hidden_layers=3, audit_frac=0.0).train()
+    for block in model.layers:
+        for gate in (getattr(block.mixer, "gate", None), block.mixer.episodic.salience):
+            if gate is not None:
+                gate.out.bias.data.fill_(opened)
+        episodic = dataclasses.replace(block.mixer.config.episodic, write_audit_frac=0.0)
+        block.mixer.config = dataclasses.replace(block.mixer.config, episodic=episodic)
+    model(tokens := ids(), labels=tokens, read_all=read_all).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_the_loss_is_the_next_token_s_outside_of_training():

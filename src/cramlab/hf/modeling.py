@@ -274,7 +274,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         routing, without = self._training_routing(read_all, gaps) if learns_gate else (Routing(read_all=read_all), -1)
         stepping = x.shape[1] == 1 and valid is None and not (self.training or read_all or torch.is_grad_enabled())
         silent: Tensor | None = None  # the residual stream in which one layer, `without`, has not read
-        hidden, auxes, judged = [], [], None
+        hidden, auxes, waiting, judged = [], [], [], None
         for i, block in enumerate(cast("list[Block]", list(self.layers))):
             hidden.append(x)
             layer = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[i])
@@ -289,6 +289,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
                 silent = block.finish(silent, block.mix(silent, gaps, state, valid, routing).y)
             x = block.finish(x, mixed.y)
             auxes += mixed.aux.values()
+            if learns_gate and i != without and mixed.trace.gate_logit is not None:
+                waiting.append(mixed.trace.gate_logit.mean())
             if layer is not None:
                 layer.put(mixed.state, x.shape[1])
         x = self.norm(x)
@@ -299,6 +301,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             own = torch.stack(auxes).mean() if auxes else loss.new_zeros(())
             if silent is not None and judged is not None:
                 own = own + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), labels)
+            if waiting:  # gates whose turn it is not: data parallel waits for every gradient, be it zero
+                own = own + 0.0 * torch.stack(waiting).sum()
             if (n_items := kwargs.get("num_items_in_batch")) is not None:  # Trainer sums over parts of a batch
                 own = own * ((labels[:, 1:] != -100).sum() / n_items)
             loss = loss + own
