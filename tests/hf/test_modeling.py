@@ -163,6 +163,22 @@ def test_every_parameter_has_a_gradient_on_every_step(router, write, opened, rea
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_audits_are_of_one_layer_at_a_time():
+    """As in `SequenceModel`; in its second pass, where that layer is silent, those above it are not audited either."""
+    model = make(num_hidden_layers=3, audit_frac=1.0).train()
+    shares = []
+    for block in model.layers:
+        block.mixer.register_forward_hook(lambda *args: shares.append(args[-1].trace.scored.float().mean().item()))
+    tokens = ids()
+    for _ in range(5):
+        shares.clear()
+        model(tokens, labels=tokens)
+        assert sum(share == 1.0 for share in shares) == 1
+    shares.clear()
+    model(tokens, labels=tokens, read_all=True)
+    assert all(share == 1.0 for share in shares)
+
+
 def test_the_loss_is_the_next_token_s_outside_of_training():
     model = make()
     tokens = ids()

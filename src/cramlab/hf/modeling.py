@@ -48,7 +48,7 @@ class CRAMForCausalLMConfig(PreTrainedConfig):
         router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
             of recurrence and attention.
         read_price: nats that a read must save to be worth it.
-        audit_frac: share of the tokens that reads in training whatever the gate says.
+        audit_frac: share of the tokens that reads in training whatever the gate says, in the layer taught at a step.
         initializer_range: of the embedding.
     """
 
@@ -282,11 +282,13 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
                 x = block.finish(x, layer.step(cast("CRAMLayer", block.mixer), block.mixer_input(x), gaps))
                 continue
             state = None if layer is None else layer.take()
-            mixed = block.mix(x, gaps, state, valid, routing._replace(counterfactual=i == without))
+            # Audits are of the layer that goes without: were all audited, each could rely on the others' reads.
+            asked = routing._replace(counterfactual=i == without, audits=routing.audits if i == without else None)
+            mixed = block.mix(x, gaps, state, valid, asked)
             if mixed.y_without_reads is not None:
                 silent, judged = block.finish(x, mixed.y_without_reads), mixed
             elif silent is not None:
-                silent = block.finish(silent, block.mix(silent, gaps, state, valid, routing).y)
+                silent = block.finish(silent, block.mix(silent, gaps, state, valid, asked).y)
             x = block.finish(x, mixed.y)
             auxes += mixed.aux.values()
             if learns_gate and i != without and mixed.trace.gate_logit is not None:
