@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
 from cramlab.memory import decoder as module
@@ -45,6 +46,27 @@ def test_steps_in_place_equal_one_pass(router, capacity, write, n_before, monkey
     for name in ("keys", "values", "times"):
         ours, theirs = getattr(state.buffer, name), getattr(whole.state.buffer, name)
         assert torch.allclose(ours[filled], theirs[filled], atol=1e-4)
+
+
+@pytest.mark.parametrize("router", ["benefit", "always", "never"])
+@pytest.mark.parametrize("write", ["all", "salience"])
+def test_only_readers_are_scored_and_only_what_is_written_has_keys(router, write, monkeypatch):
+    layer = make(router, write=write)
+    x, gaps = torch.randn(3, 40, D), torch.rand(3, 40)
+    trace = layer(x, gaps).trace
+    n_scored, fused, n_keys = [], F.scaled_dot_product_attention, []
+
+    def counting(q, *args, **kwargs):
+        n_scored.append(q.shape[0] * q.shape[2])
+        return fused(q, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    decoder = Decoder(layer, layer(x[:, :0], gaps[:, :0]).state)
+    layer.episodic.w_key.register_forward_hook(lambda _module, _args, keys: n_keys.append(len(keys)))
+    for t in range(40):
+        decoder.step(x[:, t], gaps[:, t])
+    assert sum(n_scored) == int(trace.scored.sum())
+    assert sum(n_keys) == (trace.scored.numel() if trace.written is None else int(trace.written.sum()))
 
 
 def test_its_bytes_stop_growing_at_the_capacity(monkeypatch):

@@ -13,6 +13,7 @@ from cramlab.memory import (
     SlotsConfig,
     WorkingMemoryConfig,
     launches,
+    window_attention,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
@@ -245,6 +246,40 @@ def test_the_gate_decides_without_a_read():
             parameter.normal_()
     assert torch.equal(layer(x, gaps).trace.attended, before.attended)
     assert torch.equal(before.attended, before.scored)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_training_and_evaluation_decide_by_the_same_rule(write):
+    layer = make(write=write)
+    layer.config = dataclasses.replace(layer.config, episodic=EpisodicMemoryConfig(write=write, write_audit_frac=0.0))
+    x, gaps = example(60)
+    audits = torch.rand(gaps.shape) < 0.3
+    decided = [layer.train(mode)(x, gaps, routing=Routing(audits=audits)).trace for mode in (False, True)]
+    assert 0.1 < (decided[0].path == Path.EPISODIC).float().mean() < 0.9
+    assert torch.equal(decided[0].path, decided[1].path)
+    assert write == "all" or torch.equal(decided[0].written, decided[1].written)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("router", ["benefit", "always", "never", "random"])
+@pytest.mark.parametrize("training", [False, True])
+def test_as_many_tokens_are_scored_as_are_counted(router, write, training, monkeypatch):
+    """`reads_frac` is the mean of `scored`; here it is compared with what the score computation is given."""
+    layer = make(router, write=write, capacity=30, random_frac=0.2).train(training)
+    x, gaps = example(200)
+    valid = torch.rand(gaps.shape) < 0.9
+    n_scored, fused = [], F.scaled_dot_product_attention
+
+    def counting(q, *args, **kwargs):
+        n_scored.append(q.shape[0] * q.shape[2])
+        return fused(q, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(window_attention, "_WORTH_A_TILE", float("inf"))  # one tile, so that each reader counts once
+    trace = layer(x, gaps, valid=valid, routing=Routing(audits=torch.rand(gaps.shape) < 0.1)).trace
+    assert sum(n_scored) == int(trace.scored.sum())
+    assert (sum(n_scored) > 0) == (router != "never")
+    assert not trace.scored[~valid].any()
 
 
 def test_the_gumbel_router_is_charged_for_every_read_that_q_needs():
