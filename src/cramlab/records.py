@@ -146,7 +146,7 @@ def validate(record: Any, name: str) -> None:
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name; none are in bench/, irregular/ or text/.
+    """The record files named by or lying under the given paths, in order of name; none in bench/, irregular/ or text/.
 
     Raises:
         RecordError: when a path does not exist or holds no record.
