@@ -56,6 +56,27 @@ def prefill_and_steps(write):
     assert all(layer.keys.shape[1] <= 12 for layer in cache.layers)
 
 
+@pytest.mark.parametrize("way", ["autocast", "weights"])
+def test_in_bfloat16_it_trains_and_steps_still_equal_one_pass(way):
+    """To its rounding, 2^-8, Euclidean. All tokens read, as a gate near its threshold may change its mind."""
+    model = make(router="always")
+    model = model.to(torch.bfloat16) if way == "weights" else model
+    tokens = ids()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        with torch.no_grad():
+            whole = model(tokens).logits.float()
+            cache = model(tokens[:, :11], use_cache=True).past_key_values
+            steps = [model(tokens[:, t : t + 1], past_key_values=cache).logits.float() for t in range(11, 20)]
+        assert (torch.cat(steps, dim=1) - whole[:, 11:]).norm() < 2**-8 * whole[:, 11:].norm()
+        gated = make(memory_write="salience").to(next(model.parameters()).dtype).train()
+        loss = gated(tokens, labels=tokens).loss
+        loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in gated.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        assert gated.eval().generate(tokens, max_new_tokens=15, eos_token_id=None).shape == (3, 35)
+
+
 @pytest.mark.parametrize("n_beams", [1, 3])
 @pytest.mark.parametrize("write", ["all", "salience"])
 def test_generation_of_a_left_padded_batch_equals_each_alone_and_without_a_cache(n_beams, write):

@@ -28,12 +28,19 @@ def _fresh_compiler():
 
 
 @pytest.mark.filterwarnings(
-    "ignore:The .grad attribute", "ignore:.*should not be instantiated"
+    "ignore:The .grad attribute", "ignore:.*should not be instantiated", "ignore:.*torch.jit"
 )  # the compiler's own doing
 @pytest.mark.parametrize("write", ["all", "salience"])
-def test_compiled_answers_and_gradients_are_the_same(write):
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",  # graph capture, where a routed layer could break, without the C++ compiler
+        pytest.param("inductor", marks=pytest.mark.slow),  # the default, with it
+    ],
+)
+def test_compiled_answers_and_gradients_are_the_same(write, backend):
     layer = make(write)
-    compiled = torch.compile(layer, backend="eager")  # graph capture, where a routed layer could break; no C++ compiler
+    compiled = torch.compile(layer, backend=backend)
     x, gaps = torch.randn(2, 12, D, requires_grad=True), torch.rand(2, 12)
     weight = torch.randn(2, 12, D)
     fast, slow = ((way(x, gaps).y * weight).sum() for way in (compiled, layer))
