@@ -1,4 +1,4 @@
-"""How long a consolidated model takes for a prompt, and for a token with a long cache, beside the original and baselines.
+"""How long a consolidated model takes for a prompt and for a token with a long cache, beside original and baselines.
 
     OMP_NUM_THREADS=1 python benchmarks/consolidated_decode.py smollm2 runs/smollm2 --text stdlib --context 8192 \
         --out results/consolidate/smollm2/decode-8192.json
@@ -6,8 +6,8 @@
 All ways take turns, prompt by prompt and token by token. Refuses to time anything unless the closed patch gives the
 original's logits bit by bit. Times are those that the process had a core for. "growing cache" is the original with the
 cache that the patch brings, so that the two savings are told apart; all ways below it have that cache as well. Static
-baselines leave out the share of far reads that the folder's threshold was made for; which layers they leave out does not
-change their time, and neither do the numbers in a linear map, so these are not learned.
+baselines leave out the share of far reads that the folder's threshold was made for; which layers they leave out does
+not change their time, and neither do the numbers in a linear map, so these are not learned.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from cramlab.hf.far_reads import Padding, window_read
 
 
 class SplitHeads(ConsolidatedAttention):
-    """Some heads see window and first tokens, the others everything; a group's keys are read if one of its heads is full.
+    """Some heads see window and first tokens, the others everything; keys are read if one of their heads is full.
 
     After DuoAttention (Xiao et al. 2024); with no full head, a window everywhere.
     """
@@ -25,8 +25,14 @@ class SplitHeads(ConsolidatedAttention):
     windowed: Tensor  # bool (H,)
 
     def attend(
-        self, original: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:  # fmt: skip
+        self,
+        original: Callable[[], Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         """See the parent; nothing is added to the layer's answer."""
         if not self.windowed.any():
             return original()

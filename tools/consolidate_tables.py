@@ -1,4 +1,4 @@
-"""Renews docs/consolidate.md between its marks, and its curves in docs/figures, from the records in results/consolidate.
+"""Renews docs/consolidate.md between its marks, and its curves in docs/figures, from results/consolidate.
 
 python tools/consolidate_tables.py
 """
@@ -95,7 +95,7 @@ def _promise(data: dict[str, Any]) -> str:
     error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.4f}"
     return (
         f"Promised: at most {promise['increase']:g} nats per token with confidence {1 - promise['delta']:g}, from "
-        f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count as that). "
+        f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count so). "
         f"Chosen: the threshold for {data['skipped_frac']:.0%}. On {test['documents']} test documents it skips "
         f"{test['skipped_frac']:.1%} of the far reads at {test['increase']:+.4f}{error}, and scores "
         f"{test['pairs_frac']:.1%} of the causal pairs. Code {data['revision']}."
@@ -117,7 +117,8 @@ def _retrieval(data: dict[str, Any]) -> str:
         right = {who: np.array(found["right"]) for who, found in models.items()}
         for who, found in models.items():
             by_distance = [f"{right[who][third].sum()}/{len(third)}" for third in thirds]
-            rows.append([kind, who, f"{right[who].sum()}/{len(right[who])}", f"{np.mean(found['nats']):.3f}", *by_distance])
+            in_all = f"{right[who].sum()}/{len(right[who])}"
+            rows.append([kind, who, in_all, f"{np.mean(found['nats']):.3f}", *by_distance])
         kept = right["consolidated"][right["original"]]
         rows.append([kind, "kept of the original's", f"{kept.sum()}/{len(kept)}", "", "", "", ""])
         distances = np.array(data["distance"][kind])
@@ -134,8 +135,9 @@ def _decode(data: dict[str, Any]) -> str:
         for name, way in found["ways"].items():
             cells = ["{median:,.1f} [{p10:,.1f}, {p90:,.1f}]".format(**way["ms"]),
                      "{median:.2f} [{p10:.2f}, {p90:.2f}]".format(**way["speedup"])]  # fmt: skip
-            skipped = name == "consolidated" and found["skipped_frac"] is not None
-            rows.append([f"{unit} {found['context']:,}", name, f"{found['skipped_frac']:.1%}" if skipped else "", *cells])
+            known = name == "consolidated" and found["skipped_frac"] is not None
+            skipped = f"{found['skipped_frac']:.1%}" if known else ""
+            rows.append([f"{unit} {found['context']:,}", name, skipped, *cells])
     return table(["what", "way", "far reads skipped", "ms [10%, 90%]", "times as fast as the original"], rows)
 
 
@@ -158,7 +160,7 @@ def figures() -> dict[str, str]:
     drawn = {}
     for folder in sorted({path.parent for path in RESULTS.rglob("comparison.json")}):
         places = {}
-        for path in sorted(folder.glob("comparison*.json"), key=lambda path: (len(path.stem) > len("comparison"), path)):
+        for path in [folder / "comparison.json", *sorted(folder.glob("comparison-*.json"))]:
             data = json.loads(path.read_text(encoding="utf-8"))
             places[f"{data['text']['name']}, {data.get('context', data['config']['context']):,} tokens"] = data["rows"]
         tests = [json.loads(path.read_text(encoding="utf-8"))["test"] for path in folder.rglob("consolidation.json")]

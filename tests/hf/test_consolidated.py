@@ -235,7 +235,7 @@ def test_pairs_are_counted_as_executed():
 
 @pytest.mark.parametrize("reads", ["none", "some", "all"])
 def test_pairs_are_those_that_the_flop_counter_of_the_cram_layer_counts(reads):
-    """What a patch adds to a model without attention: two products over every pair, in each head, plus gate and adapter."""
+    """What a patch adds to a model without attention: two products over every pair in each head, gate and adapter."""
     model, tokens = model_of("llama"), tokens_of(1, 40)
     layers = layers_for(model)
     for layer in layers.values():
