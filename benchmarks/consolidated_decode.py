@@ -1,32 +1,130 @@
-"""Seconds a token when a consolidated model decodes with a long cache, beside the original, token by token in turn.
+"""How long a consolidated model takes for a prompt and for a token with a long cache, beside original and baselines.
 
-    OMP_NUM_THREADS=1 python benchmarks/consolidated_decode.py smollm2 runs/smollm2 --text stdlib --context 8192
+    OMP_NUM_THREADS=1 python benchmarks/consolidated_decode.py smollm2 runs/smollm2 --text stdlib --context 8192 \
+        --out results/consolidate/smollm2/decode-8192.json
 
-Refuses to time anything unless the closed patch gives the original's logits bit by bit. Seconds are those that the
-process had a core for. "growing cache" is the original with the cache that the patch brings, so that the two savings
-are told apart.
+All ways take turns, prompt by prompt and token by token. Refuses to time anything unless the closed patch gives the
+original's logits bit by bit. Times are those that the process had a core for. "growing cache" is the original with the
+cache that the patch brings, so that the two savings are told apart; all ways below it have that cache as well. Static
+baselines leave out the share of far reads that the folder's threshold was made for; which layers they leave out does
+not change their time, and neither do the numbers in a linear map, so these are not learned.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import time
+import functools
 from pathlib import Path
 
-import numpy as np
+import static_rules
+import timing
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from cramlab import load as load_consolidated
 from cramlab import read_report, records
 from cramlab.audit import read_corpus
-from cramlab.hf.consolidated import closed, installed
+from cramlab.files import write_json
+from cramlab.hf.consolidated import consolidatable_sites, install, installed
 from cramlab.hf.consolidation_folder import read_record
 from cramlab.hf.growing_cache import GrowingLayer
 from cramlab.hf.loading import load
+from cramlab.retrofit import baselines
 from cramlab.retrofit.learn import no_token
+
+
+class Ways:
+    """The original and what is compared with it, by name; all share their weights.
+
+    Args:
+        model: the original.
+        folder: of its consolidation.
+        tokens: to choose heads on, (T,).
+    """
+
+    def __init__(self, model, folder, tokens) -> None:
+        self.model, self.folder, self.tokens = model, folder, tokens
+        self.record = read_record(folder)
+        self.near = self.record["window"], self.record["n_sinks"]
+
+    def made(self):
+        """One model a way."""
+        return {
+            "original": self.twin(), "growing cache": self.closed(), "consolidated": self.consolidated(),
+            "no far reads": self.layers(1.0), "window everywhere, no adapters": self.heads(1.0),
+            "whole layers": self.layers(), "whole heads, no adapters": self.heads(),
+            "sub-layers dropped": self.without(), "sub-layers linear": self.without(linear=True),
+        }  # fmt: skip
+
+    def twin(self):
+        """Another model with the same weights."""
+        return copy.deepcopy(self.model, {id(parameter): parameter for parameter in self.model.parameters()})
+
+    def consolidated(self):
+        """With its patch."""
+        return load_consolidated(self.twin(), self.folder)
+
+    def closed(self):
+        """With its patch closed: the growing cache is what is left of it."""
+        model = self.consolidated()
+        for layer in installed(model).values():
+            layer.active = False
+        return model
+
+    def some(self, n, frac):
+        """How many of n are left out at this share; None: the folder's."""
+        return round((self.record["skipped_frac"] if frac is None else frac) * n)
+
+    def layers(self, frac=None):
+        """Whole layers without far reads; their adapters answer."""
+        model = self.consolidated()
+        layers = list(installed(model).values())
+        n_without = self.some(len(layers), frac)
+        for i, layer in enumerate(layers):
+            layer.rule = no_token if i < n_without else baselines.every_token
+        return model
+
+    def heads(self, frac=None):
+        """Whole heads without far reads, those whose far reads are worth least."""
+        model = self.twin()
+        sites = consolidatable_sites(model)
+        sensitivity = self.record["learned"]["sensitivity"]
+        order = baselines.head_importance(model, sites, sensitivity, [self.tokens], *self.near).flatten().argsort()
+        windowed = torch.zeros(len(order), dtype=torch.bool)
+        windowed[order[: self.some(len(order), frac)]] = True
+        install(model, static_rules.split_heads(sites, windowed.view(len(sites), -1), *self.near))
+        return model
+
+    def without(self, *, linear=False):
+        """Without whole sub-layers."""
+        model = self.closed()
+        sites = consolidatable_sites(model)
+        for site in sites[len(sites) - self.some(len(sites), None) :]:
+            instead = nn.Linear(site.d_model, site.d_model) if linear else None
+            static_rules.replace(model, site, static_rules.Instead(instead))
+        return model
+
+
+class Decoding:
+    """One more token at every call.
+
+    Args:
+        model: that decodes.
+        cache: of all tokens before.
+        token: the newest, (1, 1).
+        place: its place.
+    """
+
+    def __init__(self, model, cache, token, place) -> None:
+        self.model, self.cache, self.token, self.place = model, cache, token, place
+
+    def __call__(self) -> None:
+        """Places are told, as a first layer without attention has no keys that tell them."""
+        place = torch.tensor([[self.place]])
+        logits = self.model(input_ids=self.token, position_ids=place, past_key_values=self.cache, use_cache=True).logits
+        self.token, self.place = logits[:, -1:].argmax(-1), self.place + 1
 
 
 def plain(cache):
@@ -37,70 +135,72 @@ def plain(cache):
     return found
 
 
-def step(model, token, cache):
-    """Seconds of one token, and the next one."""
-    start = time.process_time()
-    logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-    return time.process_time() - start, logits
+def prefilled(model, tokens):
+    """The cache of a prompt (1, T)."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def held(model, tokens):
+    """As `prefilled`, in parts, as a long prompt's scores would need much memory."""
+    cache = DynamicCache(config=model.config)
+    for part in tokens.split(1024, dim=1):
+        model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def skipped_frac(before, after):
+    """Share of the far reads between two counts that were left out; None where nothing was far."""
+    far = after.far_tokens - before.far_tokens
+    return 1 - (after.far_reads - before.far_reads) / far if far else None
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("folder")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--text", required=True)
-    parser.add_argument("--context", type=int, default=8192)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--context", type=int, default=8192, help="tokens in the cache when decoding")
+    parser.add_argument("--tokens", type=int, default=24, help="to decode")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt")
+    parser.add_argument("--prompts", type=int, default=3, help="how often the prompt is taken; 0: not at all")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    pretrained = load(args.model)
-    original = copy.deepcopy(pretrained.model)  # without a patch: what a user would run
-    folder = Path(args.folder)
-    model = load_consolidated(pretrained.model, folder)
-    encoded = (pretrained.encode(d.text[: 16 * args.context]) for d in read_corpus(args.text).documents)
-    tokens = torch.tensor(next(ids for ids in encoded if len(ids) >= args.context)[: args.context])[None]
-    cache = DynamicCache(config=original.config)
-    with closed(model):
-        short = tokens[:, : min(256, args.context)]
-        if not torch.equal(model(short).logits, original(short).logits):
-            raise SystemExit("parity: the closed patch is not the original; nothing is timed")
-        for chunk in tokens[:, :-1].split(1024, dim=1):
-            model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    caches = {"original": plain(cache), "growing cache": copy.deepcopy(cache), "consolidated": copy.deepcopy(cache),
-              "no far reads": cache}  # fmt: skip
-    assert all(type(layer) is GrowingLayer for layer in caches["consolidated"].layers)
-    seconds = {name: [] for name in caches}
-    layers, skipped = list(installed(model).values()), []
-    feed = dict.fromkeys(caches, tokens[:, -1:])
-    for i in range(args.tokens + 2):
-        for name, held in caches.items():
-            for layer in layers:
-                layer.rule = no_token if name == "no far reads" else None
-            if name == "growing cache":
-                with closed(model):
-                    took, logits = step(model, feed[name], held)
-            else:
-                before = read_report(model).total
-                took, logits = step(original if name == "original" else model, feed[name], held)
-                after = read_report(model).total
-                if name == "consolidated":
-                    skipped.append(1 - (after.far_reads - before.far_reads) / (after.far_tokens - before.far_tokens))
-            feed[name] = logits[:, -1:].argmax(-1)
-            if i >= 2:  # the first steps make room
-                seconds[name].append(took)
-    summary = {}
-    for name, took in seconds.items():
-        low, median, high = np.quantile(took, [0.1, 0.5, 0.9])
-        ratio = np.quantile(np.array(seconds["original"]) / np.array(took), [0.1, 0.5, 0.9])
-        summary[name] = {"seconds": [median, low, high], "faster": [ratio[1], ratio[0], ratio[2]]}
-        spread = f"[{low * 1e3:.1f}, {high * 1e3:.1f}]"
-        print(f"{name:>14}: {median * 1e3:7.1f} ms {spread}, {ratio[1]:.2f}x [{ratio[0]:.2f}, {ratio[2]:.2f}] faster")
-    print(json.dumps({
-        "header": records.header(torch.device("cpu")), "context": args.context, "tokens": args.tokens,
-        "skipped_frac": float(np.mean(skipped)), "promise": read_record(folder)["promise"], "steps": summary,
-    }))  # fmt: skip
+    pretrained, longest = load(args.model), max(args.context, args.prompt)
+    encoded = (pretrained.encode(d.text[: 16 * longest]) for d in read_corpus(args.text).documents)
+    tokens = torch.tensor(next(ids for ids in encoded if len(ids) >= longest)[:longest])[None]
+    prompt, tokens = tokens[:, : args.prompt], tokens[:, : args.context]
+    models = Ways(pretrained.model, args.folder, prompt[0]).made()
+    short = tokens[:, :256]
+    if not torch.equal(models["growing cache"](short).logits, models["original"](short).logits):
+        raise SystemExit("parity: the closed patch is not the original; nothing is timed")
+
+    cache = held(models["growing cache"], tokens[:, :-1])
+    assert all(type(layer) is GrowingLayer for layer in cache.layers)
+    caches = {name: plain(cache) if name == "original" else copy.deepcopy(cache) for name in models}
+    steps = {name: Decoding(model, caches[name], tokens[:, -1:], args.context - 1) for name, model in models.items()}
+    before = read_report(models["consolidated"]).total
+    decode = timing.side_by_side(steps, repeats=args.tokens, warmups=2)  # the first steps make room
+    between = read_report(models["consolidated"]).total
+    del steps, caches, cache
+    data = {
+        "header": records.header(torch.device("cpu")), "promise": read_record(args.folder)["promise"],
+        "decode": {"context": args.context, "skipped_frac": skipped_frac(before, between), "ways": decode},
+    }  # fmt: skip
+    if args.prompts:
+        prompts = {name: functools.partial(prefilled, model, prompt) for name, model in models.items()}
+        ways = timing.side_by_side(prompts, repeats=args.prompts, warmups=0)
+        skipped = skipped_frac(between, read_report(models["consolidated"]).total)
+        data["prompt"] = {"context": args.prompt, "skipped_frac": skipped, "ways": ways}
+    for what in ("decode", "prompt"):
+        for name, way in data.get(what, {"ways": {}})["ways"].items():
+            spread = "{median:,.2f} ms [{p10:,.2f}, {p90:,.2f}]".format(**way["ms"])
+            print(f"{what}, {name}: {spread}, {way['speedup']['median']:.2f} times as fast")
+    write_json(args.out, data)
 
 
 if __name__ == "__main__":

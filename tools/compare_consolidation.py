@@ -59,7 +59,7 @@ class Rules:
         self.few = parts["validation"][:3]  # importances and the oracle's thresholds come from these
 
     def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
-        """Name, share to skip, layers; the cheaper half of them for other places."""
+        """Name, share to skip, layers; for other places without what only says how ours came about."""
         for frac in FRACS:
             yield "gate", frac, lambda frac=frac: self.gate("", frac)
         yield "window", 1.0, lambda: baselines.static_window(self.sites, *self.near)
@@ -72,15 +72,15 @@ class Rules:
                 yield "router only", frac, lambda frac=frac: self.gate("router-only", frac)
             if self.lora_steps:
                 yield "lora", frac, lambda frac=frac: self.gate("lora", frac)
+        for frac in (0.25, 0.5, 0.75):
+            yield "dropped", frac, lambda frac=frac: self.dropped(frac, linear=False)
+            yield "linear", frac, lambda frac=frac: self.dropped(frac, linear=True)
         if everywhere:
             return
         for name in (CLOSED_FORM, "local", "end"):
             if name in self.candidates and name != self.chosen:
                 for frac in (0.75, 0.9):
                     yield name, frac, lambda name=name, frac=frac: self.gate(name, frac)
-        for frac in (0.25, 0.5):
-            yield "dropped", frac, lambda frac=frac: self.dropped(frac, linear=False)
-            yield "linear", frac, lambda frac=frac: self.dropped(frac, linear=True)
         yield "benefit gate", 0.75, lambda: self.benefit(0.75)
         yield "gate, no adapters", 0.75, lambda: self.without_adapters(0.75)
 
@@ -162,19 +162,25 @@ class Rules:
         """Of every head, (L, H)."""
         return baselines.head_importance(self.model, self.sites, self.learned.sensitivity, self.few, *self.near)
 
+    @functools.cached_property
+    def cosine_importance(self) -> torch.Tensor:
+        """Of every sub-layer, (L,)."""
+        return baselines.cosine_importance(self.model, self.sites, self.few)
+
+    @functools.cached_property
+    def linear_maps(self):
+        """In place of every sub-layer."""
+        fit, held_out = (self.learner.moments(part) for part in ("fit", "validation"))
+        return baselines.linear_maps(self.sites, fit.moments, held_out.moments, self.config.strengths)
+
     def heads(self, frac: float) -> baselines.Layers:
         """Whole heads."""
         return baselines.static_heads(self.sites, self.head_importance, frac, *self.near)
 
     def dropped(self, frac: float, *, linear: bool) -> baselines.Layers:
         """Whole sub-layers."""
-        importance = baselines.cosine_importance(self.model, self.sites, self.few)
-        which = importance.argsort()[: round(frac * len(self.sites))].tolist()
-        maps = None
-        if linear:
-            fit, held_out = (self.learner.moments(part) for part in ("fit", "validation"))
-            maps = baselines.linear_maps(self.sites, fit.moments, held_out.moments, self.config.strengths)
-        return baselines.dropped(self.sites, which, *self.near, maps)
+        which = self.cosine_importance.argsort()[: round(frac * len(self.sites))].tolist()
+        return baselines.dropped(self.sites, which, *self.near, self.linear_maps if linear else None)
 
 
 def places(pretrained, corpus, config, parts, args):

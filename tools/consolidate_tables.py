@@ -1,4 +1,4 @@
-"""Renews the figures of docs/consolidate.md, which stand between marks, from the records in results/consolidate.
+"""Renews docs/consolidate.md between its marks, and its curves in docs/figures, from results/consolidate.
 
 python tools/consolidate_tables.py
 """
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from cramlab.files import write_text
+from cramlab.report.consolidation_plots import loss_by_share, mean_and_error
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
+FIGURES = ROOT / "docs" / "figures"
 RULES = {
     "gate": "**consolidated**",
     "lora": "consolidated, with recovery by LoRA (another backbone)",
@@ -45,11 +47,12 @@ def _curves(data: dict[str, Any]) -> str:
     order = list(RULES)
     rows = []
     for row in sorted(data["rows"], key=lambda r: (order.index(r["rule"]), r["asked"])):
-        increase = np.array(row["increase"])
-        error = increase.std(ddof=1) / len(increase) ** 0.5
-        skipped = f"{np.mean(row['skipped_frac']):.3f}"
-        rows.append([RULES[row["rule"]], skipped, f"{increase.mean():+.4f} ± {error:.4f}"])
-    return table(["rule", "far reads skipped", "increase, nats per token"], rows)
+        mean, error = mean_and_error(row["increase"])
+        pairs = np.mean(row["pairs_frac"])  # rules that are only observed score everything
+        cells = [f"{np.mean(row['skipped_frac']):.3f}", f"{pairs:.3f}" if pairs else "",
+                 f"{mean:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")]  # fmt: skip
+        rows.append([RULES[row["rule"]], *cells])
+    return table(["rule", "far reads skipped", "causal pairs scored", "increase, nats per token"], rows)
 
 
 def _made(data: dict[str, Any]) -> str:
@@ -86,6 +89,19 @@ def _learned(data: dict[str, Any]) -> str:
     return f"{text}validation chose {found['chosen']} ({looked}). {accelerator}; "
 
 
+def _promise(data: dict[str, Any]) -> str:
+    """What holds with confidence, and what it came to on documents that nothing was chosen by."""
+    promise, test, config = data["promise"], data["test"], data["config"]
+    error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.4f}"
+    return (
+        f"Promised: at most {promise['increase']:g} nats per token with confidence {1 - promise['delta']:g}, from "
+        f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count so). "
+        f"Chosen: the threshold for {data['skipped_frac']:.0%}. On {test['documents']} test documents it skips "
+        f"{test['skipped_frac']:.1%} of the far reads at {test['increase']:+.4f}{error}, and scores "
+        f"{test['pairs_frac']:.1%} of the causal pairs. Code {data['revision']}."
+    )
+
+
 def _calibration(data: dict[str, Any]) -> str:
     rows = [[f"{t['skipped_frac']:.0%}", f"{t['mean']:+.4f}", f"{t['upper_bound']:.4f}", f"{t['p_value']:.3g}",
              str(t["n_capped"])] for t in data["tested"]]  # fmt: skip
@@ -94,33 +110,64 @@ def _calibration(data: dict[str, Any]) -> str:
 
 
 def _retrieval(data: dict[str, Any]) -> str:
-    rows = [["all", "share of far reads skipped", f"{data['skipped_frac']:.3f}", ""]]
+    """Who was right, how much of the original's is kept, and how far back it is lost: prompts by thirds of distance."""
+    rows = [["all", "share of far reads skipped", f"{data['skipped_frac']:.3f}", "", "", "", ""]]
     for kind, models in data["kinds"].items():
+        thirds = np.array_split(np.argsort(data["distance"][kind], kind="stable"), 3)
+        right = {who: np.array(found["right"]) for who, found in models.items()}
         for who, found in models.items():
-            rows.append([kind, who, f"{sum(found['right'])}/{len(found['right'])}", f"{np.mean(found['nats']):.3f}"])
-    return table(["asked for", "model", "right", "nats per token of the answer"], rows)
+            by_distance = [f"{right[who][third].sum()}/{len(third)}" for third in thirds]
+            in_all = f"{right[who].sum()}/{len(right[who])}"
+            rows.append([kind, who, in_all, f"{np.mean(found['nats']):.3f}", *by_distance])
+        kept = right["consolidated"][right["original"]]
+        rows.append([kind, "kept of the original's", f"{kept.sum()}/{len(kept)}", "", "", "", ""])
+        distances = np.array(data["distance"][kind])
+        spans = [f"{distances[third].min():,} to {distances[third].max():,}" if len(third) else "" for third in thirds]
+        rows.append([kind, "tokens back", "", "", *spans])
+    head = ["asked for", "model", "right", "nats per token of the answer", "right, nearest third", "middle", "farthest"]
+    return table(head, rows)
 
 
 def _decode(data: dict[str, Any]) -> str:
     rows = []
-    for name, step in data["steps"].items():
-        (median, low, high), (ratio, worst, best) = step["seconds"], step["faster"]
-        milliseconds = f"{median * 1e3:.0f} [{low * 1e3:.0f}, {high * 1e3:.0f}]"
-        rows.append([name, milliseconds, f"{ratio:.2f} [{worst:.2f}, {best:.2f}]"])
-    return table([f"one token at {data['context']:,}", "ms [10%, 90%]", "times as fast as the original"], rows)
+    for what, unit in (("decode", "one token after"), ("prompt", "a prompt of")):
+        found = data.get(what, {"ways": {}})
+        for name, way in found["ways"].items():
+            cells = ["{median:,.1f} [{p10:,.1f}, {p90:,.1f}]".format(**way["ms"]),
+                     "{median:.2f} [{p10:.2f}, {p90:.2f}]".format(**way["speedup"])]  # fmt: skip
+            known = name == "consolidated" and found["skipped_frac"] is not None
+            skipped = f"{found['skipped_frac']:.1%}" if known else ""
+            rows.append([f"{unit} {found['context']:,}", name, skipped, *cells])
+    return table(["what", "way", "far reads skipped", "ms [10%, 90%]", "times as fast as the original"], rows)
 
 
 def sections() -> dict[str, str]:
     """The text between each pair of marks; of the records that there are."""
-    made = {"comparison": (_made, _curves), "consolidation": (_calibration,), "retrieval": (_retrieval,),
+    made = {"comparison": (_made, _curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
             "decode": (_decode,)}  # fmt: skip
     found = {}
     for path in sorted(RESULTS.rglob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        for make in made[path.stem.partition("-")[0]]:
-            where = path.stem.partition("-")[2]
-            found[" ".join(filter(None, (path.parent.name, make.__name__.lstrip("_"), where)))] = make(data)
+        kind, _, where = path.stem.partition("-")
+        for make in made[kind]:
+            mark = *path.parent.relative_to(RESULTS).parts, make.__name__.lstrip("_"), where
+            found[" ".join(filter(None, mark))] = make(data)
     return found
+
+
+def figures() -> dict[str, str]:
+    """By file name, the curves of every folder with a comparison; its calibrated thresholds are in folders below it."""
+    drawn = {}
+    for folder in sorted({path.parent for path in RESULTS.rglob("comparison.json")}):
+        places = {}
+        for path in [folder / "comparison.json", *sorted(folder.glob("comparison-*.json"))]:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            places[f"{data['text']['name']}, {data.get('context', data['config']['context']):,} tokens"] = data["rows"]
+        tests = [json.loads(path.read_text(encoding="utf-8"))["test"] for path in folder.rglob("consolidation.json")]
+        promised = sorted((test["skipped_frac"], test["increase"]) for test in tests)
+        labels = {rule: label.replace("*", "") for rule, label in RULES.items()}
+        drawn[f"consolidate_{folder.name}.svg"] = loss_by_share(places, labels, promised)
+    return drawn
 
 
 def renewed(text: str) -> str:
@@ -136,3 +183,5 @@ def renewed(text: str) -> str:
 
 if __name__ == "__main__":
     write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8")))
+    for name, text in figures().items():
+        write_text(FIGURES / name, text)

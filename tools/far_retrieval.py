@@ -3,7 +3,8 @@
     python tools/far_retrieval.py smollm2 runs/smollm2 --text stdlib --context 2048 --out runs/smollm2/retrieval.json
 
 Answers are scored token by token with the right answer before them: an answer counts when every token of it would have
-been chosen. Both models see the same prompts, planted in documents that nothing was learned from.
+been chosen. Both models see the same prompts, planted in documents that nothing was learned from. The record says how
+far back each answer stood, so that it shows where one is lost.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ from cramlab.retrofit.text import held_out_at
 
 
 def needle(encode, filler, context, generator):
-    """The number stands somewhere in the first three quarters, the question at the end."""
+    """The number stands somewhere in the first three quarters, the question at the end.
+
+    Returns:
+        Prompt, answer, and how many tokens the end of the fact is before the end of the prompt.
+    """
     name = generator.choice(["Lisbon", "Oslo", "Nairobi", "Lima", "Quebec", "Hanoi", "Vienna", "Dakar"])
     number = str(generator.randint(10_000, 99_999))
     fact = encode(f"\n# The secret number of {name} is {number}.\n")
     question, answer = encode(f"\n# The secret number of {name} is"), encode(f" {number}")
     room = context - len(fact) - len(question) - len(answer)
     at = int(room * generator.uniform(0.05, 0.75))
-    return [*filler[:at], *fact, *filler[at:room], *question], answer
+    return [*filler[:at], *fact, *filler[at:room], *question], answer, room - at + len(question)
 
 
 def earlier_line(_, filler, context, generator):
-    """Sixteen tokens from the first half come again at the end, and the next eight are asked for."""
+    """Sixteen tokens from the first half come again at the end, and the next eight are asked for; see `needle`."""
     at = generator.randrange(16, context // 2)
     piece = filler[at : at + 24]
-    return [*filler[: context - 24], *piece[:16]], piece[16:]
+    return [*filler[: context - 24], *piece[:16]], piece[16:], context - 24 - at
 
 
 KINDS = {"needle": needle, "earlier line": earlier_line}
@@ -81,18 +86,21 @@ def main() -> None:
         "context": args.context,
         "prompts": len(fillers),
         "kinds": {},
+        "distance": {},
     }
     for kind, make in KINDS.items():
         generator = random.Random(0)
-        rows = {"original": [], "consolidated": []}
+        rows, distances = {"original": [], "consolidated": []}, []
         for filler in fillers:
-            prompt, answer = make(pretrained.encode, filler, args.context, generator)
+            prompt, answer, distance = make(pretrained.encode, filler, args.context, generator)
+            distances.append(distance)
             with closed(model):
                 rows["original"].append(answered(model, prompt, answer))
             rows["consolidated"].append(answered(model, prompt, answer))
         data["kinds"][kind] = {
             who: {"right": [right for right, _ in row], "nats": [nats for _, nats in row]} for who, row in rows.items()
         }
+        data["distance"][kind] = distances
         for who, row in rows.items():
             right = sum(r for r, _ in row)
             print(kind, who, f"{right}/{len(row)}", f"{sum(n for _, n in row) / len(row):.3f} nats", flush=True)

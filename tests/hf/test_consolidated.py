@@ -6,6 +6,8 @@ import pytest
 import torch
 from families import BUILD, GPT2_SIZES, GROUPED, build, documents
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
@@ -229,6 +231,61 @@ def test_pairs_are_counted_as_executed():
         for layer in layers.values():
             assert layer.counts.far_reads == 2 * (40 - WINDOW - N_SINKS)
             assert layer.counts.far_pairs == 2 * 32 * 40  # one block of readers, up to its last
+
+
+@pytest.mark.parametrize("reads", ["none", "some", "all"])
+def test_pairs_are_those_that_the_flop_counter_of_the_cram_layer_counts(reads):
+    """What a patch adds to a model without attention: two products over every pair in each head, gate and adapter."""
+    model, tokens = model_of("llama"), tokens_of(1, 40)
+    layers = layers_for(model)
+    for layer in layers.values():
+        if reads != "some":
+            layer.rule = lambda scores: torch.full_like(scores, reads == "all", dtype=torch.bool)
+
+    def counted(window_only):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            if window_only:
+                model(tokens[:, :1])
+            else:
+                with patched(model, layers):
+                    model(tokens)
+        return counter.get_total_flops()
+
+    flops = counted(window_only=False)
+    per_token = counted(window_only=True)  # of a single token: maps, and one pair in each head
+    (config,) = {(layer.rank, layer.shift.numel(), site.n_heads, site.d_head, site.d_model)
+                 for layer, site in zip(layers.values(), attention_sites(model), strict=True)}  # fmt: skip
+    rank, n_features, n_heads, d_head, d_model = config
+    pair = 2 * 2 * n_heads * d_head
+    attention = flops - 40 * (per_token - len(layers) * pair)
+    looked = 2 * 40 * n_features * (rank + 1)  # the code and the score, for every token
+    answered = 0 if reads == "all" else 2 * 40 * rank * d_model
+    pairs = sum(layer.counts.window_pairs + layer.counts.far_pairs for layer in layers.values())
+    assert attention == pair * pairs + len(layers) * (looked + answered)
+
+
+def test_keys_that_nobody_can_ask_for_are_counted():
+    model = model_of("llama")
+    layers = layers_for(model)
+    layers[1].threshold = float("inf")
+    with torch.no_grad(), patched(model, layers):
+        cache = DynamicCache(config=model.config)
+        for part in tokens_of(2, 40).split([30, 5, *[1] * 5], dim=1):
+            model(part, past_key_values=cache, use_cache=True)
+        assert [layer.counts.unreachable for layer in layers.values()] == [0, 2 * (40 - WINDOW - N_SINKS), 0]
+        for entries in (cache.layers[1].keys, cache.layers[1].values):  # as many are never looked at again
+            entries[:, :, N_SINKS : 40 - WINDOW] = torch.nan
+        assert not model(tokens_of(2, 1), past_key_values=cache, use_cache=True).logits.isnan().any()
+
+
+def test_a_harness_that_pads_on_the_right_and_gives_no_mask_gets_what_single_texts_give():
+    model = model_of("llama")
+    texts = [tokens[:n] for tokens, n in zip(documents(3, 40), (40, 31, 12), strict=True)]
+    batch = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    with torch.no_grad(), patched(model, layers_for(model)):
+        together = model(batch).logits
+        for row, text in zip(together, texts, strict=True):
+            torch.testing.assert_close(row[: len(text)], model(text[None]).logits[0], rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_patched_is_refused_with_the_reason():

@@ -1,6 +1,7 @@
 """From text to a folder and back, on the small packaged model and through the command."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -16,6 +17,9 @@ from cramlab.hf.consolidation_folder import RECORD, WEIGHTS, weights_digest
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load
 from cramlab.retrofit.config import HELD_OUT, RetrofitConfig
+from cramlab.retrofit.consolidate import Calibration
+from cramlab.retrofit.learn import Learned
+from cramlab.retrofit.risk import Promise
 from cramlab.retrofit.text import held_out_at, parts_of, running_contexts
 
 pytest.importorskip("glassllm")
@@ -213,3 +217,41 @@ def test_bad_usage_and_empty_promises_exit_2_with_the_figure(argv, message, caps
     assert main(["consolidate", *argv, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_promise_that_cannot_be_kept_is_refused_with_the_one_that_can(capsys, tmp_path):
+    out = tmp_path / "out"
+    argv = [*command(out)[:-2], "--threads", "1", "--set", "local_steps=0", "--set", "end_steps=0"]
+    assert main([*argv, "--max-loss-increase", "0.0001"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    found = re.search(r"skipping (\d+)% of the far reads costs (\S+) on .* and (\S+) is the least", message)
+    assert found is not None, message
+    assert float(found[3]) > max(0.0001, float(found[2]))
+    assert "Raise --max-loss-increase, or give more than 30 calibration documents" in message
+    assert not list(out.glob("*.json"))
+    assert main([*argv, "--max-loss-increase", "0.1", "--resume"]) == 0  # what was learned is kept
+
+
+def test_calibration_starts_where_as_many_documents_like_those_of_validation_would_pass():
+    """At the promise on average is not enough: a start there would fail, and nothing safer could be tried after it."""
+    config = RetrofitConfig(**SIZES | {"skipped_fracs": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)})
+    means = dict(
+        zip(("0.1", "0.2", "0.3", "0.4", "0.5", "0.6"), (0.0, 0.001, 0.006, 0.018, 0.019, 0.0195), strict=True)
+    )
+    asked = []
+
+    class Planted(Calibration):
+        def thresholds(self):
+            return [0.0] * 6
+
+        def increases(self, part, name, threshold):
+            asked.append((part, name))
+            n = getattr(config, f"{part}_documents")
+            return means[name] + 0.01 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None].expand(-1, 3)
+
+    learned = Learned(layers={}, ranks=[], explained=[], sensitivity=[], strengths=[], benefit_gates=[])
+    parts = {"calibration": [torch.zeros(1)] * config.calibration_documents}
+    run = Planted(None, [], config, parts, None, learned, "planted")
+    calibrated = run.calibrate(Promise(increase=0.02, bound=0.1, delta=0.1))
+    assert calibrated.skipped_frac == 0.3
+    assert [name for part, name in asked if part == "calibration"] == ["0.1", "0.2", "0.3", "0.4"]

@@ -21,6 +21,9 @@ def test_every_table_is_made_from_the_records():
     assert tables.renewed(PAGE) == PAGE
     for mark in tables.sections():
         assert f"<!-- {mark} -->" in PAGE  # no record is left out
+    for name in tables.figures():
+        assert f"(figures/{name})" in PAGE
+        assert (ROOT / "docs" / "figures" / name).exists()
 
 
 def commands():

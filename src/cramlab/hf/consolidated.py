@@ -38,6 +38,8 @@ class Counts:
         window_pairs: scored by the windows, as executed.
         far_pairs: scored by the readers, as executed.
         causal_pairs: what full causal attention would have had to score, each key once for every later token.
+        unreachable: keys and values that have left the window of a layer that never reads, so that no later token can
+            ask for them; they were written for the window.
     """
 
     tokens: int = 0
@@ -46,6 +48,7 @@ class Counts:
     window_pairs: int = 0
     far_pairs: int = 0
     causal_pairs: int = 0
+    unreachable: int = 0
 
     @property
     def skipped_frac(self) -> float:
@@ -150,6 +153,11 @@ class ConsolidatedAttention(nn.Module):
         """Which tokens read, given the gate's scores (B, T)."""
         return scores > self.threshold if self.rule is None else self.rule(scores)
 
+    @property
+    def never_reads(self) -> bool:
+        """Whether no token can pass the gate."""
+        return self.rule is None and self.threshold == float("inf")
+
     def attend(
         self,
         original: Callable[[], Tensor],
@@ -190,6 +198,8 @@ class ConsolidatedAttention(nn.Module):
         self.counts.far_tokens += n_far
         self.counts.far_reads += n_reads
         self.counts.window_pairs += near.n_scored
+        if self.never_reads:
+            self.counts.unreachable += n_far  # with every such token one more key has left the window
         heads = near.heads
         if n_reads:
             answers, n_scored = far_read(query, key, value, reads, scale=scale, padding=padding)

@@ -15,7 +15,8 @@ import jsonschema
 import jsonschema.exceptions
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from cramlab.files import partial_path, put_in_place, write_json
@@ -78,7 +79,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
     tensors = {f"{i}.{name}": value.detach().to("cpu", torch.float32 if name in ("shift", "scale") else torch.float16)
                for i, layer in layers.items() for name, value in layer.state_dict().items()}  # fmt: skip
     partial = partial_path(folder / WEIGHTS)
-    save_file(tensors, partial)
+    partial.write_bytes(to_bytes(tensors))  # `save_file` would let nobody else read it
     put_in_place(partial, folder / WEIGHTS)
     one = next(iter(layers.values()))
     config: Any = model.config
@@ -205,7 +206,8 @@ class Report:
             pairs = (c.window_pairs + c.far_pairs) / c.causal_pairs if c.causal_pairs else 0.0
             lines.append(
                 f"{name}: {c.far_reads}/{c.far_tokens} far reads made ({c.skipped_frac:.1%} skipped), "
-                f"{pairs:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens"
+                f"{pairs:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens, "
+                f"{c.unreachable} of them out of every later token's reach"
             )
         return "\n".join(lines)
 

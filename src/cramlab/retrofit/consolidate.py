@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ from cramlab.retrofit.observe import Answer, Sight, observed
 from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
 from cramlab.retrofit.text import parts_of
 
-# The test starts this many shares below the one that validation calls promising, and works its way up.
+# The test starts this many shares below the boldest that it would pass if all documents were like those of validation,
+# and works its way up.
 _STEPS_BELOW = 2
 CLOSED_FORM = "closed form"
 
@@ -242,11 +244,13 @@ class Calibration:
     def calibrate(self, promise: Promise) -> Calibrated:
         """The boldest threshold that the calibration documents allow; see `risk.fixed_sequence`."""
         fracs, thresholds = self.config.skipped_fracs, self.thresholds()
-        low, high = -1, len(fracs)  # the boldest share whose validation loss is within the promise, by bisection
+        low, high = -1, len(fracs)  # the boldest share that would pass, by bisection
         while high - low > 1:
             middle = (low + high) // 2
-            increase = float(self.increases("validation", f"{fracs[middle]:g}", thresholds[middle])[:, 0].mean())
-            low, high = (middle, high) if increase <= promise.increase else (low, middle)
+            found = self.increases("validation", f"{fracs[middle]:g}", thresholds[middle])[:, 0].numpy()
+            forecast = np.resize(found, len(self.parts["calibration"]))  # as often as it takes, for the order alone
+            passes = promise.p_value(forecast) <= promise.delta
+            low, high = (middle, high) if passes else (low, middle)
         first = max(0, low - _STEPS_BELOW)
         tested = fixed_sequence(
             range(first, len(fracs)),
@@ -259,8 +263,8 @@ class Calibration:
             best = tested[0]
             raise PromiseError(
                 f"no threshold keeps the promised {promise.increase:g} nats per token with confidence "
-                f"{1 - promise.delta:g}: skipping {fracs[best.candidate]:.0%} of the far reads costs {best.mean:.4f} "
-                f"on the calibration documents, and {best.upper_bound:.4f} is the least that could be promised for it. "
+                f"{1 - promise.delta:g}: skipping {fracs[best.candidate]:.0%} of the far reads costs {best.mean:.3g} "
+                f"on the calibration documents, and {best.upper_bound:.3g} is the least that could be promised for it. "
                 f"Raise --max-loss-increase, or give more than {len(self.parts['calibration'])} calibration documents"
             )
         set_threshold(self.learned.layers, thresholds[passed[-1]])

@@ -75,7 +75,7 @@ class Promise:
     def _unit(self, increases: Floats | float) -> Floats:
         return (np.clip(increases, -self.bound, self.bound) + self.bound) / (2 * self.bound)
 
-    def p_value(self, increases: Sequence[float]) -> float:
+    def p_value(self, increases: Sequence[float] | Floats) -> float:
         """Of "the expectation is above the promise", from the increases of independent documents, (N,)."""
         losses = self._unit(np.asarray(increases, dtype=np.float64))
         return betting_p(losses, float(self._unit(self.increase)), self.delta)
