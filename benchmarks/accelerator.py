@@ -1,13 +1,14 @@
 """Routed execution on an accelerator: parity, speed against FlashAttention, roofline, launches, torch.compile.
 
-    python benchmarks/accelerator.py --minutes 4                     # as much as fits; call again to go on
-    python benchmarks/accelerator.py --only parity --only kernel     # a first look, half a minute
+    python benchmarks/accelerator.py --minutes 8                     # as much as fits; call again to go on
+    python benchmarks/accelerator.py --only ceilings                 # the checks and a first look, a minute
     python benchmarks/accelerator.py --device cpu --longest 256      # a dry run
 
-What the goals need comes first. Each measurement is a file of its own in --out, so that a run that was cut off, or out
-of time, goes on where it was; one that fails leaves a file that says so, and is made again when that is deleted. A
-number type whose parity fails is not timed; the fused kernel is not used where its own parity fails. The paper-size
-models are trained by `cramlab run srcd_deep --size paper --set training.accelerator=cuda --resume`.
+Checks come first, then what the goals need. Each measurement is a file of its own in --out, so that a run that was cut
+off, or out of time, goes on where it was; one that fails leaves a file that says so, and is made again when that is
+deleted. What a check covers is not timed where the check fails, and the fused kernel is not used where its own does;
+all else goes on. The paper-size models are trained by
+`cramlab run srcd_deep --size paper --set training.accelerator=cuda --resume`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cramlab import records
 from cramlab.files import write_json
-from cramlab.memory import CRAMConfig, EpisodicMemoryConfig, fused_read
+from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, fused_read
+from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import visible_places
 from cramlab.model import Block
 
@@ -45,9 +47,18 @@ FIRST = [16384, 65536]  # the lengths of the goals
 BATCHES = (1, 8)
 MOST_TOKENS = 2**19  # at eight sequences of the greatest length
 SHARES = (0.01, 0.016, 0.05, 0.1, 0.25, 0.5, 1.0)
-UNIT_S = 60  # a measurement that takes longer is given up
+UNIT_S, GRACE_S = 90, 30  # a measurement that takes longer is given up; one that cannot be is ended with the process
 # Size of the difference, as a share of the size of the outputs: sums of thousands of terms in another order.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+# The check that a kind of measurement needs, in its own number type; what is not named here needs none.
+NEEDS = {
+    "tier": "routed",
+    "training": "routed",
+    "forward": "routed",
+    "scores": "routed",
+    "compiled": "routed",
+    "decode": "steps",
+}
 Unit = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -85,44 +96,65 @@ def kernel_parity(where: rows.Where) -> dict[str, Any]:
         weight = torch.randn_like(q)
         grads = [torch.autograd.grad((y * weight.to(y.dtype)).sum(), [q, k, v]) for y in (fast, slow)]
         found[f"{name}: gradients"] = max(difference(a, b) for a, b in zip(*grads, strict=True))
-    limit = TOLERANCES[where.dtype]
-    return {"differences": found, "tolerance": limit, "holds": all(v <= limit for v in found.values())}
+    return verdict(found, where)
 
 
-def parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
-    """Routed against dense scores, gradients too; and one-token steps against one pass."""
+def routed_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
+    """Routed against dense scores, gradients too."""
     torch.manual_seed(0)
-    x = where.rand(2, n_tokens, rows.D)
-    block = rows.cram_block(x, read_frac=0.1, write="all")
-    found: dict[str, float] = {}
     h = where.rand(1, n_tokens, rows.D)
     memory = rows.episodic("all", where)
     written = memory.write(h, torch.ones_like(h[..., 0]), memory.initial_buffer(1), None)
     reads = rows.some(n_tokens, 0.1, where)
     outputs, gradients = [], []
-    for dense in (True, False):
+    for asking in (None, reads):  # everybody, of whom the others are dropped
         given = h.clone().requires_grad_()
-        y = memory.read(given, None, written) if dense else memory.read(given, reads, written)
-        y = y * reads[..., None]
+        y = memory.read(given, asking, written) * reads[..., None]
         gradients.append(
             torch.autograd.grad(y.float().square().sum(), [given, memory.w_query.weight], retain_graph=True)
         )
         outputs.append(y.detach())
-    found["routed against dense"] = difference(outputs[1], outputs[0])
-    found["their gradients"] = max(difference(b, a) for a, b in zip(*gradients, strict=True))
-    with torch.no_grad():
-        whole, mixed = rows.forward(block, x)
-        reads, state, outputs, decided = mixed.trace.attended, None, [], []
-        for t in range(n_tokens):
-            mixed = block.mix(x[:, t : t + 1], torch.ones(len(x), 1, device=x.device), state, None, None)
-            outputs.append(block.finish(x[:, t : t + 1], mixed.y))
-            decided.append(mixed.trace.attended)
-            state = mixed.state
-        same = torch.cat(decided, dim=1) == reads  # a gate at its threshold may go either way by rounding
-        found["steps against one pass"] = difference(torch.cat(outputs, dim=1)[same], whole[same])
-        found["tokens decided otherwise"] = 1 - float(same.float().mean())
+    gradient = max(difference(b, a) for a, b in zip(*gradients, strict=True))
+    return verdict({"routed against dense": difference(outputs[1], outputs[0]), "their gradients": gradient}, where)
+
+
+@torch.no_grad()
+def steps_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
+    """Each way to take one token at a time against one pass, for a block whose gate lets a tenth read.
+
+    Tokens whose gate is as near to its threshold as the tolerance (of the logits' deviation) are counted and left out:
+    rounding may decide them otherwise.
+    """
+    torch.manual_seed(0)
+    x = where.rand(2, n_tokens, rows.D)
+    block = rows.cram_block(x, read_frac=0.1, write="all", capacity=n_tokens)
+    layer, gaps = block.mixer, torch.ones(x.shape[:2], device=x.device)
+    whole, mixed = rows.forward(block, x)
+    logit, limit = mixed.trace.gate_logit.float(), TOLERANCES[where.dtype]
+    clear = logit.abs() > limit * logit.std()
+    start = CRAMState(working=layer.working.initial_state(len(x)), buffer=layer.episodic.initial_buffer(len(x)))
+    decoder, graph_decoder, state = Decoder(layer, start), GraphDecoder(layer, start), start
+
+    def call(x: Tensor, gaps: Tensor) -> Tensor:
+        nonlocal state
+        mixed = layer(x[:, None], gaps[:, None], state)
+        state = mixed.state
+        return mixed.y[:, 0]
+
+    found = {}
+    for name, step in (("calls", call), ("Decoder", decoder.step), ("GraphDecoder", graph_decoder.step)):
+        steps = [
+            block.finish(now, step(block.mixer_input(now), gap))
+            for now, gap in zip(x.unbind(1), gaps.unbind(1), strict=True)
+        ]
+        found[f"{name}, token by token, against one pass"] = difference(torch.stack(steps, dim=1)[clear], whole[clear])
+    return verdict(found, where) | {"left_out": 1 - float(clear.float().mean())}
+
+
+def verdict(differences: dict[str, float], where: rows.Where) -> dict[str, Any]:
+    """Holds if all are within the tolerance of the number type; one that is no number is not."""
     limit = TOLERANCES[where.dtype]
-    return {"differences": found, "tolerance": limit, "holds": all(v <= limit for v in found.values())}
+    return {"differences": differences, "tolerance": limit, "holds": all(v <= limit for v in differences.values())}
 
 
 def ceilings(where: rows.Where) -> dict[str, Any]:
@@ -157,7 +189,7 @@ def attention_backends(where: rows.Where, n_tokens: int) -> dict[str, Any]:
         except RuntimeError:  # this device has none
             continue
         ways[name] = lambda backend=backend: by(backend)
-    return rows.row("causal attention by kernel", n_tokens, ways, where)
+    return rows.row("causal attention by kernel", n_tokens, ways, where, chosen=rows.dense_kernel(where))
 
 
 def with_least_work(row: dict[str, Any]) -> dict[str, Any]:
@@ -192,14 +224,18 @@ def launches(where: rows.Where, n_tokens: int) -> dict[str, Any]:
                 way()
                 torch.cuda.synchronize()
             n_launches = sum(
-                "LaunchKernel" in event.name or event.name == "cudaMemsetAsync" for event in profile.events()
+                any(part in event.name for part in ("LaunchKernel", "GraphLaunch", "cudaMemsetAsync"))
+                for event in profile.events()
             )
             torch.cuda.set_sync_debug_mode("warn")
             with warnings.catch_warnings(record=True) as waits:
                 warnings.simplefilter("always")
                 way()
             torch.cuda.set_sync_debug_mode("default")
-            found[f"{what}, {name}"] = {"launches": n_launches, "waits": len(waits)}
+            attention = {event.name for event in profile.events() if event.name.startswith("aten::_scaled_dot_product")}
+            found[f"{what}, {name}"] = {
+                "launches": n_launches, "waits": len(waits), "attention": sorted(attention)
+            }  # fmt: skip
         return {}
 
     real = rows.side_by_side
@@ -209,32 +245,39 @@ def launches(where: rows.Where, n_tokens: int) -> dict[str, Any]:
             next(made([n_tokens], where))
     finally:
         rows.side_by_side = real
+        torch.cuda.set_sync_debug_mode("default")
     return {"n_tokens": n_tokens, "calls": found}
 
 
+@torch.no_grad()
 def compiled(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
-    """A block forward, with and without `torch.compile`."""
+    """A block forward, with and without `torch.compile`; what does not compile costs the others nothing."""
+    torch.compiler.reset()  # else another shape would be compiled for all shapes
     x = where.rand(n_batch, n_tokens, rows.D)
     blocks: dict[str, Block] = {"transformer": rows.transformer_block(where), "cram": rows.cram_block(x)}
-    faster = {name: torch.compile(rows.forward) for name in blocks}
-    ways: dict[str, Callable[[], Any]] = {}
+    ways: dict[str, Callable[[], Any]] = {
+        name: functools.partial(rows.forward, block, x) for name, block in blocks.items()
+    }
+    failed: dict[str, str] = {}
     for name, block in blocks.items():
-        ways[name] = lambda block=block: rows.forward(block, x)
-        ways[f"{name}, compiled"] = lambda block=block, go=faster[name]: go(block, x)
-    with torch.no_grad():
-        return rows.row(
-            "torch.compile, whole layer, forward", n_tokens, ways, where, n_batch=n_batch, read_frac=rows.READ_FRAC
-        )
+        way = functools.partial(torch.compile(rows.forward), block, x)
+        try:
+            way()
+        except Exception as error:  # of whatever a compiler throws, also out of time
+            failed[f"{name}, compiled"] = f"{type(error).__name__}: {str(error)[:500]}"
+        else:
+            ways[f"{name}, compiled"] = way
+    found = rows.row("torch.compile, whole layer, forward", n_tokens, ways, where, n_batch=n_batch)
+    return found | {"read_frac": rows.READ_FRAC} | ({"failed_ways": failed} if failed else {})
 
 
 def checks(device: torch.device, longest: int) -> Iterator[Unit]:
     """What must hold before anything is timed."""
-    for dtype in (torch.float32, torch.bfloat16):
-        where, name = rows.Where(device, dtype), str(dtype).removeprefix("torch.")
-        yield f"kernel-{name}", lambda where=where: kernel_parity(where)
-    for dtype in (torch.float32, torch.bfloat16):
-        where, name = rows.Where(device, dtype), str(dtype).removeprefix("torch.")
-        yield f"parity-{name}", lambda where=where: parity(where, min(512, longest))
+    kinds = {"kernel": kernel_parity, "routed": routed_parity, "steps": steps_parity}
+    for kind, check in kinds.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            given = (rows.Where(device, dtype),) if kind == "kernel" else (rows.Where(device, dtype), min(512, longest))
+            yield f"{kind}-{str(dtype).removeprefix('torch.')}", functools.partial(check, *given)
 
 
 def timed(device: torch.device, lengths: list[int]) -> Iterator[Unit]:
@@ -255,13 +298,14 @@ def timed(device: torch.device, lengths: list[int]) -> Iterator[Unit]:
 
     yield "ceilings", lambda: ceilings(where)
     for n in first:
+        yield f"attention-{n}", lambda n=n: attention_backends(where, n)
+    for n in first:
         yield from layers("tier", n)
     yield from layers("training", middle)
     for n in sorted({min(1024, lengths[0]), *first}):
         yield f"decode-{n}", lambda n=n: next(rows.decode([n], where=where))
     yield from layers("forward", middle)
     for n in first:
-        yield f"attention-{n}", lambda n=n: attention_backends(where, n)
         for share in SHARES:
             made = lambda n=n, share=share: with_least_work(next(rows.scores([n], (share,), where)))  # noqa: E731
             yield f"scores-{n}-{share:g}", made
@@ -281,14 +325,14 @@ class OutOfTimeError(Exception):
 
 
 def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What it found, or how it failed. What hangs in the driver ends the process, after twice the time."""
+    """What it found, or how it failed. What hangs in the driver ends the process, a while later."""
 
     def give_up(*_: Any) -> None:
         raise OutOfTimeError(f"took longer than {UNIT_S} s")
 
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(UNIT_S)
-    faulthandler.dump_traceback_later(2 * UNIT_S, exit=True)
+    faulthandler.dump_traceback_later(UNIT_S + GRACE_S, exit=True)
     start = time.monotonic()
     try:
         found = measure()
@@ -316,45 +360,48 @@ def holds(out: Path, *names: str) -> bool:
 
 
 def main() -> int:
-    """Returns 3 when time ran out before everything was measured, 1 when parity is red."""
+    """Returns 3 when time ran out before everything was measured, 4 when a check is red, 1 when the process breaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "accelerator", metavar="DIR")
     parser.add_argument("--device", default="cuda", help="torch device (default: cuda)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after so long (default: 9)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after so long (default: 8)")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], metavar="N", help="greatest length, tokens")
-    parser.add_argument("--only", action="append", metavar="NAME", help="what begins so; may be given several times")
+    parser.add_argument("--only", action="append", metavar="NAME", help="checks and what begins so; may be repeated")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has none; --device cpu makes a dry run")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # so that attention is FlashAttention; cuDNN's has a row of its own
     end = time.monotonic() + 60 * args.minutes
     lengths = [n for n in LENGTHS if n <= args.longest] or [args.longest]
-    for name, measure in [*checks(device, lengths[-1]), *timed(device, lengths)]:
-        path, check = args.out / f"{name}.json", name.startswith(("kernel", "parity"))
-        if path.exists() or (args.only and not name.startswith(tuple(args.only))):
+    checked = list(checks(device, lengths[-1]))
+    chosen = tuple(args.only or [""])
+    for name, measure in [*checked, *(unit for unit in timed(device, lengths) if unit[0].startswith(chosen))]:
+        path, kind = args.out / f"{name}.json", name.partition("-")[0]
+        if path.exists():
             continue
-        if not check and not holds(args.out, "parity-bfloat16"):
-            print(f"parity in bfloat16 does not hold, so nothing is timed; see {args.out}", file=sys.stderr)
-            return 1
         if time.monotonic() > end:
             print(f"out of time before {name}; call again to go on", file=sys.stderr)
             return 3
-        fused = name.startswith("kernel") or holds(args.out, "kernel-float32", "kernel-bfloat16")
+        fused = kind == "kernel" or holds(args.out, "kernel-float32", "kernel-bfloat16")
         header = records.header(device) | {"name": name, "fused_kernel": fused and device.type == "cuda"}
         write_json(path, header | {"failed": "did not come to an end"})  # which stands if the process dies
-        torch.manual_seed(0)
-        with fused_read.switched(fused):
-            found = measured(measure)
+        if kind in NEEDS and not holds(args.out, f"{NEEDS[kind]}-bfloat16"):
+            found = {"failed": f"not timed, as {NEEDS[kind]}-bfloat16 does not hold"}
+        else:
+            torch.manual_seed(0)
+            with fused_read.switched(fused):
+                found = records.finite(measured(measure))
         write_json(path, header | found)
         medians = {way: round(spread["ms"]["median"], 3) for way, spread in found.get("ways", {}).items()}
-        print(f"{name} ({found['took_s']} s)", medians or found, file=sys.stderr)
+        print(name, medians or found, file=sys.stderr, flush=True)
         if device.type == "cuda":
             if not alive(device):  # go on in a new process
                 left = max(0.0, end - time.monotonic()) / 60
                 os.execv(sys.executable, [sys.executable, *sys.argv, "--minutes", str(left)])
             torch.cuda.empty_cache()
     print(accelerator_page.section(args.out))
-    return 0
+    return 0 if holds(args.out, *(name for name, _ in checked if device.type == "cuda" or "kernel" not in name)) else 4
 
 
 if __name__ == "__main__":

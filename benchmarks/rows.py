@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from timing import core_ms, cuda_ms, graphed, side_by_side
+from timing import as_graphs, core_ms, cuda_ms, side_by_side
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from cramlab.baselines import TransformerConfig
 from cramlab.baselines.attention import attend
 from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused_read
-from cramlab.memory.decoder import Decoder
+from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
 from cramlab.mixer import Routing
@@ -44,6 +46,12 @@ class Where(NamedTuple):
 
 
 CPU = Where()
+
+
+def dense_kernel(where: Where) -> str:
+    """Which of PyTorch's kernels causal attention takes there, with the heads of these rows."""
+    q = where.rand(1, N_HEADS, 64, D // N_HEADS)
+    return SDPBackend(torch._fused_sdp_choice(q, q, q, is_causal=True)).name
 
 
 def repeats_at(n_tokens: int, where: Where = CPU) -> int:
@@ -149,11 +157,8 @@ def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[R
         ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": in_place if where.on_cpu else go}
         more: dict[str, Any] = {"n_batch": n_batch, "read_frac": READ_FRAC, "write_frac": WRITE_FRAC}
         if fused_read.usable(h, N_HEADS):  # its twin waits for the device, which no graph can
-            try:
-                graphs = graphed(everybody), graphed(lambda go=go, bounds=bounds: go(bounds))
-                ways |= {"dense, as a graph": graphs[0], "routed, as a graph": graphs[1]}
-            except RuntimeError as error:
-                more["graph_failed"] = str(error)[:500]
+            graphs, failed = as_graphs({"dense": everybody, "routed": lambda go=go, bounds=bounds: go(bounds)})
+            ways, more = ways | graphs, more | failed
         yield row("episodic tier with projections", n, ways, where, difference_with_bounds=difference, **more)
 
 
@@ -207,7 +212,11 @@ def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
     control = transformer_block(where).train()
     for n in lengths:
         x = where.rand(n_batch, n, D).requires_grad_()
-        ours = cram_block(x.detach()).train()
+        ours = cram_block(x.detach())
+        with torch.no_grad():
+            trace = forward(ours, x)[1].trace
+        shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
+        ours.train()
         audits = some(n, 0.1, where, n_batch)
 
         def step(block: Block, routing: Routing | None = None, x: Tensor = x) -> None:
@@ -222,7 +231,7 @@ def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
             "cram": lambda step=step, ours=ours: step(ours),
             "cram, a tenth audited": lambda step=step, ours=ours, audits=audits: step(ours, Routing(audits=audits)),
         }
-        yield row("layer, training step", n, ways, where, n_batch=n_batch, read_frac=READ_FRAC, write_frac=WRITE_FRAC)
+        yield row("layer, training step", n, ways, where, n_batch=n_batch, **shares)
 
 
 @torch.no_grad()
@@ -248,12 +257,14 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
         for i in range(n_layers):
             cache.update(*(where.rand(1, N_HEADS, context, D // N_HEADS) for _ in range(2)), i)
         held = min(round(WRITE_FRAC * context), RING)
-        decoders = []
-        for block in blocks:
-            layer = block.mixer
-            assert isinstance(layer, CRAMLayer)
-            buffer = full_buffer(where.rand(1, held, D), where.rand(1, held, D))
-            decoders.append(Decoder(layer, CRAMState(working=layer.working.initial_state(1), buffer=buffer)))
+        states = [
+            CRAMState(
+                working=_layer(block).working.initial_state(1),
+                buffer=full_buffer(where.rand(1, held, D), where.rand(1, held, D)),
+            )
+            for block in blocks
+        ]
+        decoders = [Decoder(_layer(block), state) for block, state in zip(blocks, states, strict=True)]
 
         def theirs(cache: Any = cache) -> None:
             for t in range(n_steps):
@@ -262,20 +273,80 @@ def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Whe
 
         def ours(decoders: list[Decoder] = decoders) -> None:
             for t in range(n_steps):
-                y = x[:, t]
-                for block, decoder in zip(blocks, decoders, strict=True):
-                    y = block.finish(y, decoder.step(block.mixer_input(y), gaps))
+                cram_token(blocks, decoders, x[:, t], gaps)
 
         bytes_ = {
             "llama": n_layers * 2 * D * context * where.dtype.itemsize,
             "cram": sum(decoder.n_bytes for decoder in decoders),
         }
+        ways, more = {"llama": theirs, "cram": ours}, {}
+        if not where.on_cpu:
+            token = x[:, 0].clone()
+            graphs, more = as_graphs(steps_in_place(llama, blocks, states, token, context))
+            for name, replay in graphs.items():
+                ways[name] = functools.partial(replayed, replay, token, x[:, :n_steps])
         clock = core_ms if where.on_cpu else cuda_ms
-        found = side_by_side({"llama": theirs, "cram": ours}, repeats=3 if where.on_cpu else 11, clock=clock)
+        found = side_by_side(ways, repeats=3 if where.on_cpu else 11, clock=clock)
         yield {
             "what": "decode", "n_tokens": context, "ways": found, "n_steps": n_steps, "state_bytes": bytes_,
             "read_frac": READ_FRAC,
-        }  # fmt: skip
+        } | more  # fmt: skip
+
+
+def replayed(replay: Callable[[], Any], token: Tensor, x: Tensor) -> None:
+    """A graph that reads `token`, for one token of x (B, N, D) after another."""
+    for now in x.unbind(1):
+        token.copy_(now)
+        replay()
+
+
+def _layer(block: Block) -> CRAMLayer:
+    assert isinstance(block.mixer, CRAMLayer)
+    return block.mixer
+
+
+def cram_token(blocks: list[Block], decoders: list[Any], x: Tensor, gaps: Tensor) -> Tensor:
+    """One token (B, D) through blocks whose mixers decode."""
+    for block, decoder in zip(blocks, decoders, strict=True):
+        x = block.finish(x, decoder.step(block.mixer_input(x), gaps))
+    return x
+
+
+def steps_in_place(
+    llama: Any, blocks: list[Block], states: list[CRAMState], token: Tensor, context: int
+) -> dict[str, Callable[[], Tensor]]:
+    """One token (1, D) through both models, by name, in ways that never wait for the device, as a graph needs it.
+
+    The Llama's cache is given every advantage: it copies nothing, and each step is one at that very context.
+    """
+    cache, gaps = cache_in_place(llama, token, context), torch.ones_like(token[:, 0])
+    decoders = [GraphDecoder(_layer(block), state) for block, state in zip(blocks, states, strict=True)]
+
+    def theirs() -> Tensor:
+        return llama(inputs_embeds=token[:, None], past_key_values=cache).last_hidden_state[:, 0]
+
+    return {"llama, in place": theirs, "cram": lambda: cram_token(blocks, decoders, token, gaps)}
+
+
+def cache_in_place(llama: Any, like: Tensor, context: int) -> Any:
+    """A cache of transformers with so many entries and one place more, over which every step writes."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class InPlaceLayer(DynamicLayer):
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            self.keys[:, :, -1:], self.values[:, :, -1:] = key_states, value_states
+            return self.keys, self.values
+
+        def get_seq_length(self) -> int:
+            return self.keys.shape[-2] - 1
+
+    cache = DynamicCache(config=llama.config)
+    for i in range(llama.config.num_hidden_layers):
+        layer, shape = InPlaceLayer(), (1, N_HEADS, context + 1, D // N_HEADS)
+        layer.lazy_initialization(like, like)
+        layer.keys, layer.values = (like.new_empty(shape).normal_() for _ in range(2))
+        cache.layers[i] = layer
+    return cache
 
 
 def naive_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:

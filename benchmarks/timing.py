@@ -59,6 +59,17 @@ def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
+def as_graphs(works: dict[str, Callable[[], Any]]) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """Those that can be recorded, by name; and, under "failed_ways", why the others cannot."""
+    graphs, failed = {}, {}
+    for name, work in works.items():
+        try:
+            graphs[f"{name}, as a graph"] = graphed(work)
+        except RuntimeError as error:
+            failed[f"{name}, as a graph"] = f"{type(error).__name__}: {str(error)[:500]}"
+    return graphs, {"failed_ways": failed} if failed else {}
+
+
 def side_by_side(
     ways: dict[str, Callable[[], Any]], *, repeats: int, warmups: int = 1, clock: Clock = core_ms
 ) -> dict[str, dict[str, Any]]:

@@ -22,16 +22,73 @@ def accelerator(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parity_holds_and_notices_when_it_does_not(accelerator, dtype, monkeypatch):
+def test_routed_parity_holds_and_notices_when_it_does_not(accelerator, dtype, monkeypatch):
     where = accelerator.rows.Where(torch.device("cpu"), dtype)
-    assert accelerator.parity(where, 40)["holds"]
+    assert accelerator.routed_parity(where, 40)["holds"]
     read = accelerator.rows.EpisodicMemory.read
     monkeypatch.setattr(
         accelerator.rows.EpisodicMemory,
         "read",
         lambda self, h, reads, written, **more: read(self, h, reads, written, **more) * (1.0 if reads is None else 1.1),
     )
-    assert not accelerator.parity(where, 40)["holds"]
+    assert not accelerator.routed_parity(where, 40)["holds"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_parity_holds_and_notices_when_one_way_is_off(accelerator, dtype, monkeypatch):
+    where = accelerator.rows.Where(torch.device("cpu"), dtype)
+    found = accelerator.steps_parity(where, 40)
+    assert found["holds"]
+    assert len(found["differences"]) == 3
+    assert found["left_out"] < 0.2
+    step = accelerator.GraphDecoder.step
+    monkeypatch.setattr(accelerator.GraphDecoder, "step", lambda *given: step(*given) * 1.1)
+    found = accelerator.steps_parity(where, 40)
+    off = [name for name, size in found["differences"].items() if size > found["tolerance"]]
+    assert [name.partition(",")[0] for name in off] == ["GraphDecoder"]
+    assert not found["holds"]
+
+
+def test_steps_for_a_graph_do_what_plain_steps_do(accelerator):
+    transformers = pytest.importorskip("transformers")
+    rows, context = accelerator.rows, 9
+    sizes = transformers.LlamaConfig(
+        hidden_size=rows.D, intermediate_size=rows.D, num_hidden_layers=2, num_attention_heads=rows.N_HEADS,
+        vocab_size=8,
+    )  # fmt: skip
+    llama, x = transformers.LlamaModel(sizes).eval(), torch.randn(1, 64, rows.D)
+    blocks = [rows.cram_block(x, read_frac=0.5, capacity=12) for _ in range(2)]
+    with torch.no_grad():
+        states = [block.mixer(block.mixer_input(x), torch.ones(1, 64)).state for block in blocks]
+        token = x[:, 0].clone()
+        steps = rows.steps_in_place(llama, blocks, states, token, context)
+        held = rows.cache_in_place(llama, token, context)
+        cache = transformers.DynamicCache(config=llama.config)
+        for i, layer in enumerate(held.layers):
+            cache.update(layer.keys[:, :, :-1], layer.values[:, :, :-1], i)
+        for _ in range(2):  # the same step at the same context, again and again
+            in_place = llama(inputs_embeds=token[:, None], past_key_values=held).last_hidden_state
+        assert torch.allclose(in_place, llama(inputs_embeds=token[:, None], past_key_values=cache)[0], atol=1e-5)
+        decoders = [rows.Decoder(block.mixer, state) for block, state in zip(blocks, states, strict=True)]
+        expected = [rows.cram_token(blocks, decoders, now, torch.ones(1)) for now in x[:, :20].unbind(1)]
+        found = []
+        rows.replayed(lambda: found.append(steps["cram"]()), token, x[:, :20])
+        assert torch.allclose(torch.stack(found), torch.stack(expected), atol=1e-5)
+        assert torch.equal(steps["llama, in place"](), steps["llama, in place"]())
+
+
+def test_what_cannot_be_recorded_is_left_out_and_says_why(accelerator, monkeypatch):
+    import timing
+
+    def graphed(work):
+        if work == "waits":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work
+
+    monkeypatch.setattr(timing, "graphed", graphed)
+    graphs, failed = timing.as_graphs({"a": "waits", "b": "goes"})
+    assert graphs == {"b, as a graph": "goes"}
+    assert "capturing" in failed["failed_ways"]["a, as a graph"]
 
 
 def test_every_measurement_is_made_once_and_kept(accelerator, tmp_path, monkeypatch):
@@ -42,11 +99,12 @@ def test_every_measurement_is_made_once_and_kept(accelerator, tmp_path, monkeypa
     monkeypatch.setattr(accelerator.rows.decode.__wrapped__, "__defaults__", (1, 1, accelerator.rows.CPU))
     assert accelerator.main() == 0
     made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert {"ceilings.json", "decode-32.json", "parity-bfloat16.json", "scores-32-0.1.json"} <= set(made)
+    assert {"ceilings.json", "decode-32.json", "steps-bfloat16.json", "scores-32-0.1.json"} <= set(made)
     assert accelerator.main() == 0
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
     page = accelerator.accelerator_page.section(tmp_path)
     assert "a dry run" in page
+    assert "Dense attention is PyTorch's FLASH_ATTENTION." in page
     assert "| episodic tier with projections | 32 | 8 |" in page
     (tmp_path / "tier-32-by-1.json").unlink()
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--minutes", "0"])
@@ -61,11 +119,50 @@ def test_a_measurement_that_fails_or_never_ends_says_so(accelerator, tmp_path, m
     assert "longer than 1 s" in accelerator.measured(lambda: time.sleep(30))["failed"]
 
 
-def test_without_parity_nothing_is_timed(accelerator, tmp_path, monkeypatch):
-    monkeypatch.setattr(accelerator, "parity", lambda *_: {"holds": False})
-    monkeypatch.setattr(sys, "argv", ["accelerator.py", "--device", "cpu", "--longest", "32", "--out", str(tmp_path)])
-    assert accelerator.main() == 1
-    assert {path.stem.partition("-")[0] for path in tmp_path.iterdir()} == {"kernel", "parity"}
+def test_only_what_a_red_check_covers_is_not_timed(accelerator, tmp_path, monkeypatch):
+    nothing = {"differences": {"steps": float("nan"), "calls": 0.0}, "tolerance": 1e-2, "holds": False}
+    monkeypatch.setattr(accelerator, "steps_parity", lambda *_: nothing)
+    monkeypatch.setattr(accelerator.rows, "repeats_at", lambda *_: 1)
+    only = [part for name in ("tier", "decode", "attention") for part in ("--only", name)]
+    arguments = ["accelerator.py", "--device", "cpu", "--longest", "32", "--out", str(tmp_path), *only]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert accelerator.main() == 4
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert found["decode-32"]["failed"] == "not timed, as steps-bfloat16 does not hold"
+    assert "ways" in found["tier-32-by-1"]
+    assert "ways" in found["attention-32"]
+    page = accelerator.accelerator_page.section(tmp_path)
+    assert "| steps-bfloat16 | inf (steps) | 1e-02 | no |" in page
+    assert "- `decode-32`: not timed" in page
+
+
+def test_a_failure_costs_one_measurement(accelerator, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(accelerator.rows, "tier", fails)
+    monkeypatch.setattr(accelerator.rows, "repeats_at", lambda *_: 1)
+    arguments = ["accelerator.py", "--device", "cpu", "--longest", "32", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "tier-32-by-1", "--only", "forward-32-by-1"])
+    assert accelerator.main() == 0
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert "CUDA out of memory" in found["tier-32-by-1"]["failed"]
+    assert "ways" in found["forward-32-by-1"]
+
+
+def test_what_does_not_compile_costs_the_others_nothing(accelerator, monkeypatch):
+    def compiled(go):
+        def stops(block, x):
+            if type(block.mixer).__name__ == "CRAMLayer":
+                raise NotImplementedError("data-dependent")
+            return go(block, x)
+
+        return stops
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = accelerator.compiled(accelerator.rows.CPU, 32, 2)
+    assert list(found["ways"]) == ["transformer", "cram", "transformer, compiled"]
+    assert "data-dependent" in found["failed_ways"]["cram, compiled"]
 
 
 def test_goals_are_judged_by_what_was_measured(accelerator):
@@ -78,7 +175,8 @@ def test_goals_are_judged_by_what_was_measured(accelerator):
     found = {"tier-16384-by-1": record | {"ways": ways}, "training-16384-by-8": {"failed": "out of memory"}}
     found["ceilings"] = {"product_flops_per_s": 1e14, "copy_bytes_per_s": 1e12}
     for n, ms in ((1024, 30.0), (65536, 33.0)):
-        found[f"decode-{n}"] = {"what": "decode", "n_tokens": n, "n_steps": 30, "ways": {"cram": way(ms)}}
+        ways = {"llama": way(60.0), "cram": way(ms), "llama, in place, as a graph": way(6.0)}
+        found[f"decode-{n}"] = {"what": "decode", "n_tokens": n, "n_steps": 30, "ways": ways}
     goals = {what: rest for what, *rest in accelerator.accelerator_page._goals(found)}
     _, reached, binds = goals["episodic tier, 1.6% read, 16,384 tokens, batch 1"]
     assert reached == "30.0x (launch by launch 2.0x)"  # against the faster of the dense ways
@@ -86,6 +184,8 @@ def test_goals_are_judged_by_what_was_measured(accelerator):
     assert "0.010 of 0.030 ms" in binds
     assert goals["layer, training step, 16,384 tokens, batch 8"] == ["3x", "not measured", "out of memory"]
     assert "1.10 times as long" in goals["decode, a token, four layers"][1]
+    assert "the Llama's best way takes 0.200, 0.200 ms" in goals["decode, a token, four layers"][2]
+    assert goals["decode, a token, four layers, as a graph"][1] == "not measured"
 
 
 @pytest.fixture

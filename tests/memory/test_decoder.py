@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
 from cramlab.memory import decoder as module
-from cramlab.memory.decoder import Decoder
+from cramlab.memory.decoder import Decoder, GraphDecoder
 
 D = 16
 
@@ -46,6 +46,31 @@ def test_steps_in_place_equal_one_pass(router, capacity, write, n_before, monkey
     for name in ("keys", "values", "times"):
         ours, theirs = getattr(state.buffer, name), getattr(whole.state.buffer, name)
         assert torch.allclose(ours[filled], theirs[filled], atol=1e-4)
+
+
+@pytest.mark.parametrize("router", ["benefit", "always", "never"])
+@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("n_before", [0, 3, 20])
+def test_steps_that_decide_on_the_device_equal_one_pass(router, write, n_before):
+    layer = make(router, 5, write)
+    x, gaps = torch.randn(3, 40, D), torch.rand(3, 40)
+    valid = torch.ones(3, 40, dtype=torch.bool)
+    valid[1, : n_before // 2] = False
+    with torch.no_grad():
+        whole = layer(x, gaps, valid=valid)
+        decoder = GraphDecoder(layer, layer(x[:, :n_before], gaps[:, :n_before], valid=valid[:, :n_before]).state)
+        parts = [decoder.working, decoder.keys, decoder.values, decoder.n_written]
+        places = [part.data_ptr() for part in parts]
+        steps = [decoder.step(x[:, t], gaps[:, t]) for t in range(n_before, 40)]
+    assert torch.allclose(torch.stack(steps, dim=1), whole.y[:, n_before:], atol=1e-5)
+    parts = [decoder.working, decoder.keys, decoder.values, decoder.n_written]
+    assert [part.data_ptr() for part in parts] == places  # a recorded step goes on with the same memory
+
+
+def test_a_step_to_be_recorded_needs_a_bound():
+    layer = make()
+    with pytest.raises(ValueError, match=r"episodic.capacity = None"):
+        GraphDecoder(layer, layer(torch.randn(1, 2, D), torch.ones(1, 2)).state)
 
 
 @pytest.mark.parametrize("router", ["benefit", "always", "never"])

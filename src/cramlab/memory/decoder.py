@@ -1,4 +1,8 @@
-"""One token at a time, in place: a CRAM layer as it decodes, without what only training and analysis need."""
+"""One token at a time, in place: a CRAM layer as it decodes, without what only training and analysis need.
+
+`Decoder` computes what the gates ask for and nothing else, for which it waits for their decisions; `GraphDecoder` never
+waits.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cramlab.memory import fused_read
 from cramlab.memory.episodic import Buffer
 
 if TYPE_CHECKING:
@@ -85,10 +90,7 @@ class Decoder:
         Raises:
             ValueError: for a router that decodes nothing on its own: `gumbel`, `oracle`, `random`.
         """
-        if layer.config.router.name not in ("benefit", "always", "never"):
-            raise ValueError(
-                f'router "{layer.config.router.name}" does not decide by a token alone; call the layer with its state'
-            )
+        _check_decides_alone(layer)
         self.layer, self.working = layer, state.working
         self.ring = Ring(state.buffer, layer.config.episodic.capacity)
 
@@ -139,6 +141,72 @@ class Decoder:
     def n_bytes(self) -> int:
         """Of state, all sequences together."""
         return self.working.numel() * self.working.element_size() + self.ring.n_bytes
+
+
+class GraphDecoder:
+    """Steps of one layer whose decisions stay on the device, so that a CUDA graph can record one; equal to `Decoder`.
+
+    The ring has all its places from the start. Keys and answers are computed for every token and dropped where the
+    gates say so; the fused kernel fetches no entry for a token that does not read. Source: ours.
+    """
+
+    def __init__(self, layer: CRAMLayer, state: CRAMState) -> None:
+        """Takes over from `state`, of which it keeps a copy.
+
+        Raises:
+            ValueError: for a router that decodes nothing on its own, and for a buffer without a bound.
+        """
+        _check_decides_alone(layer)
+        capacity = layer.config.episodic.capacity
+        if capacity is None:
+            raise ValueError("episodic.capacity = None has no bound, which a recorded step needs; set one")
+        self.layer, self.capacity, self.working = layer, capacity, state.working.clone()
+        ring = Ring(state.buffer, capacity)
+        more = capacity + 1 - ring.keys.shape[1]  # one place more, for what is not written
+        self.keys, self.values = (F.pad(t, (0, 0, 0, more)) for t in (ring.keys, ring.values))
+        self.n_written = torch.tensor(ring.n_written, device=self.keys.device)
+        self.row = torch.arange(len(self.keys), device=self.keys.device)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, gaps: Tensor) -> Tensor:
+        """As `Decoder.step`; changes the state in place."""
+        layer, episodic, name = self.layer, self.layer.episodic, self.layer.config.router.name
+        working, _, state = layer.working(x[:, None], gaps[:, None], self.working)
+        self.working.copy_(state)
+        working = working[:, 0]
+        h = layer.norm(working)
+        if episodic.salience is None:
+            place, writes = self.n_written % self.capacity, 1
+        else:
+            writes = episodic.salience(h) > 0
+            place = torch.where(writes, self.n_written % self.capacity, self.capacity)
+        self.keys[self.row, place], self.values[self.row, place] = episodic.w_key(h), episodic.w_value(h)
+        self.n_written += writes
+        recognised = layer.semantic.recognise(h)
+        answer = layer.semantic.answer(recognised)
+        if name == "never":
+            return working + answer
+        last = self.n_written.clamp(max=self.capacity) - 1  # -1: nothing to read
+        if name == "benefit":
+            last = torch.where(layer.gate(h, recognised) > 0, last, -1)
+        return working + torch.where(last[:, None] >= 0, self._read(h, last), answer)
+
+    def _read(self, h: Tensor, last: Tensor) -> Tensor:
+        """Eq. 3, (B, D), of the places up to `last`, (B,); anything where that is -1."""
+        episodic, n_heads = self.layer.episodic, self.layer.config.episodic.n_heads
+        q, last = episodic.w_query(h)[:, None], last[:, None]
+        if fused_read.usable(q, n_heads):
+            return episodic.w_out(fused_read.attend(q, last, self.keys, self.values, None, n_heads, None)[:, 0])
+        q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, self.keys, self.values))
+        visible = torch.arange(k.shape[2], device=h.device) <= last  # (B, S)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
+        return episodic.w_out(found.transpose(1, 2).flatten(1))
+
+
+def _check_decides_alone(layer: CRAMLayer) -> None:
+    name = layer.config.router.name
+    if name not in ("benefit", "always", "never"):
+        raise ValueError(f'router "{name}" does not decide by a token alone; call the layer with its state')
 
 
 def _true(logits: Tensor) -> list[int]:
