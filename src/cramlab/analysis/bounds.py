@@ -80,7 +80,7 @@ def consolidation_error(*, eps_approx: float, distance: float, n_steps: int, rat
 
 
 def use_ratio(*, recurring_frac: float, eps: float) -> float:
-    """Convergence 2: `1 - rho + eps`, attention use after consolidation over before, when all that was read before asked for a key.
+    """Convergence 2: `1 - rho + eps`, attention use after consolidation over before it.
 
     Args:
         recurring_frac: rho, share of the earlier reads that asked for a recurring pattern.
@@ -91,7 +91,7 @@ def use_ratio(*, recurring_frac: float, eps: float) -> float:
 
 
 def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[float, float]:
-    """What Convergence 2 leaves open: splits a fall of attention into two factors: reads that nobody asked for, and consolidation.
+    """What Convergence 2 leaves open: of a fall, the factor of reads that nobody asked for and that of consolidation.
 
     Args:
         before: attention share before, at least `query_frac`.
@@ -122,7 +122,7 @@ def memoriser(*, recurring_frac: float, query_frac: float) -> tuple[float, float
 
 
 def state_bits(n_bindings: int, *, n_values: int, right: float, chance: float = 1.0) -> float:
-    """Theorem 1b: the least state, in bits, of a model that reads nothing and answers bindings of this sequence from its state.
+    """Theorem 1b: the least state, in bits, from which a model that reads nothing answers bindings of its sequence.
 
     Args:
         n_bindings: m, written before some moment and asked for after it; values independent and uniform.

@@ -101,7 +101,7 @@ def test_mimic_faults_are_named(mimic):
     (mimic / "ADMISSIONS.csv").write_text(
         "SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n22,165315,2196-04-09 12:26:00,\n"
     )
-    with pytest.raises(DataError, match='ADMISSIONS.csv: column HOSPITAL_EXPIRE_FLAG holds "", expected 0 or 1'):
+    with pytest.raises(DataError, match=r'ADMISSIONS\.csv: column HOSPITAL_EXPIRE_FLAG holds "", expected 0 or 1'):
         load("mimic3", mimic)
     (mimic / "ADMISSIONS.csv").write_bytes(b"\x1f\x8b\xff\xfe")
     with pytest.raises(DataError, match=r"ADMISSIONS.csv is no UTF-8 text .* expected columns SUBJECT_ID"):
