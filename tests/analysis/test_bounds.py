@@ -18,6 +18,8 @@ from cramlab.analysis.bounds import (
     static_reads,
     use_ratio,
 )
+from cramlab.tasks.srcd import SRCDConfig
+from cramlab.tasks.srcd_oracles import floor
 
 shares = st.floats(0, 1)
 counts = st.integers(1, 5000)
@@ -48,10 +50,15 @@ def test_theorem_1_is_tight():
 
 
 def test_the_memoriser_escapes_theorem_1():
-    wrong, demanded = memoriser(recurring_frac=0.7, n_values=64, f=0.05)
-    assert wrong == 0
+    wrong, demanded = memoriser(recurring_frac=0.7, query_frac=0.05)
     assert demanded == pytest.approx(0.035)
-    assert static_reads(2048, f=demanded, eps=wrong) > 71  # and it reads nothing
+    assert static_reads(2048, f=demanded, eps=wrong) > 71
+    task = SRCDConfig()
+    batch = task.dataset(seed=0, split="test", batch_size=2).batch(0)
+    answers = floor("memoriser", task, batch, seed=0).logits.argmax(dim=-1)  # from keys and weights: it reads nothing
+    recurring = batch.slices["recurring"]
+    assert recurring.float().mean() == pytest.approx(demanded, rel=0.2)
+    assert (answers != batch.retrieval_target)[recurring].float().mean() == wrong
 
 
 @given(m=st.integers(1, 200), v=st.integers(2, 100), data=st.data())
@@ -99,6 +106,23 @@ def test_corollary_1_holds_for_dependent_reads(n, eps_cons):
         chance = np.where(read, eps_cons, rng.uniform(0.5, 1.0, streams) * eps_cons)
     bound = consolidated_reads(n, f=f, eps_cons=eps_cons, delta=delta)
     assert (count > bound).mean() <= delta
+
+
+def test_corollary_1_holds_for_the_worst_of_many_routers():
+    """All K streams of reads at once keep to the bound with K in it, but not to that of a single one."""
+    f, n, delta, k, rng = 0.2, 1000, 0.1, 50, np.random.default_rng(0)
+    worst = rng.binomial(round(f * n), 0.3, size=(2000, k)).max(axis=1)
+    asked = {"f": f, "eps_cons": 0.3, "delta": delta}
+    assert (worst > consolidated_reads(n, **asked, n_patterns=k)).mean() <= delta
+    assert (worst > consolidated_reads(n, **asked)).mean() > delta
+
+
+@given(eps=shares, f=st.floats(0.01, 1), n=counts)
+def test_where_local_answers_fail_few_reads_are_many_errors(eps, f, n):
+    """Of one model both bounds together ask for eps + eps_cons >= 1."""
+    eps_cons = static_reads(n, f=f, eps=eps) / (f * n)
+    assert eps + eps_cons == pytest.approx(1)
+    assert separation_length(f=f, eps=eps, eps_cons=min(eps_cons + 1e-9, 1.0), delta=0.05) > 1e9
 
 
 def test_corollary_1_says_nothing_about_short_sequences():
@@ -150,12 +174,14 @@ def test_three_ways_out_of_the_convergence_bound():
         w -= rate * (2 * w + rng.standard_normal())
         late += [w * w] if t > n_steps / 2 else []
     assert np.mean(late) > 50 * bound
+    assert np.mean(late) == pytest.approx(rate / (4 - 4 * rate), rel=0.1)
     w, angle = np.zeros(2), 0.0
     for _ in range(n_steps):  # every target can be reached exactly, and each is gone by the next step
         target = np.array([np.cos(angle), np.sin(angle)])
         error = float(((w - target) ** 2).sum())
         w, angle = w - rate * 2 * (w - target), angle + 0.5
     assert error > 1000 * bound
+    assert error == pytest.approx((2 * math.sin(0.25)) ** 2 / abs(np.exp(0.5j) - 1 + 2 * rate) ** 2)
     down, up, x = np.array(-1.0), np.array(1.0), 1.0  # f = up relu(down x) and target 0.5: no gradient at all
     for _ in range(10):
         hidden = max(down * x, 0.0)
@@ -167,6 +193,24 @@ def test_three_ways_out_of_the_convergence_bound():
 @given(rho=shares, eps=shares)
 def test_use_ratio_is_a_share(rho, eps):
     assert 1 - rho - 1e-9 <= use_ratio(recurring_frac=rho, eps=eps) <= 1
+
+
+@given(before=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
+def test_use_keeps_to_its_ratio_and_falls_no_further_than_what_recurs(before):
+    """Any positions read before: does each ask for something recurring, and is it still read after?"""
+    recurring, still = np.array(before).T
+    rho, eps = recurring.mean(), (recurring & still).mean()
+    assert still.mean() <= use_ratio(recurring_frac=rho, eps=eps) + 1e-9
+    others_still_read = still | ~recurring
+    assert others_still_read.mean() >= use_ratio(recurring_frac=rho, eps=0.0) - 1e-9
+
+
+@given(before=st.floats(0.01, 1), asked=shares, after=st.floats(1e-4, 1))
+def test_the_causes_of_a_fall_multiply_to_it(before, asked, after):
+    query_frac = before * max(asked, 1e-3)
+    unasked, consolidated = fall_by_cause(before=before, query_frac=query_frac, after=after)
+    assert unasked * consolidated == pytest.approx(before / after)
+    assert unasked >= 1
 
 
 def test_most_of_the_fall_needs_no_memory():
@@ -186,7 +230,10 @@ def test_most_of_the_fall_needs_no_memory():
         (lambda: consolidation_error(eps_approx=0, distance=1, n_steps=0, rate=1), "n_steps = 0"),
         (lambda: state_bits(3, n_values=1, right=1.0), "n_values = 1"),
         (lambda: state_bits(3, n_values=2, right=1.0, chance=0), "chance = 0"),
-        (lambda: memoriser(recurring_frac=0.7, n_values=1, f=0.05), "n_values = 1"),
+        (lambda: memoriser(recurring_frac=0.7, query_frac=1.5), "query_frac = 1.5 is not a share"),
+        (lambda: separation_length(f=0.1, eps=0, eps_cons=0, delta=0), "delta = 0"),
+        (lambda: separation_length(f=0.1, eps=0, eps_cons=0, delta=0.1, n_patterns=0), "n_patterns = 0"),
+        (lambda: consolidation_error(eps_approx=-1, distance=1, n_steps=1, rate=1), "eps_approx = -1"),
         (lambda: fall_by_cause(before=0.01, query_frac=0.05, after=0.01), "shares have to be positive"),
     ],
 )

@@ -46,6 +46,7 @@ COURSES = {
     "steep power": STEPS**-1.3,
     "relaxation": 0.015 * np.exp(1.2 * np.exp(-STEPS / 400)),
     "share falling in a line": 0.05 - 0.03 * STEPS / 1200,
+    "slow logistic": 0.015 + 0.035 / (1 + np.exp((STEPS - 600) / 90)),
 }
 
 

@@ -39,10 +39,7 @@ def consolidated_reads(n: int, *, f: float, eps_cons: float, delta: float, n_pat
     """
     _check_shares(f=f, eps_cons=eps_cons)
     _check_count(n)
-    if not 0 < delta <= 1:
-        raise ValueError(f"delta = {delta} is no probability above 0")
-    if n_patterns < 1:
-        raise ValueError(f"n_patterns = {n_patterns} must be at least 1")
+    _check_union(delta, n_patterns)
     return min(f * n, eps_cons * f * n + math.sqrt(f * n * math.log(n_patterns / delta) / 2))
 
 
@@ -57,13 +54,14 @@ def separation_length(*, f: float, eps: float, eps_cons: float, delta: float, n_
         n_patterns: K.
     """
     _check_shares(f=f, eps=eps, eps_cons=eps_cons)
+    _check_union(delta, n_patterns)
     if f == 0 or eps + eps_cons >= 1:
         return math.inf
     return math.log(n_patterns / delta) / (2 * f * (1 - eps - eps_cons) ** 2)
 
 
 def consolidation_error(*, eps_approx: float, distance: float, n_steps: int, rate: float) -> float:
-    """Convergence of gradient descent on a convex consolidation loss.
+    """Convergence 1: gradient descent on a convex consolidation loss, full batches, fixed targets.
 
     Args:
         eps_approx: root of the least loss that the semantic memory can reach, 0 or more.
@@ -74,13 +72,15 @@ def consolidation_error(*, eps_approx: float, distance: float, n_steps: int, rat
     Returns:
         `eps_approx^2 + distance^2 / (2 T rate)`: the paper's, with its C.
     """
+    if eps_approx < 0 or distance < 0:
+        raise ValueError(f"eps_approx = {eps_approx} and distance = {distance} must not be negative")
     if n_steps < 1 or not rate > 0:
         raise ValueError(f"n_steps = {n_steps} and rate = {rate} must be positive")
     return eps_approx**2 + distance**2 / (2 * n_steps * rate)
 
 
 def use_ratio(*, recurring_frac: float, eps: float) -> float:
-    """`1 - rho + eps`: attention use after consolidation over before, when all that was read before asked for a key.
+    """Convergence 2: `1 - rho + eps`, attention use after consolidation over before it.
 
     Args:
         recurring_frac: rho, share of the earlier reads that asked for a recurring pattern.
@@ -91,7 +91,7 @@ def use_ratio(*, recurring_frac: float, eps: float) -> float:
 
 
 def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[float, float]:
-    """Splits a fall of attention into two factors: reads that nobody asked for, and consolidation.
+    """What Convergence 2 leaves open: of a fall, the factor of reads that nobody asked for and that of consolidation.
 
     Args:
         before: attention share before, at least `query_frac`.
@@ -106,26 +106,23 @@ def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[fl
     return before / query_frac, query_frac / after
 
 
-def memoriser(*, recurring_frac: float, n_values: int, f: float) -> tuple[float, float]:
+def memoriser(*, recurring_frac: float, query_frac: float) -> tuple[float, float]:
     """The counterexample to Theorem 1 without its assumption: knows all patterns by heart and never reads.
 
     Args:
         recurring_frac: share of the queries that are recurring.
-        n_values: equally likely answers.
-        f: share of positions that ask.
+        query_frac: share of positions that ask.
 
     Returns:
         Its wrong answers among recurring queries (0), and what the theorem would have demanded, as a share of
-        positions (`f recurring_frac`).
+        positions (`query_frac recurring_frac`).
     """
-    _check_shares(recurring_frac=recurring_frac, f=f)
-    if n_values < 2:
-        raise ValueError(f"n_values = {n_values} must be at least 2")
-    return 0.0, f * recurring_frac
+    _check_shares(recurring_frac=recurring_frac, query_frac=query_frac)
+    return 0.0, query_frac * recurring_frac
 
 
 def state_bits(n_bindings: int, *, n_values: int, right: float, chance: float = 1.0) -> float:
-    """The least state, in bits, of a model that reads nothing and answers bindings of this sequence from its state.
+    """Theorem 1b: the least state, in bits, from which a model that reads nothing answers bindings of its sequence.
 
     Args:
         n_bindings: m, written before some moment and asked for after it; values independent and uniform.
@@ -160,3 +157,10 @@ def _check_shares(**shares: float) -> None:
 def _check_count(n: int) -> None:
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")
+
+
+def _check_union(delta: float, n_patterns: int) -> None:
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta = {delta} is no probability above 0")
+    if n_patterns < 1:
+        raise ValueError(f"n_patterns = {n_patterns} must be at least 1")

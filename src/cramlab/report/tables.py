@@ -196,12 +196,17 @@ def markdown_table(found: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def processor(record: dict[str, Any]) -> str:
+    """What a record was made on."""
+    hardware = record["hardware"]
+    return hardware["accelerator"] or hardware["processor"] or hardware["machine"]
+
+
 def origin(record: dict[str, Any]) -> str:
     """Date, hardware, code and versions of a record in one line."""
     hardware, versions = record["hardware"], record["versions"]
-    processor = hardware["accelerator"] or hardware["processor"] or hardware["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
-        f"{record['date']}, {processor}, {hardware['n_threads']} of {hardware['n_cores']} cores a run; "
+        f"{record['date']}, {processor(record)}, {hardware['n_threads']} of {hardware['n_cores']} cores a run; "
         f"code {record['revision'] or 'without a checkout'}; {libraries}"
     )

@@ -14,6 +14,7 @@ from cramlab.cli import _parser
 from cramlab.report.claims import (
     Evidence,
     Verdict,
+    audit_rows,
     bounds_rows,
     carried_rows,
     drawings,
@@ -25,7 +26,7 @@ from cramlab.report.claims import (
     transition_rows,
 )
 from cramlab.report.claims.evidence import judge, over_seeds
-from cramlab.report.claims.page import claim_rows
+from cramlab.report.claims.page import claim_rows, hours
 from cramlab.report.tables import Interval
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +52,8 @@ def run(experiment="transition", mixer="cram", variant="", seed=0, **test):
 def irregular(model, auc, seed, attention=None, data="pbcseq"):
     test = {"auc": auc, "auc_low": auc - 0.05, "auc_high": auc + 0.05, "average_precision": auc,
             "attention_frac": attention, "forecast_skill_ratio": None}  # fmt: skip
-    return {"data": {"name": data}, "model": model, "seed": seed, "test": test, "seconds": 60.0, "n_parameters": None}
+    return {"data": {"name": data}, "model": model, "seed": seed, "test": test, "seconds": 60.0, "n_parameters": None,
+            "hardware": RUN["hardware"]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,74 @@ def test_the_best_simple_model_decides_on_irregular_series():
     assert irregular_rows.rows(Evidence(irregular=[*documents[:3], irregular("x", 0.7, 0)]))[-1].verdict is (
         Verdict.REPRODUCED
     )
+
+
+def test_few_reads_are_part_of_the_claim_on_irregular_series():
+    def verdict(attention):
+        documents = [irregular("cram", 0.8, 0, attention), irregular("transformer", 0.8, 0, 1.0)]
+        return irregular_rows.rows(Evidence(irregular=documents))[-1].verdict
+
+    assert verdict(0.17) is Verdict.REPRODUCED
+    assert verdict(0.18) is Verdict.NOT_REPRODUCED
+
+
+def test_the_lead_of_the_trees_is_taken_split_by_split():
+    documents = [irregular("cram", auc, s, 0.0) for s, auc in enumerate((0.7, 0.8, 0.9))]
+    documents += [irregular("gradient-boosting", auc, s) for s, auc in enumerate((0.72, 0.82, 0.92, 0.1))]
+    assert irregular_rows.lead(documents[3:], documents[:3]).format(3) == "0.020 [0.020, 0.020]"
+    assert irregular_rows.lead(documents[6:], documents[:3]) is None
+    assert "| 0.020 [0.020, 0.020] |" in irregular_rows.table(Evidence(irregular=documents))
+
+
+def test_training_without_attention_models_decides_nothing():
+    row = audit_rows.rows(Evidence(over_training={"trends": []}))[-1]
+    assert (row.claim, row.verdict) == ("C2", Verdict.NOT_RUN)
+
+
+def test_dynamics_are_compared_with_the_transformer_of_the_same_seed():
+    runs = [run("srcd_table", mixer, seed=s, dynamics_mse=error * (1 + s))
+            for mixer, error in (("transformer", 0.01), ("jamba", 0.0078)) for s in (0, 1)]  # fmt: skip
+    rows = {row.what: row for row in table_rows.rows(Evidence(runs=runs))}
+    row = rows["jamba: dynamics error over the Transformer's"]
+    assert row.ours == "0.780 [0.780, 0.780], 2 runs"
+    assert row.verdict is Verdict.REPRODUCED
+    assert rows["cram: dynamics error over the Transformer's (ours is to be no worse)"].verdict is Verdict.NOT_RUN
+
+
+def test_a_ratio_of_attention_needs_a_start_that_ended():
+    def ours(mixer):
+        made = run("srcd_table", mixer) | {"encoding_ended_step": None, "consolidation_ratio": 0.5}
+        rows = {row.what: row.ours for row in table_rows.rows(Evidence(runs=[made]))}
+        return rows[f"{mixer}: attention at the end over that at the start"]
+
+    assert ours("cram") == "-"
+    assert ours("seqboat") == "0.5000, 1 run"  # nothing is decreed there
+
+
+def test_practice_rows_name_the_command_of_their_own_records(monkeypatch):
+    runs = [run("srcd_table", "cram", seed=s) for s in (0, 1)]
+    runs += [run("transition", "cram"), *(run(e, "cram-fast-semantic") for e in ("transition", "srcd_table"))]
+    monkeypatch.setattr(practice_rows, "N_RESAMPLES", 2)
+    monkeypatch.setattr(practice_rows, "N_PATTERNS", 1)
+    first, law, _, fast, _ = practice_rows.rows(Evidence(runs=runs))
+    assert first.command == law.command == "cramlab run srcd_table/cram --size small --out runs/results/srcd_table"
+    assert first.ours.endswith("2 runs")
+    assert fast.command == "cramlab run srcd_table/cram-fast-semantic --size small --out runs/results/srcd_table"
+    assert fast.ours.endswith("1 run")
+
+
+def test_the_ceiling_meets_the_floor_where_novel_queries_leave_room():
+    """Before n = 109 all that recurs may be read; far on, what is novel is left."""
+    assert bounds_rows.ceiling(64) == pytest.approx(0.05 / 0.035)
+    assert bounds_rows.ceiling(10**8) == pytest.approx(0.015 / 0.035, rel=0.01)
+
+
+def test_hours_are_summed_over_runs():
+    runs = [run() | {"elapsed_s": 1800.0, "n_train_tokens": 3600} for _ in range(2)]
+    text = hours(Evidence(runs=runs))
+    assert "| transition | small |" in text
+    assert "| 2 | 1.0 | 2 |" in text
+    assert "No records" in hours(Evidence())
 
 
 def test_decreed_encounters_are_counted_from_the_tokens_of_the_encoding_phase():

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from cramlab.config import ConfigError
 from cramlab.tasks.irregular import IrregularData, Scaling, Series, collate, split_people
 
 NAN = np.nan
@@ -70,8 +71,10 @@ def test_people_are_in_one_split_and_labels_are_spread_evenly():
     again, other = split_people(series, 0), split_people(series, 1)
     assert [s.person for s in again["test"]] == [s.person for s in splits["test"]]
     assert people["test"] != {s.person for s in other["test"]}
-    with pytest.raises(ValueError, match="4 people are too few"):
+    with pytest.raises(ConfigError, match="4 people are too few"):
         split_people(series[:4], 0)
+    with pytest.raises(ConfigError, match="5 people of 5 kinds leave no one for validation and test"):
+        split_people([one(f"p{i}", i) for i in range(5)], 0)
 
 
 def test_scaling_ignores_what_is_missing():

@@ -47,7 +47,12 @@ def test_physionet_2012(physionet):
         ("set-a/132539.txt", "Time,Parameter,Value\n00:07,HR,x\n", 'column Value holds "x", expected a number'),
         ("set-a/132539.txt", "Time,Parameter,Value\n0.5,HR,7\n", 'column Time holds "0.5", expected HH:MM'),
         ("Outcomes-a.txt", "RecordID\n1\n", "Outcomes-a.txt lacks In-hospital_death"),
-        ("Outcomes-a.txt", "RecordID,In-hospital_death\n7,0\n", "no RecordID.txt"),
+        ("set-a/132539.txt", "Time,Parameter,Value\n:30,HR,7\n", 'column Time holds ":30", expected HH:MM'),
+        ("set-a/132539.txt", "Time,Parameter,Value\n00:07,HR\n", 'line 2: expected columns .* found "00:07, HR"'),
+        ("set-a/132539.txt", "", "expected columns Time, Parameter, Value, found nothing"),
+        ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,\n", 'In-hospital_death holds "", expected 0 or 1'),
+        ("Outcomes-a.txt", "RecordID,In-hospital_death\n", "Outcomes-a.txt name no stay"),
+        ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,1\n7,0\n", "lacks the files of 1 of the 2 .* 7.txt"),
     ],
 )
 def test_physionet_faults_are_named(physionet, file, text, message):
@@ -81,11 +86,25 @@ def test_mimic_keeps_the_first_48_hours_and_knows_the_patient(mimic):
     assert (first.labels.tolist(), second.labels.tolist()) == ([0], [1])
 
 
+def test_mimic_without_a_value_of_its_stays_says_so(mimic):
+    (mimic / "LABEVENTS.csv").write_text("HADM_ID,ITEMID,CHARTTIME,VALUENUM\n1,50912,2196-04-09 13:26:00,1\n")
+    with pytest.raises(DataError, match=r"LABEVENTS.csv holds no value of .*ADMISSIONS.csv's stays"):
+        load("mimic3", mimic)
+
+
 def test_mimic_faults_are_named(mimic):
     with pytest.raises(DataError, match="needs --path DIR"):
         load("mimic3", mimic / "ADMISSIONS.csv")
     (mimic / "ADMISSIONS.csv").write_text("SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n22,165315,yesterday,0\n")
     with pytest.raises(DataError, match='ADMITTIME holds "yesterday", expected YYYY-MM-DD'):
+        load("mimic3", mimic)
+    (mimic / "ADMISSIONS.csv").write_text(
+        "SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n22,165315,2196-04-09 12:26:00,\n"
+    )
+    with pytest.raises(DataError, match=r'ADMISSIONS\.csv: column HOSPITAL_EXPIRE_FLAG holds "", expected 0 or 1'):
+        load("mimic3", mimic)
+    (mimic / "ADMISSIONS.csv").write_bytes(b"\x1f\x8b\xff\xfe")
+    with pytest.raises(DataError, match=r"ADMISSIONS.csv is no UTF-8 text .* expected columns SUBJECT_ID"):
         load("mimic3", mimic)
     (mimic / "LABEVENTS.csv").unlink()
     (mimic / "ADMISSIONS.csv").write_text("SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n")
@@ -113,7 +132,8 @@ def test_person_activity_is_cut_into_pieces_of_one_person(tmp_path):
     ("text", "message"),
     [
         ("A01,x\n", "line 1: expected 8 fields .* found 2"),
-        (LINE.format(name="A01", stamp=1).replace("walking", "flying"), 'activity "flying"'),
+        (LINE.format(name="A01", stamp=1).replace("walking", "flying"), 'activity "flying"; expected one of .*walking'),
+        ("", "is empty; expected lines of sequence, tag"),
         (LINE.format(name="A01", stamp="now"), 'column timestamp holds "now"'),
     ],
 )

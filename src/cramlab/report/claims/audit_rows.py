@@ -42,7 +42,8 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
     command = f"cramlab audit {model} --text stdlib --out runs/{model}"
     overall = data["probes"]["hidden"]["overall"]
     mean = data["probes"]["mean"]["overall"]["r"]
-    heads = data["head_shares"]["r"]["above_0.8"]
+    shares = data["head_shares"]["r"]
+    heads = shares["above_0.8"]
     found = data["verdict"]
     layers = [r[0] for r in data["probes"]["hidden"]["layers"]["r"]]
     middle = layers[len(layers) // 3 : -(-2 * len(layers) // 3)]
@@ -70,8 +71,9 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
         ClaimRow(
             claim="C1",
             what=f"share of heads with R above .8, on {model}",
-            paper=".34",
-            ours=estimate(heads),
+            paper=".34 (.41 from .5 to .8, .25 below)",
+            ours=f"{estimate(heads)} ({estimate(shares['0.5_to_0.8'])} from .5 to .8, "
+            f"{estimate(shares['below_0.5'])} below)",
             command=command,
             verdict=Verdict.REPRODUCED if top >= 0.34 else Verdict.NOT_REPRODUCED,
         ),
@@ -93,9 +95,11 @@ def _training(data: dict[str, Any] | None) -> ClaimRow:
     if data is None:
         return _not_run("C2", what, paper, command)
     plain = [trend for trend in data["trends"] if trend["run"].startswith("attention")]
+    if not plain:
+        return _not_run("C2", what, paper, command)
     falls = sum(trend["r"]["direction"] == "falls" for trend in plain)
     changes = "; ".join(f"{estimate(t['r']['change'])}, centred R² {estimate(t['r2']['change'])}" for t in plain)
-    last = max((trend["to_step"] for trend in plain), default=0)
+    last = max(trend["to_step"] for trend in plain)
     return ClaimRow(
         claim="C2",
         what=what,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cramlab.report.claims import (
     audit_rows,
     bounds_rows,
@@ -14,7 +16,7 @@ from cramlab.report.claims import (
     transition_rows,
 )
 from cramlab.report.claims.evidence import COLUMNS, ClaimRow, Evidence, Verdict, markdown
-from cramlab.report.tables import origin
+from cramlab.report.tables import origin, processor
 
 
 def claim_rows(evidence: Evidence) -> list[ClaimRow]:
@@ -22,6 +24,24 @@ def claim_rows(evidence: Evidence) -> list[ClaimRow]:
     parts = (audit_rows, table_rows, transition_rows, bounds_rows, transfer_rows, carried_rows, practice_rows,
              irregular_rows)  # fmt: skip
     return [row for part in parts for row in part.rows(evidence)]
+
+
+def hours(evidence: Evidence) -> str:
+    """What the runs took, by experiment and machine: the sum over runs, as many of which at once as it has cores."""
+    spent: dict[tuple[str, str, str], list[tuple[float, int | None]]] = {}
+    timed: list[tuple[str, str, dict[str, Any], float, int | None]] = [
+        (run["experiment"], run["size"], run, run["elapsed_s"], run["n_train_tokens"]) for run in evidence.runs
+    ]
+    timed += [("irregular", document["data"]["name"], document, document["seconds"], None)
+              for document in evidence.irregular]  # fmt: skip
+    for experiment, size, document, seconds, n_tokens in timed:
+        spent.setdefault((experiment, size, processor(document)), []).append((seconds, n_tokens))
+    cells = []
+    for key, runs in sorted(spent.items()):
+        seconds, tokens = sum(s for s, _ in runs), sum(n or 0 for _, n in runs)
+        cells.append((*key, str(len(runs)), f"{seconds / 3600:.1f}", f"{tokens / seconds:,.0f}" if tokens else "-"))
+    columns = ("experiment", "size or data", "machine", "runs", "hours, summed over runs", "tokens a second and run")
+    return markdown(columns, cells) if cells else "No records yet.\n"
 
 
 def sections(evidence: Evidence) -> dict[str, str]:
@@ -48,6 +68,7 @@ def sections(evidence: Evidence) -> dict[str, str]:
         ),
         "carried": carried_rows.table(evidence) or "No records yet.\n",
         "irregular": with_figure("irregular", irregular_rows.table(evidence), "AUC on irregular series"),
+        "claims hours": hours(evidence),
         "claims origins": "".join(f"- {line}\n" for line in lines) or "No records yet.\n",
     }
 

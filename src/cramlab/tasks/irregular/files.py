@@ -37,19 +37,26 @@ def rows_of(path: Path, expected: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file that has (at least) the expected columns.
 
     Raises:
-        DataError: when the file is missing or lacks a column; it names path, expected columns and what was found.
+        DataError: when the file is missing, is no text, lacks a column or has a row that stops before one; it names
+            path, expected columns and what was found.
     """
+    columns = f"expected columns {', '.join(expected)}"
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected a CSV file with columns {', '.join(expected)}")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        found = [name.strip() for name in reader.fieldnames or ()]
-        if missing := [name for name in expected if name not in found]:
-            raise DataError(
-                f"{path} lacks {', '.join(missing)}; expected columns {', '.join(expected)}, found {', '.join(found)}"
-            )
-        reader.fieldnames = found
-        yield from reader
+        try:
+            found = [name.strip() for name in reader.fieldnames or ()]
+            if missing := [name for name in expected if name not in found]:
+                raise DataError(f"{path} lacks {', '.join(missing)}; {columns}, found {', '.join(found) or 'nothing'}")
+            reader.fieldnames = found
+            for row in reader:
+                if any(row[name] is None for name in expected):
+                    held = ", ".join(value for value in row.values() if value is not None)
+                    raise DataError(f'{path}, line {reader.line_num}: {columns}, found "{held}"')
+                yield row
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no UTF-8 text ({error.reason}); {columns}; unpack it if it is packed") from None
 
 
 def number(text: str, path: Path, column: str) -> float:
@@ -64,6 +71,17 @@ def number(text: str, path: Path, column: str) -> float:
         return float(text)
     except ValueError:
         raise DataError(f'{path}: column {column} holds "{text}", expected a number') from None
+
+
+def flag(row: dict[str, str], path: Path, column: str) -> int:
+    """What a column of zeros and ones holds.
+
+    Raises:
+        DataError: naming path, column and what was found.
+    """
+    if row[column].strip() not in ("0", "1"):
+        raise DataError(f'{path}: column {column} holds "{row[column]}", expected 0 or 1')
+    return int(row[column])
 
 
 def _folder(path: Path | None, name: str, holds: str) -> Path:
@@ -83,18 +101,23 @@ def physionet2012(path: Path | None) -> IrregularData:
     if not outcome_files:
         raise DataError(f"{folder} holds no Outcomes-*.txt; expected columns RecordID, In-hospital_death")
     died = {
-        row["RecordID"].strip(): int(number(row["In-hospital_death"], file, "In-hospital_death"))
+        row["RecordID"].strip(): flag(row, file, "In-hospital_death")
         for file in outcome_files
         for row in rows_of(file, ("RecordID", "In-hospital_death"))
     }
     stays = {file.stem: file for file in folder.rglob("*.txt") if file.stem in died}
-    if not stays:
-        raise DataError(f"{folder} holds no RecordID.txt of {outcome_files[0].name}, such as {next(iter(died))}.txt")
+    names = ", ".join(file.name for file in outcome_files)
+    if not died:
+        raise DataError(f"{folder}: {names} name no stay; expected a row of RecordID and In-hospital_death for each")
+    if missing := sorted(died.keys() - stays.keys()):
+        raise DataError(
+            f"{folder} lacks the files of {len(missing)} of the {len(died)} stays in {names}, such as {missing[0]}.txt"
+        )
     series = tuple(_physionet_stay(stays[record], died[record]) for record in sorted(stays))
     return IrregularData(
         name="physionet2012", what="death in hospital, from the first 48 hours", channels=PHYSIONET_CHANNELS,
         statics=PHYSIONET_STATICS, n_classes=2, time_unit=1.0, series=series,
-        origin=f"PhysioNet 2012, {len(series)} stays of {', '.join(f.name for f in outcome_files)}",
+        origin=f"PhysioNet 2012, {len(series)} stays of {names}",
     )  # fmt: skip
 
 
@@ -105,7 +128,7 @@ def _physionet_stay(file: Path, died: int) -> Series:
         name, value = row["Parameter"], number(row["Value"], file, "Value")
         value = np.nan if value < 0 else value  # -1 says unknown
         hours, colon, minutes = row["Time"].partition(":")
-        if not colon or not (hours + minutes).isdigit():
+        if not colon or not (hours.isdigit() and minutes.isdigit()):
             raise DataError(f'{file}: column Time holds "{row["Time"]}", expected HH:MM')
         time = int(hours) + int(minutes) / 60
         if name in known and time == 0:
@@ -134,8 +157,8 @@ def mimic3(path: Path | None) -> IrregularData:
     admissions = folder / "ADMISSIONS.csv"
     stays: dict[str, tuple[str, datetime.datetime, int]] = {}
     for row in rows_of(admissions, ("SUBJECT_ID", "HADM_ID", "ADMITTIME", "HOSPITAL_EXPIRE_FLAG")):
-        flag = int(number(row["HOSPITAL_EXPIRE_FLAG"], admissions, "HOSPITAL_EXPIRE_FLAG"))
-        stays[row["HADM_ID"]] = (row["SUBJECT_ID"], _moment(row["ADMITTIME"], admissions, "ADMITTIME"), flag)
+        died = flag(row, admissions, "HOSPITAL_EXPIRE_FLAG")
+        stays[row["HADM_ID"]] = (row["SUBJECT_ID"], _moment(row["ADMITTIME"], admissions, "ADMITTIME"), died)
     labs = folder / "LABEVENTS.csv"
     events: dict[str, dict[float, dict[str, float]]] = {}
     items = {str(item) for item in MIMIC_ITEMS}
@@ -183,10 +206,17 @@ def person_activity(path: Path | None) -> IrregularData:
                 )
             name, tag, stamp, _, *place, activity = (field.strip() for field in fields)
             if tag not in ACTIVITY_TAGS or activity not in ACTIVITIES:
-                raise DataError(f'{path}, line {line}: unknown tag "{tag}" or activity "{activity}"')
+                raise DataError(
+                    f'{path}, line {line}: unknown tag "{tag}" or activity "{activity}"; expected one of '
+                    f"{', '.join(ACTIVITY_TAGS)}, and one of {', '.join(ACTIVITIES)}"
+                )
             position = [number(text, path, axis) for text, axis in zip(place, "xyz", strict=True)]
-            reading = (number(stamp, path, "timestamp") / 1e7, ACTIVITY_TAGS.index(tag), position)
+            if not stamp.isdigit():
+                raise DataError(f'{path}, line {line}: column timestamp holds "{stamp}", expected a whole number')
+            reading = (int(stamp) / 1e7, ACTIVITY_TAGS.index(tag), position)
             recordings.setdefault(name, []).append((*reading, ACTIVITIES.index(activity)))
+    if not recordings:
+        raise DataError(f"{path} is empty; expected lines of sequence, tag, timestamp, date, x, y, z, activity")
     series = tuple(piece for name in sorted(recordings) for piece in _pieces(name, recordings[name], len(channels)))
     return IrregularData(
         name="person-activity", what="activity at every reading", channels=channels, statics=(),

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from cramlab.batch import Batch, InputSpec
+from cramlab.config import ConfigError
 
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 
@@ -106,13 +107,13 @@ def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]
     """Train, validation and test, by person, with the same share of the rarest label in each.
 
     Raises:
-        ValueError: when there are too few people for three splits.
+        ConfigError: when there are too few people for three splits.
     """
     people: dict[str, list[Series]] = {}
     for one in series:
         people.setdefault(one.person, []).append(one)
     if len(people) < 5:
-        raise ValueError(f"{len(people)} people are too few for three splits; give at least 5")
+        raise ConfigError(f"{len(people)} people are too few for three splits; give at least 5")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(303,)))
     strata: dict[int, list[str]] = {}
     for person in sorted(people):
@@ -126,6 +127,10 @@ def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]
     for place, person in sorted(ranked):
         name = list(found)[int(np.searchsorted(ends[:-1], place, side="right"))]
         found[name] += people[person]
+    if empty := [name for name, some in found.items() if not some]:
+        raise ConfigError(
+            f"{len(people)} people of {len(strata)} kinds leave no one for {' and '.join(empty)}; give more people"
+        )
     return found
 
 
