@@ -42,7 +42,7 @@ _WARM_UP = 0.1  # of all steps
 _UP_RATE = 4.0  # times the learning rate: maps up take in few numbers (after LoRA+, Hayou et al. 2024)
 _ANSWERS = ("up.", "constant")
 _THRESHOLD_RATE = 0.2  # by which a running quantile follows the latest
-_MOST_GRADIENT = 1.0
+MOST_GRADIENT = 1.0
 _SOURCES = 2  # of contexts, in turn: the text itself, and further text or, without any, the text itself again
 
 
@@ -102,8 +102,38 @@ def rounded(layers: Mapping[int, ConsolidatedAttention]) -> None:
             parameter.data = parameter.data.half().to(parameter.dtype)
 
 
-class Distiller:
-    """Learns the weights of layers in place; a stage of `Stages` saves and continues it.
+class GradientStage:
+    """Learns by gradient steps; a stage of `Stages` saves and continues it.
+
+    Attributes:
+        parameters: that learn.
+        optimizer: theirs.
+        thresholds: of the gates, one for each share of skipped reads.
+        history: a row a step, the loss first.
+    """
+
+    parameters: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    thresholds: Tensor
+    history: Tensor
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes back."""
+        return {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict(),
+                "thresholds": self.thresholds, "history": self.history}  # fmt: skip
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from `state`."""
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.thresholds.copy_(state["thresholds"])
+        self.history.copy_(state["history"])
+
+
+class Distiller(GradientStage):
+    """Learns the weights of layers in place.
 
     Args:
         model: the original, without a patch.
@@ -143,20 +173,6 @@ class Distiller:
         self.thresholds = torch.full((len(config.learning_fracs),), torch.nan, device=self.device)
         # A row a step: loss, then the mean price of each share.
         self.history = torch.full((n_steps, 1 + len(config.learning_fracs)), torch.nan, dtype=torch.float64)
-
-    def state(self) -> dict[str, Any]:
-        """What `load` takes back."""
-        return {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict(),
-                "thresholds": self.thresholds, "history": self.history}  # fmt: skip
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
-        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.thresholds.copy_(state["thresholds"])
-        self.history.copy_(state["history"])
 
     def local_step(self, step: int, tokens: Tensor) -> None:
         """One step of every layer on its own error; tokens (B, T)."""
@@ -372,7 +388,7 @@ class _Step:
                 group["lr"] = (
                     group["times"] * self.distiller.config.learning_rate * course(self.step, self.distiller.n_steps)
                 )
-            torch.nn.utils.clip_grad_norm_(own, _MOST_GRADIENT)
+            torch.nn.utils.clip_grad_norm_(own, MOST_GRADIENT)
             self.distiller.optimizer.step()
         for parameter in own:
             parameter.requires_grad_(False)
@@ -400,8 +416,6 @@ def distilled(
     Raises:
         ConsolidationError: when there is no context to learn from.
     """
-    if not parts["learning"]:
-        raise ConsolidationError("all documents are held out, none is left to learn from; give more text")
     start = learned.layers
     if kind == "router-only":
         start = {site.layer: ConsolidatedAttention.beside(site, rank=0, window=config.window, n_sinks=config.n_sinks)
@@ -418,14 +432,29 @@ def distilled(
     distiller = Distiller(model, sites, layers, learned.sensitivity, config, n_steps, router_only=kind == "router-only")
     take = distiller.local_step if kind == "local" else distiller.end_step
 
-    def one(item: tuple[int, Tensor]) -> int:
-        take(*item)
-        return item[1].numel()
-
-    drawn = list(enumerate(batches(parts, config.batch_contexts, n_steps, config.seed)))
-    stages.run(kind, drawn, one, distiller, sum(tokens.numel() for _, tokens in drawn))
+    take_steps(stages, kind, distiller, take, parts, config, n_steps, config.seed)
     rounded(layers)
     return dataclasses.replace(learned, layers=layers, history=distiller.history)
+
+
+def take_steps(
+    stages: Stages, kind: str, into: GradientStage, step: Callable[[int, Tensor], None],
+    parts: Mapping[str, Sequence[Tensor]], config: RetrofitConfig, n_steps: int, seed: int,
+) -> None:  # fmt: skip
+    """Calls `step` with its number and a batch (B, T), `n_steps` times, as a stage of this name.
+
+    Raises:
+        ConsolidationError: when there is no context to learn from.
+    """
+    if not parts["learning"]:
+        raise ConsolidationError("all documents are held out, none is left to learn from; give more text")
+
+    def one(item: tuple[int, Tensor]) -> int:
+        step(*item)
+        return item[1].numel()
+
+    drawn = list(enumerate(batches(parts, config.batch_contexts, n_steps, seed)))
+    stages.run(kind, drawn, one, into, sum(tokens.numel() for _, tokens in drawn))
 
 
 def batches(parts: Mapping[str, Sequence[Tensor]], size: int, n_steps: int, seed: int) -> Iterator[Tensor]:

@@ -8,28 +8,34 @@ Source: LoRA after Hu et al. 2022, by peft; what it is taught, ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cramlab.audit.resume import Stages
 from cramlab.hf.consolidated import consolidatable_sites
-from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.lora import Weights, lora, weights_of
 from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.distil import batches, course, end_loss, half_precision, rehearse
+from cramlab.retrofit.distil import (
+    MOST_GRADIENT,
+    GradientStage,
+    course,
+    end_loss,
+    half_precision,
+    rehearse,
+    take_steps,
+)
 from cramlab.retrofit.learn import Learned
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 _RATE = 5e-4  # of Adam, at its highest
-_MOST_GRADIENT = 1.0
 
 
-class Recovery:
-    """Learns the weights of a LoRA; a stage of `Stages` saves and continues it.
+class Recovery(GradientStage):
+    """Learns the weights of a LoRA.
 
     Every context skips one of two shares of its far reads, in turn. The loss is that of the end stage: the divergence
     from what the original says, which is the same model with its LoRA off.
@@ -53,20 +59,7 @@ class Recovery:
         self.thresholds = torch.tensor(thresholds, device=self.device)
         self.parameters = [parameter for parameter in changed.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=_RATE, betas=(0.9, 0.99))
-        self.losses = torch.full((n_steps,), torch.nan, dtype=torch.float64)
-
-    def state(self) -> dict[str, Any]:
-        """What `load` takes back."""
-        return {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict(),
-                "losses": self.losses}  # fmt: skip
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
-        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses.copy_(state["losses"])
+        self.history = torch.full((n_steps,), torch.nan, dtype=torch.float64)
 
     def step(self, step: int, tokens: Tensor) -> None:
         """One gradient step; tokens (B, T)."""
@@ -82,9 +75,9 @@ class Recovery:
         loss.backward()
         for group in self.optimizer.param_groups:
             group["lr"] = _RATE * course(step, self.n_steps)
-        torch.nn.utils.clip_grad_norm_(self.parameters, _MOST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(self.parameters, MOST_GRADIENT)
         self.optimizer.step()
-        self.losses[step] = float(loss.detach())
+        self.history[step] = float(loss.detach())
 
 
 def recovered(
@@ -109,16 +102,8 @@ def recovered(
     Raises:
         ConsolidationError: when there is no context to learn from, or peft is missing.
     """
-    if not parts["learning"]:
-        raise ConsolidationError("all documents are held out, none is left to learn from; give more text")
     with lora(model, rank, config.seed) as changed:
         recovery = Recovery(changed, model, learned, thresholds, config, n_steps)
-
-        def one(item: tuple[int, Tensor]) -> int:
-            recovery.step(*item)
-            return item[1].numel()
-
-        drawn = list(enumerate(batches(parts, config.batch_contexts, n_steps, config.seed + 1)))
-        stages.run("lora", drawn, one, recovery, sum(tokens.numel() for _, tokens in drawn))
+        take_steps(stages, "lora", recovery, recovery.step, parts, config, n_steps, config.seed + 1)
         weights = weights_of(changed)
-    return weights, recovery.losses.tolist()
+    return weights, recovery.history.tolist()
