@@ -88,3 +88,21 @@ def test_find_takes_files_folders_and_says_what_is_missing(run, tmp_path):
         records.find([tmp_path / "nowhere"])
     with pytest.raises(records.RecordError, match="holds no record"):
         records.find([tmp_path])
+
+
+def test_find_passes_over_other_documents_and_their_places(run, tmp_path):
+    record = tmp_path / "cram-seed0.json"
+    record.write_bytes((run[0] / "record.json").read_bytes())
+    others = (
+        "config",
+        "audit",
+        "comparison",
+        "comparison-stdlib-8192",
+        "consolidation",
+        "decode-8192",
+        "retrieval-p05",
+    )
+    for name in (*others, "bench/execution", "irregular/x/cram-seed0", "text/llama-seed0"):
+        (tmp_path / f"{name}.json").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert records.find([tmp_path]) == [record]

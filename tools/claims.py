@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,9 +29,7 @@ PAGE = ROOT / "docs" / "claims.md"
 
 def evidence(results: Path) -> Evidence:
     """Everything under a folder of results."""
-    runs: list[dict[str, Any]] = []
-    for folder in sorted(path for path in results.iterdir() if path.is_dir() and path.name not in _OTHERS):
-        runs += [records.read(path) for path in records.find([folder])]
+    runs = [records.read(path) for path in records.find([results])]
     audits = {
         path.parent.name: AuditResult.read(path).data for path in sorted((results / "audit").glob("*/audit.json"))
     }
@@ -43,9 +40,6 @@ def evidence(results: Path) -> Evidence:
         over_training=over_training.read(training) if training.exists() else None,
         irregular=[records.read_json(path) for path in sorted((results / "irregular").rglob("*.json"))],
     )
-
-
-_OTHERS = ("consolidate", "audit", "bench", "irregular", "text")  # folders of documents that are no run records
 
 
 def collect_irregular(runs: Path, results: Path) -> None:

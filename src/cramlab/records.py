@@ -21,11 +21,9 @@ import torch
 from cramlab.files import write_json
 
 SCHEMA_VERSION = 1
-# What may lie beside records: a run's config, and the documents of audits.
-_NO_RECORDS = (
-    *("config.json", "audit.json", "over_training.json"),
-    *("comparison.json", "consolidation.json", "decode.json", "retrieval.json"),
-)
+# What may lie beside records, a run's config and the documents of audits and consolidations: their names up to a first
+# hyphen, so that `comparison-stdlib-8192.json` is one of them.
+_NO_RECORDS = {"config", "audit", "over_training", "comparison", "consolidation", "decode", "retrieval"}
 _NO_RECORDS_IN = {"bench", "irregular", "text"}  # timings, documents of `cramlab irregular`, language models
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
@@ -161,7 +159,7 @@ def find(paths: list[Path]) -> list[Path]:
         below = sorted(
             p
             for p in path.rglob("*.json")
-            if p.name not in _NO_RECORDS and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
+            if p.stem.partition("-")[0] not in _NO_RECORDS and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
         )
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")
