@@ -1,7 +1,7 @@
 """Trains CRAM language models, a point for each price of a read, beside a Llama of as many parameters and a 1:7 hybrid.
 
     python tools/text_run.py runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 6   # sizes for one GPU
-    python tools/text_run.py runs/text --layers 4 --width 128 --context 256 --batch 16 --steps 300   # for one core
+    python tools/text_run.py runs/text --layers 8 --width 128 --context 256 --batch 16 --steps 300   # for one core
 
 Called again, it goes on where it was. With the records in results/text (`cp runs/text/*.json results/text`),
 `tools/text_tables.py` renews docs/performance.md.
