@@ -39,7 +39,6 @@ from cramlab.files import write_json
 from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, fused_read
 from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import visible_places
-from cramlab.model import Block
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = [2048, 4096, 8192, 16384, 32768, 65536]
@@ -254,19 +253,23 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
     """A block forward, with and without `torch.compile`; what does not compile costs the others nothing."""
     torch.compiler.reset()  # else another shape would be compiled for all shapes
     x = where.rand(n_batch, n_tokens, rows.D)
-    blocks: dict[str, Block] = {"transformer": rows.transformer_block(where), "cram": rows.cram_block(x)}
+    ours = rows.cram_block(x)
+    bounded = rows.bounded(rows.forward(ours, x)[1].trace)
+    works = {"transformer": (rows.transformer_block(where), x), "cram": (ours, x), "cram, bounded": (ours, x, bounded)}
     ways: dict[str, Callable[[], Any]] = {
-        name: functools.partial(rows.forward, block, x) for name, block in blocks.items()
+        name: functools.partial(rows.forward, *given) for name, given in works.items()
     }
     failed: dict[str, str] = {}
-    for name, block in blocks.items():
-        way = functools.partial(torch.compile(rows.forward), block, x)
+    for name, given in works.items():
+        way = functools.partial(torch.compile(rows.forward), *given)
         try:
             way()
         except Exception as error:  # of whatever a compiler throws, also out of time
-            failed[f"{name}, compiled"] = f"{type(error).__name__}: {str(error)[:500]}"
+            failed[f"{name}, compiled"] = f"{type(error).__name__}: {str(error)[-500:]}"
         else:
             ways[f"{name}, compiled"] = way
+    recorded = {name: way for name, way in ways.items() if name.startswith(("transformer", "cram, bounded"))}
+    failed |= rows.with_graphs(ways, recorded, where).get("failed_ways", {})
     found = rows.row("torch.compile, whole layer, forward", n_tokens, ways, where, n_batch=n_batch)
     return found | {"read_frac": rows.READ_FRAC} | ({"failed_ways": failed} if failed else {})
 

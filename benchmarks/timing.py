@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -45,7 +46,8 @@ def _cuda_ms(work: Callable[[], Any], calls: int) -> float:
 def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
     """The same work, recorded once as a CUDA graph, whose launches cost the CPU next to nothing.
 
-    The work must not wait for the device. What it returns lies in memory that the next call overwrites.
+    The work must not wait for the device. What it returns lies in memory that the next call overwrites. A graph knows
+    its inputs by their addresses alone, so whatever the work refers to is kept as long as the replay.
     """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -56,7 +58,11 @@ def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+    return functools.partial(_replay, graph, work)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, kept: Callable[[], Any]) -> None:  # noqa: ARG001
+    graph.replay()
 
 
 def as_graphs(works: dict[str, Callable[[], Any]]) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:

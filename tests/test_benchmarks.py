@@ -1,12 +1,18 @@
 """The benchmarks run, and refuse what they must; nothing here is about how fast anything is."""
 
+import functools
+import gc
 import json
 import sys
 import time
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+
+from cramlab.mixer import Routing
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -47,6 +53,35 @@ def test_steps_parity_holds_and_notices_when_one_way_is_off(accelerator, dtype, 
     off = [name for name, size in found["differences"].items() if size > found["tolerance"]]
     assert [name.partition(",")[0] for name in off] == ["GraphDecoder"]
     assert not found["holds"]
+
+
+def test_a_recorded_graph_keeps_what_it_reads(accelerator, monkeypatch):
+    """A graph knows memory by its address: freed, it would be anybody's. CUDA is a stand-in here."""
+    timing = sys.modules["timing"]
+    monkeypatch.setattr(timing.torch, "cuda", mock.MagicMock())
+    read = torch.zeros(3)
+    alive, replay = weakref.ref(read), timing.graphed(functools.partial(torch.sum, read))
+    del read
+    gc.collect()
+    assert alive() is not None
+    replay()
+    timing.torch.cuda.CUDAGraph().replay.assert_called_once_with()
+    del replay
+    gc.collect()
+    assert alive() is None
+
+
+def test_bounds_of_the_benchmark_are_wide_enough(accelerator):
+    rows = accelerator.rows
+    x = torch.randn(2, 50, rows.D)
+    block, audits = rows.cram_block(x, read_frac=0.2), torch.rand(2, 50) < 0.1
+    free = rows.forward(block, x, Routing(audits=audits))
+    for given in (None, audits):
+        routing = rows.bounded(free[1].trace, given)
+        bounded = rows.forward(block, x, routing)
+        same = free if given is not None else rows.forward(block, x)
+        assert torch.allclose(bounded[0], same[0], atol=1e-5)
+        assert torch.equal(bounded[1].trace.scored, same[1].trace.scored)
 
 
 def test_steps_for_a_graph_do_what_plain_steps_do(accelerator):
@@ -152,16 +187,17 @@ def test_a_failure_costs_one_measurement(accelerator, tmp_path, monkeypatch):
 
 def test_what_does_not_compile_costs_the_others_nothing(accelerator, monkeypatch):
     def compiled(go):
-        def stops(block, x):
-            if type(block.mixer).__name__ == "CRAMLayer":
+        def stops(block, x, *routing):
+            if type(block.mixer).__name__ == "CRAMLayer" and not routing:
                 raise NotImplementedError("data-dependent")
-            return go(block, x)
+            return go(block, x, *routing)
 
         return stops
 
     monkeypatch.setattr(torch, "compile", compiled)
     found = accelerator.compiled(accelerator.rows.CPU, 32, 2)
-    assert list(found["ways"]) == ["transformer", "cram", "transformer, compiled"]
+    works = ["transformer", "cram", "cram, bounded"]
+    assert list(found["ways"]) == [*works, "transformer, compiled", "cram, bounded, compiled"]
     assert "data-dependent" in found["failed_ways"]["cram, compiled"]
 
 

@@ -20,6 +20,18 @@ class Path(enum.IntEnum):
     SEMANTIC = 2
 
 
+class Bounds(NamedTuple):
+    """What a call executes at most in each of its sequences; the first so many do.
+
+    Attributes:
+        reads: tokens that read, at least 1; those after them do without.
+        writes: tokens that are written, at least 1; those after them are not.
+    """
+
+    reads: int
+    writes: int
+
+
 class Routing(NamedTuple):
     """What the caller asks of a router on one call. The default is the router's own rule, as decoding uses it.
 
@@ -31,6 +43,8 @@ class Routing(NamedTuple):
         temperature: of sampled routers; None means no sampling.
         oracle_reads: bool (B, T), for the oracle router alone.
         generator: source of every random choice in the call; None means torch's global one.
+        bounds: known beforehand, so that no size depends on a gate and a CUDA graph can record the call, gradients too.
+            For a `CRAMLayer` whose router decides before it reads; other mixers take no notice.
     """
 
     read_all: bool = False
@@ -39,6 +53,7 @@ class Routing(NamedTuple):
     temperature: float | None = None
     oracle_reads: Tensor | None = None
     generator: torch.Generator | None = None
+    bounds: Bounds | None = None
 
 
 class Trace(NamedTuple):
@@ -146,7 +161,8 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
     """X and gaps with zeros on padding, so that nothing that stands there, not even a NaN, can reach a valid token.
 
     Raises:
-        ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and not negative on valid tokens.
+        ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and not negative on valid tokens; what is in
+            the gaps is not looked at while a CUDA graph is recorded, nor when it is replayed.
     """
     if x.ndim != 3 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, tokens, {d_model})")
@@ -155,6 +171,8 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
             raise ValueError(f"{name} has shape {tuple(given.shape)}; give {tuple(x.shape[:2])}, one entry a token")
     if valid is not None:
         x, gaps = torch.where(valid[..., None], x, 0.0), torch.where(valid, gaps, 0.0)
+    if gaps.is_cuda and torch.cuda.is_current_stream_capturing():  # a recording cannot wait for an answer
+        return x, gaps
     good = torch.isfinite(gaps) & (gaps >= 0)
     if not bool(good.all()):
         raise ValueError(f"gaps holds {gaps[~good][0].item()}; give times since the previous event, finite, 0 or more")

@@ -23,14 +23,18 @@ def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
         return torch.exp(-(answer - retrieved).square().sum(dim=-1) / power / sigma**2)
 
 
-def consolidation_loss(answer: Tensor, retrieved: Tensor) -> Tensor:
+def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
     """Mean over the R tokens that read of `||f_sem - stopgrad(r_E)||^2` (Eq. 5), over the mean power of r_E. Scalar.
 
     Args:
         answer: f_sem, (R, D). The caller computes it from a detached input: a gradient into the shared input keeps
             in-context retrieval from ever being learned.
         retrieved: r_E, (R, D); detached here.
+        present: which of the rows are tokens that read, bool (R,), perhaps none; None: all, and there are some.
     """
     target = retrieved.detach()
-    power = target.square().sum(dim=-1).mean().clamp(min=_EPS)
-    return (answer - target).square().sum(dim=-1).mean() / power
+    power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)
+    if present is None:
+        return error.mean() / power.mean().clamp(min=_EPS)
+    n = present.sum().clamp(min=1)
+    return (error * present).sum() / n / ((power * present).sum() / n).clamp(min=_EPS)

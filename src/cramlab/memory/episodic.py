@@ -192,21 +192,21 @@ class EpisodicMemory(nn.Module):
         filled = torch.ones_like(token, dtype=torch.bool) if there is None else there
         return Buffer(self.w_key(chosen), self.w_value(chosen), ages.gather(1, token), filled)
 
-    def evict(self, buffer: Buffer, *, full: bool = False) -> Buffer:
+    def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
         """The newest `capacity` entries of each sequence, without the empty places that all sequences share.
 
         Args:
             buffer: of `Written`.
             full: it is known to have no empty places.
+            waits: for the device, to know how many places all sequences have empty; else these stay, in front.
         """
         if full:
             excess = 0 if self.config.capacity is None else buffer.n_places - self.config.capacity
             return buffer if excess <= 0 else Buffer(*(part[:, excess:].clone() for part in buffer))
-        n_filled = int(buffer.filled.sum(dim=1).max()) if buffer.n_places else 0
+        n_filled = int(buffer.filled.sum(dim=1).max()) if buffer.n_places and waits else buffer.n_places
         keep = n_filled if self.config.capacity is None else min(n_filled, self.config.capacity)
-        ordered = bool((buffer.filled[:, 1:] >= buffer.filled[:, :-1]).all())  # empty places are in front already
-        if keep == buffer.n_places and ordered:
-            return buffer
+        if waits and keep == buffer.n_places and bool((buffer.filled[:, 1:] >= buffer.filled[:, :-1]).all()):
+            return buffer  # empty places are in front already
         # A stable sort by "filled" moves empty places to the front and keeps the order of the others.
         order = buffer.filled.to(torch.int8).argsort(dim=1, stable=True)[:, buffer.n_places - keep :]
         wide = order[..., None].expand(-1, -1, buffer.keys.shape[-1])
@@ -289,22 +289,21 @@ class EpisodicMemory(nn.Module):
         return torch.cat(answers) if len(answers) > 1 else answers[0]
 
     def _read_together(self, h: Tensor, reads: Tensor, written: Written, most: int | None) -> Tensor:
-        """`read` of all sequences at once, each filled up to the one with most reads: few launches, one wait at most.
-
-        The fused kernel leaves filled-up places alone; its twin gives them an answer that nobody looks at.
-        """
+        """`read` of all sequences at once, each filled up to the one with most reads, in few launches."""
         token, there = first_tokens(reads, most)
-        q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
         if not token.shape[1]:
-            return torch.zeros_like(h) + self._no_answer(q, written.buffer)
-        if there is not None:
-            last = last.masked_fill(~there, -1)
-        found = self.w_out(self._attend_chosen(q, last, written)).flatten(0, 1)
-        place = token + h.shape[1] * torch.arange(len(h), device=h.device)[:, None]
-        if there is not None:  # one more row for the answers that nobody looks at
-            place = place.where(there, reads.numel())
-        y = found.new_zeros(reads.numel() + 1, found.shape[-1]).index_copy_(0, place.flatten(), found)
-        return y[:-1].view_as(h)
+            return torch.zeros_like(h) + self._no_answer(self.w_query(rows_at(h, token)), written.buffer)
+        found = self.read_first(h, token, there, written).flatten(0, 1)
+        y = found.new_zeros(reads.numel() + 1, found.shape[-1])
+        return y.index_copy_(0, flat_places(token, there, h.shape[1]), found)[:-1].view_as(h)
+
+    def read_first(self, h: Tensor, token: Tensor, there: Tensor | None, written: Written) -> Tensor:
+        """As `read`, for the tokens of `first_tokens` alone, (B, R, D); some answer where one is filled up.
+
+        The fused kernel leaves these alone.
+        """
+        q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
+        return self.w_out(self._attend_chosen(q, last if there is None else last.masked_fill(~there, -1), written))
 
     def _attend_chosen(self, q: Tensor, last: Tensor, written: Written) -> Tensor:
         """Attention of readers (B, R, D) up to `last` (B, R), -1 where a reader is filled up."""
@@ -356,7 +355,9 @@ class EpisodicMemory(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=visible is None and causal)
         return y.transpose(1, 2).flatten(2)
 
-    def salience_loss(self, logit: Tensor, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
+    def salience_loss(
+        self, logit: Tensor, h: Tensor, asks: Tensor, writes: Tensor, written: Written, *, most: int | None = None
+    ) -> Tensor:
         """Teaches the write gate from how much the entries of this call were used in it. Scalar.
 
         Args:
@@ -365,32 +366,35 @@ class EpisodicMemory(nn.Module):
             asks: the tokens whose reads count: those that would also read when decoding, bool (B, T).
             writes: as for `write`.
             written: from `write`.
+            most: tokens of a sequence that ask, at most; None: not known.
         """
         assert self.salience is not None
         with torch.no_grad():
-            use = self._use(h, asks, writes, written)
+            use = self._use(h, asks, writes, written, most)
         if not use.shape[1]:  # nothing to learn from, and yet a gradient: see `_no_answer`
             return 0.0 * logit.sum()
         use = use.gather(1, written.last.clamp(min=0))
         return self.salience.loss(logit, use, self.config.write_price, writes)
 
-    def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
+    def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None = None) -> Tensor:
         """Squared attention weight that each place of the buffer got, summed over readers, mean over heads; (B, S)."""
         asks = asks & self.can_read(written)
-        if launches.bind(h.device):
-            return self._use_together(h, asks, writes, written)
+        if most is not None or launches.bind(h.device):
+            return self._use_together(h, asks, writes, written, most)
         rows = [slice(b, b + 1) for b in range(len(h))]
         parts = [Written(Buffer(*(t[row] for t in written.buffer)), written.last[row]) for row in rows]
         use = [self._use_together(h[r], asks[r], writes[r], part) for r, part in zip(rows, parts, strict=True)]
         return torch.cat(use) if use else written.buffer.times
 
-    def _use_together(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written) -> Tensor:
+    def _use_together(
+        self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None = None
+    ) -> Tensor:
         """`_use` of all sequences at once, each filled up to the one that asks most."""
         buffer, heads = written.buffer, (self.config.n_heads, -1)
         use = buffer.keys.new_zeros(buffer.filled.shape)
         k = buffer.keys.unflatten(-1, heads)
         places = torch.arange(buffer.n_places, device=h.device)
-        token, there = first_tokens(asks, None)
+        token, there = first_tokens(asks, most)
         there = torch.ones_like(token, dtype=torch.bool) if there is None else there
         size = max(128, _MOST_WEIGHTS // max(1, buffer.filled.numel() * heads[0]))  # so that memory stays bounded
         for some, present in zip(token.split(size, dim=1), there.split(size, dim=1), strict=True):
@@ -435,6 +439,12 @@ def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | Non
     numbers = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
     token = numbers.new_zeros(len(chosen), most + 1).scatter_(1, place, numbers)[:, :most]
     return token, torch.arange(most, device=chosen.device) < rank[:, -1:]
+
+
+def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
+    """The tokens of `first_tokens` counted over all sequences, (B R,); one row beyond them all where filled up."""
+    place = token + n_tokens * torch.arange(len(token), device=token.device)[:, None]
+    return (place if there is None else place.where(there, len(token) * n_tokens)).flatten()
 
 
 def rows_at(h: Tensor, token: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ The slow twin is `EpisodicMemory._attend_in_blocks`. Source: ours; the idea of s
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -22,6 +21,7 @@ from torch.autograd.function import once_differentiable
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
 _LEAST_SPLIT = 256  # places that are worth a program of their own
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _enabled = os.environ.get("CRAMLAB_FUSED_READ", "1") != "0"  # for a device on which the kernel turns out to be wrong
 
 
@@ -40,12 +40,7 @@ def usable(q: Tensor, n_heads: int) -> bool:
     """Whether the kernel takes queries (..., D) like these: on CUDA, in a type and head width that it knows."""
     width = q.shape[-1] // n_heads
     known = width in (16, 32, 64, 128) and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return _enabled and q.is_cuda and known and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _enabled and q.is_cuda and known and _HAS_TRITON
 
 
 def _kernels() -> Any:
@@ -53,6 +48,7 @@ def _kernels() -> Any:
     return importlib.import_module("cramlab.memory.fused_read_kernels")
 
 
+@torch.compiler.disable()  # PyTorch's compiler would compile the kernels again, and fails
 def attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> Tensor:

@@ -7,14 +7,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
-from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
+from cramlab.memory.episodic import (
+    Buffer,
+    EpisodicMemory,
+    EpisodicMemoryConfig,
+    Written,
+    first_tokens,
+    flat_places,
+)
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
-from cramlab.mixer import Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
+from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +93,12 @@ class CRAMLayer(Mixer):
         `gumbel`.
 
         Raises:
-            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number.
+            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number;
+                for bounds that cannot hold.
         """
         routing = routing or Routing()
+        if routing.bounds is not None:
+            self._check_bounds(routing.bounds, read_all=routing.read_all)
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         if state is None:
             n_batch = x.shape[0]
@@ -100,8 +111,10 @@ class CRAMLayer(Mixer):
         without: Tensor | None = None
         h = x if self.config.router.name == "gumbel" else self.norm(working)
         salience = None if self.episodic.salience is None else self.episodic.salience(h)
-        writes = self._writes(salience, valid, routing)
-        written = self.episodic.write(h, gaps, state.buffer, writes)
+        writes, bounds = self._writes(salience, valid, routing), routing.bounds
+        written = self.episodic.write(
+            h, gaps, state.buffer, writes, most=None if bounds is None or salience is None else bounds.writes
+        )
         if self.config.router.name == "gumbel":
             y, trace, aux = self._mix_soft(x, gaps, working, hidden, written, valid, routing)
         else:
@@ -109,12 +122,14 @@ class CRAMLayer(Mixer):
         if self.training and salience is not None:
             assert writes is not None
             asks = trace.path == Path.EPISODIC  # by rule, without the audits
-            aux["salience"] = self.episodic.salience_loss(salience, h, asks, writes, written)
+            most = None if bounds is None else bounds.reads
+            aux["salience"] = self.episodic.salience_loss(salience, h, asks, writes, written, most=most)
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
+        buffer = self.episodic.evict(written.buffer, full=written.full, waits=bounds is None)
         return MixerOutput(
             y=y,
-            state=CRAMState(working=working_state, buffer=self.episodic.evict(written.buffer, full=written.full)),
+            state=CRAMState(working=working_state, buffer=buffer),
             trace=trace._replace(written=writes),
             aux=aux,
             y_without_reads=without,
@@ -128,7 +143,15 @@ class CRAMLayer(Mixer):
         if self.training and not routing.read_all:
             audit_frac = self.config.episodic.write_audit_frac
             writes = writes | chance(writes.shape, audit_frac, routing, writes.device)
-        return writes if valid is None else writes & valid
+        writes = writes if valid is None else writes & valid
+        return writes if routing.bounds is None else _first(writes, routing.bounds.writes)
+
+    def _check_bounds(self, bounds: Bounds, *, read_all: bool) -> None:
+        if self.config.router.name == "gumbel" or read_all:
+            who = "routing.read_all" if read_all else 'router "gumbel"'
+            raise ValueError(f"routing.bounds = {bounds} cannot hold: with {who} every token reads; leave them out")
+        if min(bounds) < 1:
+            raise ValueError(f"routing.bounds = {bounds} must be at least 1 each")
 
     def _mix_hard(
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
@@ -148,26 +171,35 @@ class CRAMLayer(Mixer):
             chosen, reads = chosen & can_read, reads & can_read
         y = working.flatten(0, 1) + answer.flatten(0, 1)
         without = y.clone().view_as(working) if routing.counterfactual else None
-        reader = reads.flatten().nonzero().squeeze(-1)  # their numbers, once: it waits for the device
-        if len(reader) == reads.numel():  # plain attention, without a gather
-            found, reader = self.episodic.read(h, None, written).flatten(0, 1), None
+        reader: Tensor | None = None  # numbers of the tokens that read, counted over all sequences; None: all
+        present: Tensor | None = None  # which of these numbers are tokens and not filled up; None: all
+        if routing.bounds is not None:
+            reads = _first(reads, routing.bounds.reads)
+            chosen = chosen & reads
+            token, there = first_tokens(reads, routing.bounds.reads)
+            found = self.episodic.read_first(h, token, there, written).flatten(0, 1)
+            assert there is not None
+            reader, present = flat_places(token, there, h.shape[1]), there.flatten()
+            # One row more, for what is filled up.
+            y = F.pad(y, (0, 0, 0, 1)).index_copy(0, reader, _rows(working, reader, present) + found)[:-1]
+        elif len(reader := reads.flatten().nonzero().squeeze(-1)) == reads.numel():  # which waits for the device
+            reader, found = None, self.episodic.read(h, None, written).flatten(0, 1)  # plain attention, no gather
             y = working.flatten(0, 1) + found
         else:
             found = self.episodic.read_some(h, reads, reader, written)
             y.index_copy_(0, reader, _rows(working, reader) + found)
         aux = {}
         if self.training:
-            aux["consolidation"] = self._consolidation(_rows(h, reader), found)
-        unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
+            aux["consolidation"] = self._consolidation(_rows(h, reader, present), found, present)
+        known = quality(_rows(answer, reader, present), found, self.config.router.sigma).to(h.dtype)
+        unknown = torch.full((reads.numel() + 1,), torch.nan, dtype=h.dtype, device=h.device)
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
             attended=reads,
             scored=reads,
             gate_prob=chosen.to(h.dtype) if gate_logit is None else torch.sigmoid(gate_logit.detach()),
             gate_logit=gate_logit,
-            quality=unknown.masked_scatter(
-                reads, quality(_rows(answer, reader), found, self.config.router.sigma).to(h.dtype)
-            ),
+            quality=(known if reader is None else unknown.index_copy_(0, reader, known)[:-1]).view(reads.shape),
         )
         return y.view_as(working), without, trace, aux
 
@@ -188,11 +220,11 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(self, h: Tensor, retrieved: Tensor) -> Tensor:
+    def _consolidation(self, h: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
         """Eq. 5 on the tokens that read, both (R, D) and detached: it teaches the semantic memory and nothing else."""
         if not len(h):
             return 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
-        return consolidation_loss(self.semantic(h.detach()), retrieved)
+        return consolidation_loss(self.semantic(h.detach()), retrieved, present)
 
     def _mix_soft(
         self,
@@ -242,7 +274,14 @@ class CRAMLayer(Mixer):
         return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
 
 
-def _rows(entries: Tensor, token: Tensor | None) -> Tensor:
-    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all."""
+def _rows(entries: Tensor, token: Tensor | None, present: Tensor | None = None) -> Tensor:
+    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all; any where not present."""
     flat = entries.flatten(0, 1)
-    return flat if token is None else flat.index_select(0, token)
+    if token is None:
+        return flat
+    return flat.index_select(0, token if present is None else token.where(present, 0))
+
+
+def _first(chosen: Tensor, most: int) -> Tensor:
+    """The first so many of the chosen tokens of each sequence, bool (B, T)."""
+    return chosen & (chosen.cumsum(dim=1) <= most)
