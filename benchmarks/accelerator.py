@@ -212,8 +212,8 @@ def with_least_work(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"least": least}
 
 
-def launches(where: rows.Where, n_tokens: int) -> dict[str, Any]:
-    """Kernels launched, and waits for the device, in one call of the tier and of the training step."""
+def launches(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
+    """Kernels launched, where their time goes, and waits for the device, in one call of the tier and of training."""
     found: dict[str, Any] = {}
 
     def counting(what: str, ways: dict[str, Callable[[], Any]], **_: Any) -> dict[str, Any]:
@@ -232,8 +232,16 @@ def launches(where: rows.Where, n_tokens: int) -> dict[str, Any]:
                 way()
             torch.cuda.set_sync_debug_mode("default")
             attention = {event.name for event in profile.events() if event.name.startswith("aten::_scaled_dot_product")}
+            on_device = torch.autograd.DeviceType.CUDA  # not the operators, which have the same time once more
+            kernels = [event for event in profile.key_averages() if event.device_type == on_device]
+            kernels.sort(key=lambda event: -event.self_device_time_total)
             found[f"{what}, {name}"] = {
-                "launches": n_launches, "waits": len(waits), "attention": sorted(attention)
+                "launches": n_launches, "waits": len(waits), "attention": sorted(attention),
+                "device_us": sum(event.self_device_time_total for event in kernels),
+                "kernels": [
+                    {"name": event.key[:100], "calls": event.count, "us": event.self_device_time_total}
+                    for event in kernels[:12]
+                ],
             }  # fmt: skip
         return {}
 
@@ -241,11 +249,11 @@ def launches(where: rows.Where, n_tokens: int) -> dict[str, Any]:
     try:
         for what, made in (("tier", rows.tier), ("training", rows.training_step)):
             rows.side_by_side = functools.partial(counting, what)
-            next(made([n_tokens], where))
+            next(made([n_tokens], where, n_batch))
     finally:
         rows.side_by_side = real
         torch.cuda.set_sync_debug_mode("default")
-    return {"n_tokens": n_tokens, "calls": found}
+    return {"n_tokens": n_tokens, "n_batch": n_batch, "calls": found}
 
 
 @torch.no_grad()
@@ -313,7 +321,8 @@ def timed(device: torch.device, lengths: list[int]) -> Iterator[Unit]:
             made = lambda n=n, share=share: with_least_work(next(rows.scores([n], (share,), where)))  # noqa: E731
             yield f"scores-{n}-{share:g}", made
     if device.type == "cuda":
-        yield f"launches-{middle}", lambda: launches(where, middle)
+        for b in BATCHES:
+            yield f"launches-{middle}-by-{b}", lambda b=b: launches(where, middle, b)
     for n in later:
         for kind in sized:
             yield from layers(kind, n)

@@ -150,9 +150,7 @@ class EpisodicMemory(nn.Module):
         else:
             writes = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
             rank = writes.cumsum(dim=1)
-            if most is not None:
-                rank = rank.clamp(max=most)
-            last = n_before + rank - 1
+            last = (rank if most is None else rank.clamp(max=most)) + (n_before - 1)
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
             if most is None and len(h) > 1 and not launches.bind(h.device):
                 keys, values, ages, filled = self._packed(h, total - now, writes)
@@ -161,7 +159,7 @@ class EpisodicMemory(nn.Module):
         grown = Buffer(
             keys=_joined(buffer.keys, keys),
             values=_joined(buffer.values, values),
-            times=torch.cat([buffer.times + total, ages], dim=1) if n_tokens else buffer.times,
+            times=_joined(buffer.times + total, ages) if n_tokens else buffer.times,
             filled=_joined(buffer.filled, filled),
         )
         return Written(buffer=grown, last=last, gapless=gapless, full=full)
@@ -303,7 +301,7 @@ class EpisodicMemory(nn.Module):
         The fused kernel leaves these alone.
         """
         q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
-        return self.w_out(self._attend_chosen(q, last if there is None else last.masked_fill(~there, -1), written))
+        return self.w_out(self._attend_chosen(q, last if there is None else last.where(there, -1), written))
 
     def _attend_chosen(self, q: Tensor, last: Tensor, written: Written) -> Tensor:
         """Attention of readers (B, R, D) up to `last` (B, R), -1 where a reader is filled up."""
@@ -428,23 +426,23 @@ def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | Non
         most: the first so many of each sequence, R; None: all, for which the device is waited for.
 
     Returns:
-        int64 (B, R), 0 where filled up; and which are not, bool (B, R), None where all are not.
+        int64 (B, R), the last token where filled up; and which are not, bool (B, R), None where all are not.
     """
     if most is None and len(chosen) == 1:
         return chosen[0].nonzero().T, None
-    rank = chosen.cumsum(dim=1)
+    rank, n_tokens = chosen.cumsum(dim=1), chosen.shape[1]
     if most is None:
         most = int(rank[:, -1:].amax()) if chosen.numel() else 0
-    place = torch.where(chosen & (rank <= most), rank - 1, most)  # the others meet in one place more
-    numbers = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
-    token = numbers.new_zeros(len(chosen), most + 1).scatter_(1, place, numbers)[:, :most]
-    return token, torch.arange(most, device=chosen.device) < rank[:, -1:]
+    wanted = torch.arange(1, most + 1, device=chosen.device).repeat(len(chosen), 1)
+    token = torch.searchsorted(rank, wanted)  # the first token of that rank; beyond them all if there is none
+    return token.clamp(max=n_tokens - 1), token < n_tokens
 
 
 def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
     """The tokens of `first_tokens` counted over all sequences, (B R,); one row beyond them all where filled up."""
-    place = token + n_tokens * torch.arange(len(token), device=token.device)[:, None]
-    return (place if there is None else place.where(there, len(token) * n_tokens)).flatten()
+    n_all = len(token) * n_tokens
+    place = token + torch.arange(0, n_all, n_tokens, device=token.device)[:, None]
+    return (place if there is None else place.where(there, n_all)).flatten()
 
 
 def rows_at(h: Tensor, token: Tensor) -> Tensor:
