@@ -4,9 +4,11 @@ Works in the folder of `cramlab consolidate`, before it: what is learned is lear
 the same --out, texts and --set and with --resume goes on from there. Rows are written as they come; a row that is there
 is kept. `comparison.json` has the test documents, `comparison-TEXT-CONTEXT.json` other lengths (documents from test and
 calibration that are long enough) and another text (its documents end to end, cut). Thresholds are those of the
-validation documents everywhere. Example:
+validation documents everywhere. With `--from` nothing is learned: what a folder of `cramlab consolidate` holds is
+measured, beside the rules that need no learning by gradients. Example:
 
     python tools/compare_consolidation.py smollm2 --text stdlib --set context=2048 --out runs/smollm2 --documents 8
+    python tools/compare_consolidation.py smollm2 --text stdlib --from runs/less --contexts 1024 --out runs/elsewhere
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ import torch
 from cramlab import records
 from cramlab.audit import read_corpus
 from cramlab.audit.resume import Stages, identity
-from cramlab.config import override, to_dict
+from cramlab.config import from_dict, override, to_dict
 from cramlab.files import write_json
 from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
+from cramlab.hf.consolidation_folder import read_record
 from cramlab.hf.loading import load
 from cramlab.hf.lora import lora
 from cramlab.retrofit import baselines
 from cramlab.retrofit.config import GROUPS, RetrofitConfig
-from cramlab.retrofit.consolidate import CLOSED_FORM, Calibration, chosen_by_validation, gradients, learn
+from cramlab.retrofit.consolidate import (
+    CLOSED_FORM,
+    Calibration,
+    chosen_by_validation,
+    gradients,
+    learn,
+    learned_before,
+)
 from cramlab.retrofit.distil import distilled
 from cramlab.retrofit.learn import Learner, set_gate
 from cramlab.retrofit.measure import measured, original_loss, set_threshold
@@ -47,15 +57,20 @@ RECOVERED = (0.75, 0.9)  # shares that LoRA learns to make good
 class Rules:
     """Every rule by name, made only when its turn comes."""
 
-    def __init__(self, model, sites, config, parts, stages, args) -> None:
+    def __init__(self, model, sites, config, parts, stages, args, saved=None) -> None:
         self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
         self.near = (config.window, config.n_sinks)
         self.learner = Learner(model, sites, config, parts, stages)
-        self.candidates = learn(model, sites, config, parts, stages)
-        self.chosen, found = chosen_by_validation(model, sites, config, parts, stages, self.candidates)
-        self.gradients = gradients(self.candidates, self.chosen, found)
-        self.closed, self.learned = self.candidates[CLOSED_FORM], self.candidates[self.chosen]
         self.router_steps, self.lora_steps, self.lora_rank = args.router_steps, args.lora_steps, args.lora_rank
+        self.saved = saved is not None
+        if saved is not None:
+            record, self.learned = saved
+            self.gradients, self.chosen, self.candidates = record["gradients"], "saved", {"saved": self.learned}
+        else:
+            self.candidates = learn(model, sites, config, parts, stages)
+            self.chosen, found = chosen_by_validation(model, sites, config, parts, stages, self.candidates)
+            self.gradients = gradients(self.candidates, self.chosen, found)
+            self.closed, self.learned = self.candidates[CLOSED_FORM], self.candidates[self.chosen]
         self.few = parts["validation"][:3]  # importances and the oracle's thresholds come from these
 
     def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
@@ -75,7 +90,7 @@ class Rules:
         for frac in (0.25, 0.5, 0.75):
             yield "dropped", frac, lambda frac=frac: self.dropped(frac, linear=False)
             yield "linear", frac, lambda frac=frac: self.dropped(frac, linear=True)
-        if everywhere:
+        if everywhere or self.saved:
             return
         for name in (CLOSED_FORM, "local", "end"):
             if name in self.candidates and name != self.chosen:
@@ -201,6 +216,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--text", required=True)
     parser.add_argument("--further-text", help="as for cramlab consolidate")
+    parser.add_argument("--from", type=Path, dest="start", metavar="FOLDER", help="as for cramlab consolidate")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--documents", type=int, default=8, help="test documents, at most")
@@ -218,7 +234,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
+    if args.start is not None and (args.router_steps or args.lora_steps or args.further_text):
+        parser.error("with --from nothing is learned: leave out --router-steps, --lora-steps and --further-text")
     config = RetrofitConfig()
+    if args.start is not None:
+        config = from_dict(read_record(args.start)["config"], config)
     for assignment in args.overrides:
         config = override(config, assignment)
     pretrained, corpus = load(args.model), read_corpus(args.text)
@@ -226,8 +246,11 @@ def main() -> None:
     model = pretrained.model.to(args.device)
     parts = parts_of(pretrained, corpus, config, further)
     sites = consolidatable_sites(model)
-    named = identity(model, [parts[group] for group in GROUPS], config)
-    rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args)
+    named, saved = identity(model, [parts[group] for group in GROUPS], config), None
+    if args.start is not None:
+        saved = learned_before(model, args.start, corpus, config)
+        named += saved[0]["weights_sha256"][:16]
+    rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args, saved)
     for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
         if documents:
             _compare(args.out / f"{file}.json", rules, pretrained, text, further, documents, elsewhere)

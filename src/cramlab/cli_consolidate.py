@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cramlab.audit import read_corpus
 from cramlab.cli_display import Display
-from cramlab.config import ConfigError, differing, override, to_dict
+from cramlab.config import ConfigError, differing, from_dict, override, to_dict
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import LoadError, load
 from cramlab.retrofit.config import RetrofitConfig
@@ -31,7 +31,8 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "cramlab.load(MODEL, DIR) puts both together.",
         epilog="examples: cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass "
         "--set context=128 --set window=16 | cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 "
-        "--out runs/llama --set context=4096",
+        "--out runs/llama --set context=4096 | cramlab consolidate my/llama --text my/texts --from runs/llama "
+        "--max-loss-increase 0.01 --out runs/llama-safer",
     )
     parser.add_argument("model", metavar="MODEL", help="smollm2 or glassllm (packaged), a local folder, or a hub name")
     parser.add_argument(
@@ -40,6 +41,10 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--further-text", metavar="TEXT", help="other text to take gradients from; nothing is measured on it"
     )
+    parser.add_argument(
+        "--from", type=Path, metavar="FOLDER", dest="start",
+        help="learn nothing: calibrate what this folder of another consolidation holds for this promise and text",
+    )  # fmt: skip
     parser.add_argument(
         "--max-loss-increase", type=float, default=0.02, metavar="NATS", help="promised, per token (default: 0.02)"
     )
@@ -57,8 +62,12 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(command=_consolidate)
 
 
-def _config(overrides: list[str]) -> RetrofitConfig:
+def _config(overrides: list[str], start: Path | None) -> RetrofitConfig:
     config = RetrofitConfig()
+    if start is not None:
+        from cramlab.hf.consolidation_folder import read_record
+
+        config = from_dict(read_record(start)["config"], config)
     try:
         for assignment in overrides:
             config = override(config, assignment)
@@ -72,10 +81,12 @@ def _config(overrides: list[str]) -> RetrofitConfig:
 def _consolidate(args: argparse.Namespace) -> None:
     try:
         from cramlab.hf.consolidation_folder import RECORD, read_record
-        from cramlab.retrofit.consolidate import consolidate
+        from cramlab.retrofit.consolidate import consolidate, recalibrate
     except ImportError as error:
         raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error
-    config = _config(args.overrides)
+    if args.start is not None and args.further_text is not None:
+        raise ConsolidationError("with --from nothing is learned, which is what --further-text is for; leave it out")
+    config = _config(args.overrides, args.start)
     if not args.max_loss_increase > 0:
         raise ConsolidationError(f"--max-loss-increase {args.max_loss_increase} must be above 0, in nats per token")
     if args.threads is not None:
@@ -99,10 +110,11 @@ def _consolidate(args: argparse.Namespace) -> None:
         except (RuntimeError, AssertionError) as error:
             raise ConsolidationError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
         with Display() as display:
-            record = consolidate(
-                pretrained, corpus, config, max_loss_increase=args.max_loss_increase, out=args.out, further=further,
-                progress=display,
-            )  # fmt: skip
+            asked = {"max_loss_increase": args.max_loss_increase, "out": args.out, "progress": display}
+            if args.start is None:
+                record = consolidate(pretrained, corpus, config, further=further, **asked)
+            else:
+                record = recalibrate(pretrained, corpus, config, start=args.start, **asked)
         shutil.rmtree(args.out / "state")
     _print(record)
     print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")

@@ -198,6 +198,62 @@ def test_work_cut_off_goes_on_to_the_same_result(stage, folder, tmp_path, monkey
     assert (out / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
 
 
+def recalibrated(folder, out, *more, text="stdlib", promise="0.1"):
+    argv = ["consolidate", "glassllm", "--text", text, "--max-loss-increase", promise, "--from", str(folder)]
+    return main([*argv, "--out", str(out), "--threads", "1", *more])
+
+
+def test_the_same_promise_calibrated_anew_is_the_same(folder, tmp_path):
+    out = tmp_path / "again"
+    assert recalibrated(folder, out) == 0
+    assert sorted(p.name for p in out.iterdir()) == [RECORD, WEIGHTS]
+    assert (out / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    ours, theirs = (json.loads((path / RECORD).read_text()) for path in (out, folder))
+    assert ours.pop("learned_on") == theirs["text"]
+    for record in (ours, theirs):
+        record.pop("seconds")
+    assert ours == theirs
+
+
+def test_another_promise_needs_no_learning_and_another_text_no_other_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("cramlab.retrofit.consolidate.learn", None)
+    safer = tmp_path / "safer"
+    assert recalibrated(folder, safer, "--set", "bound_factor=4", promise="0.05") == 0
+    record = json.loads((safer / RECORD).read_text())
+    assert record["promise"] == {"increase": 0.05, "bound": 0.2, "delta": 0.1}
+    elsewhere = tmp_path / "elsewhere"
+    sizes = ("--set", "calibration_documents=24", "--set", "context=100")
+    assert recalibrated(folder, elsewhere, *sizes, text="prose", promise="0.3") == 0
+    record = json.loads((elsewhere / RECORD).read_text())
+    assert (record["text"]["name"], record["learned_on"]["name"]) == ("prose", "stdlib")
+    assert cramlab.read_report(cramlab.load("glassllm", elsewhere)).live
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--set", "window=20"), "retrofit.window belongs to what was learned"),
+        (("--set", "calibration_documents=31"), "calibration_documents decides which documents were learned from"),
+        (("--set", "seed=3"), "retrofit.seed decides which documents were learned from"),
+        (("--further-text", "prose"), "--further-text"),
+    ],
+)
+def test_what_would_break_the_promise_of_another_folder_is_refused(more, message, folder, capsys, tmp_path):
+    assert recalibrated(folder, tmp_path / "out", *more) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_version_of_the_text_that_was_learned_from_is_refused(folder, capsys, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    record = json.loads((older / RECORD).read_text())
+    record["text"]["digest"] = "0" * 16
+    (older / RECORD).write_text(json.dumps(record))
+    assert recalibrated(older, tmp_path / "out") == 2
+    assert "documents that were learned from could be measured on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

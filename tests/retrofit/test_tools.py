@@ -80,6 +80,20 @@ def test_every_rule_is_measured_in_every_place(results, tables):
             assert all(0 < share <= 1 for share in row["skipped_frac"])
 
 
+def test_a_folder_is_measured_as_what_was_learned_had_been(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_text, "_stdlib", functools.cache(audit_text._stdlib))
+    script(monkeypatch, "tools/compare_consolidation.py", "glassllm", "--text", "stdlib", "--from",
+           results / "glassllm" / "p10", "--out", tmp_path, "--documents", 2, "--contexts", 96)  # fmt: skip
+    for name in ("comparison", "comparison-stdlib-96"):
+        ours, theirs = (json.loads((path / f"{name}.json").read_text()) for path in (tmp_path, results / "glassllm"))
+        known = {(row["rule"], row["asked"]): row for row in theirs["rows"]}
+        assert {row["rule"] for row in ours["rows"]} == {
+            "gate", "window", "layers", "heads", "random", "oracle", "dropped", "linear"
+        }  # fmt: skip
+        for row in ours["rows"]:
+            assert row["increase"] == pytest.approx(known[row["rule"], row["asked"]]["increase"], abs=1e-5)
+
+
 def test_every_record_has_its_section_and_a_page_of_all_marks_is_made(results, tables):
     sections = tables.sections()
     places = ["", " prose-128", " stdlib-96"]

@@ -108,9 +108,20 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
         ConsolidationError: when the folder is unfinished, damaged or of another version, or was made for other weights
             or another family; or when a probe pass shows that the patch is not live.
     """
-    folder = Path(folder)
-    record = read_record(folder)
     loaded = load_pretrained(model).model if isinstance(model, str) else model
+    _, layers = saved_layers(loaded, Path(folder))
+    install(loaded, layers)
+    probe(loaded)
+    return loaded
+
+
+def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[int, ConsolidatedAttention]]:
+    """Record and patches of a folder, by layer, beside the layers of the model that they were made for.
+
+    Raises:
+        ConsolidationError: as `load`, before anything is patched.
+    """
+    record = read_record(folder)
     family = getattr(getattr(loaded, "config", None), "model_type", None)
     made_for = record["model"]
     if family != made_for["family"]:
@@ -130,9 +141,7 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
         layer.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name})
         layer.threshold = float("inf") if record["threshold"] is None else record["threshold"]
         layers[int(name)] = layer.requires_grad_(False)
-    install(loaded, layers)
-    probe(loaded)
-    return loaded
+    return record, layers
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -102,13 +102,11 @@ class RetrofitConfig:
         if not self.bound_factor > 1:
             raise ValueError(f"retrofit.bound_factor = {self.bound_factor} must be above 1")
 
-    @property
-    def n_documents(self) -> int:
-        """In all parts."""
-        return sum(getattr(self, f"{part}_documents") for part in PARTS)
-
 
 END_LOSSES = ("kl", "nats")
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
 GROUPS = (*PARTS, "learning", "further")  # the last two as contexts, for gradients
 HELD_OUT = PARTS[:3]  # no weight is learned from these
+# Fields that another calibration of what was learned may change: on any text, and on text that was not learned from.
+RECALIBRATED = ("skipped_fracs", "delta", "bound_factor")
+REDRAWN = ("context", "seed", "test_documents", "calibration_documents", "validation_documents")

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from cramlab import records
 from cramlab.audit.resume import Progress, Stages, identity
 from cramlab.audit.text import Corpus
-from cramlab.config import to_dict
+from cramlab.config import differing, to_dict
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite
 from cramlab.hf.consolidated import consolidatable_sites, patched
-from cramlab.hf.consolidation_folder import save
+from cramlab.hf.consolidation_folder import save, saved_layers
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
-from cramlab.retrofit.config import GROUPS, RetrofitConfig
+from cramlab.retrofit.config import GROUPS, RECALIBRATED, REDRAWN, RetrofitConfig
 from cramlab.retrofit.distil import distilled, rounded
 from cramlab.retrofit.learn import Learned, Learner
 from cramlab.retrofit.measure import Rows, measured, original_loss, set_threshold
 from cramlab.retrofit.observe import Answer, Sight, observed
 from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
-from cramlab.retrofit.text import parts_of
+from cramlab.retrofit.text import held_out_of, parts_of
 
 # The test starts this many shares below the boldest that it would pass if all documents were like those of validation,
 # and works its way up.
@@ -88,13 +88,7 @@ def consolidate(
         PromiseError: when the promise cannot be kept, with the best that can be.
         UnknownFamilyError: when nothing says where this model's attention sits.
     """
-    promise = Promise(increase=max_loss_increase, bound=config.bound_factor * max_loss_increase, delta=config.delta)
-    if (fewest := promise.fewest_documents()) > config.calibration_documents:
-        raise PromiseError(
-            f"{config.calibration_documents} calibration documents can promise nothing at confidence "
-            f"{1 - config.delta:g}, not even if no document lost anything; give at least {fewest} "
-            "(retrofit.calibration_documents), better three times as many"
-        )
+    promise = _promise(max_loss_increase, config)
     model = pretrained.model
     sites = consolidatable_sites(model)
     parts = parts_of(pretrained, corpus, config, further)
@@ -112,6 +106,96 @@ def consolidate(
         record["further_text"] = None if further is None else further.described()
         save(out, learned.layers, model, record)
     return record
+
+
+@torch.no_grad()
+def recalibrate(
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: RetrofitConfig,
+    *,
+    start: Path,
+    max_loss_increase: float,
+    out: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """As `consolidate`, with what another folder holds in place of learning: another promise, or another text.
+
+    Args:
+        pretrained: that `start` was made for; it is left as it was.
+        corpus: text to calibrate and test on: that which the folder was made with, or other text.
+        config: of `start`; only fields of `RECALIBRATED` may differ, and on other text those of `REDRAWN`.
+        start: folder of a consolidation.
+        max_loss_increase: as for `consolidate`.
+        out: folder of the result.
+        progress: as for `consolidate`.
+
+    Raises:
+        ConsolidationError: also when documents that were learned from could be among those of the promise.
+        PromiseError: as for `consolidate`.
+    """
+    promise = _promise(max_loss_increase, config)
+    model = pretrained.model
+    before, learned = learned_before(model, start, corpus, config)
+    parts = held_out_of(pretrained, corpus, config)
+    named = identity(model, list(parts.values()), config) + before["weights_sha256"][:16]
+    with only_process_in(out):
+        stages = Stages(out / "state", named, progress)
+        run = Calibration(model, consolidatable_sites(model), config, parts, stages, learned, "saved")
+        calibrated = run.calibrate(promise)
+        test = run.test(calibrated)
+        record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
+        learned_on = before.get("learned_on") or before["text"]
+        record |= {name: before[name] for name in ("gradients", "further_text")} | {"learned_on": learned_on}
+        save(out, learned.layers, model, record)
+    return record
+
+
+def _promise(max_loss_increase: float, config: RetrofitConfig) -> Promise:
+    promise = Promise(increase=max_loss_increase, bound=config.bound_factor * max_loss_increase, delta=config.delta)
+    if (fewest := promise.fewest_documents()) > config.calibration_documents:
+        raise PromiseError(
+            f"{config.calibration_documents} calibration documents can promise nothing at confidence "
+            f"{1 - config.delta:g}, not even if no document lost anything; give at least {fewest} "
+            "(retrofit.calibration_documents), better three times as many"
+        )
+    return promise
+
+
+def learned_before(
+    model: nn.Module, start: Path, corpus: Corpus, config: RetrofitConfig
+) -> tuple[dict[str, Any], Learned]:
+    """Record and adapters and gates of a folder, to be measured on a text anew.
+
+    Raises:
+        ConsolidationError: when it does not fit the model or the config, or when something was learned from documents
+            that would be measured on, as far as texts are known by their names.
+    """
+    before, layers = saved_layers(model, start)
+    _check_start(before, start, corpus, config)
+    said = before["learned"]
+    return before, Learned(
+        layers=layers, benefit_gates=[], ranks=list(before["ranks"].values()),
+        strengths=[(adapter, gate) for adapter, gate in said["strengths"]],
+        sensitivity=said["sensitivity"], explained=said["explained"],
+    )  # fmt: skip
+
+
+def _check_start(before: dict[str, Any], start: Path, corpus: Corpus, config: RetrofitConfig) -> None:
+    learned_on = before.get("learned_on") or before["text"]
+    text, same = corpus.described(), corpus.described() == before["text"] == learned_on
+    for other in (learned_on, before["further_text"]):
+        if other is not None and other["name"] == text["name"] and not same:
+            raise ConsolidationError(
+                f"{start} was learned on {other['name']} ({other['version']}, {other['digest']}), and the text is "
+                f"{text['name']} ({text['version']}, {text['digest']}): documents that were learned from could be "
+                "measured on; give the very text that the folder was calibrated on, or quite another"
+            )
+    free = RECALIBRATED if same else RECALIBRATED + REDRAWN
+    kept = {name: value for name, value in to_dict(config).items() if name not in free}
+    for name in differing(kept, {name: before["config"].get(name) for name in kept}):
+        why = "decides which documents were learned from" if name in REDRAWN else "belongs to what was learned"
+        raise ConsolidationError(f"retrofit.{name} {why}; leave it as {start} has it, or learn anew without --from")
 
 
 def learn(

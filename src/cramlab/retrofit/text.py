@@ -41,6 +41,11 @@ def contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_documents: 
     return [tokens for _, tokens in drawn(pretrained, corpus, context, n_documents, seed)]
 
 
+def held_out_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig) -> dict[str, list[Tensor]]:
+    """The parts of `HELD_OUT` alone, the same documents as in `parts_of`; raises likewise."""
+    return {part: [t for _, t in taken] for part, taken in _drawn_parts(pretrained, corpus, config, HELD_OUT).items()}
+
+
 def parts_of(
     pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None = None
 ) -> dict[str, list[Tensor]]:
@@ -52,27 +57,32 @@ def parts_of(
     Raises:
         ConsolidationError: when there are too few documents as long as a context.
     """
-    longest = pretrained.context
-    if config.context > longest:
-        raise ConsolidationError(f"retrofit.context = {config.context} is longer than the model's own, {longest}")
-    found = drawn(pretrained, corpus, config.context, config.n_documents, config.seed)
-    if len(found) < config.n_documents:
-        wanted = ", ".join(f"{getattr(config, f'{part}_documents')} {part}" for part in PARTS)
-        raise ConsolidationError(
-            f"the text has {len(found)} documents of at least {config.context} tokens, but {config.n_documents} are "
-            f"needed ({wanted}); give more text, or lower retrofit.context or the numbers of documents"
-        )
-    parts: dict[str, list[Tensor]] = {}
-    rest = iter(found)
-    held_out: set[int] = set()
-    for part in PARTS:
-        taken = [next(rest) for _ in range(getattr(config, f"{part}_documents"))]
-        parts[part] = [tokens for _, tokens in taken]
-        if part in HELD_OUT:
-            held_out.update(i for i, _ in taken)
+    found = _drawn_parts(pretrained, corpus, config, PARTS)
+    held_out = {i for part in HELD_OUT for i, _ in found[part]}
+    parts = {part: [tokens for _, tokens in taken] for part, taken in found.items()}
     parts["learning"] = _all_contexts(pretrained, corpus, config, held_out)
     parts["further"] = [] if further is None else _all_contexts(pretrained, further, config, set())
     return parts
+
+
+def _drawn_parts(
+    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, parts: tuple[str, ...]
+) -> dict[str, list[tuple[int, Tensor]]]:
+    """The first parts of `PARTS`, with the indices of their documents."""
+    longest = pretrained.context
+    if config.context > longest:
+        raise ConsolidationError(f"retrofit.context = {config.context} is longer than the model's own, {longest}")
+    sizes = {part: getattr(config, f"{part}_documents") for part in parts}
+    n_wanted = sum(sizes.values())
+    found = drawn(pretrained, corpus, config.context, n_wanted, config.seed)
+    if len(found) < n_wanted:
+        wanted = ", ".join(f"{n} {part}" for part, n in sizes.items())
+        raise ConsolidationError(
+            f"the text has {len(found)} documents of at least {config.context} tokens, but {n_wanted} are "
+            f"needed ({wanted}); give more text, or lower retrofit.context or the numbers of documents"
+        )
+    rest = iter(found)
+    return {part: [next(rest) for _ in range(n)] for part, n in sizes.items()}
 
 
 def _all_contexts(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, without: set[int]) -> list[Tensor]:
