@@ -47,6 +47,7 @@ BATCHES = (1, 8)
 MOST_TOKENS = 2**19  # at eight sequences of the greatest length
 SHARES = (0.01, 0.016, 0.05, 0.1, 0.25, 0.5, 1.0)
 UNIT_S, GRACE_S = 90, 30  # a measurement that takes longer is given up; one that cannot be is ended with the process
+UNITS_S = {"compiled": 150, "compiled_training": 240}  # those that take long
 # Size of the difference, as a share of the size of the outputs: sums of thousands of terms in another order.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # The check that a kind of measurement needs, in its own number type; what is not named here needs none.
@@ -56,6 +57,7 @@ NEEDS = {
     "forward": "routed",
     "scores": "routed",
     "compiled": "routed",
+    "compiled_training": "routed",
     "decode": "steps",
 }
 Unit = tuple[str, Callable[[], dict[str, Any]]]
@@ -256,20 +258,25 @@ def launches(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
     return {"n_tokens": n_tokens, "n_batch": n_batch, "calls": found}
 
 
-@torch.no_grad()
-def compiled(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
-    """A block forward, with and without `torch.compile`; what does not compile costs the others nothing."""
+def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool = False) -> dict[str, Any]:
+    """A block with and without `torch.compile`, and as graphs; what does not compile costs the others nothing."""
     torch.compiler.reset()  # else another shape would be compiled for all shapes
     x = where.rand(n_batch, n_tokens, rows.D)
-    ours = rows.cram_block(x)
-    bounded = rows.bounded(rows.forward(ours, x)[1].trace)
-    works = {"transformer": (rows.transformer_block(where), x), "cram": (ours, x), "cram, bounded": (ours, x, bounded)}
-    ways: dict[str, Callable[[], Any]] = {
-        name: functools.partial(rows.forward, *given) for name, given in works.items()
-    }
+    ours, theirs = rows.cram_block(x), rows.transformer_block(where)
+    with torch.no_grad():
+        bounded = rows.bounded(rows.forward(ours, x)[1].trace)
+    for block in (ours, theirs):
+        block.train(training)
+    x.requires_grad_(training)
+    works = {"transformer": (theirs, x, None), "cram": (ours, x, None), "cram, bounded": (ours, x, bounded)}
+
+    def way_by(go: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
+        return functools.partial(rows.train, *given, go) if training else torch.no_grad()(functools.partial(go, *given))
+
+    ways: dict[str, Callable[[], Any]] = {name: way_by(rows.forward, given) for name, given in works.items()}
     failed: dict[str, str] = {}
     for name, given in works.items():
-        way = functools.partial(torch.compile(rows.forward), *given)
+        way = way_by(torch.compile(rows.forward), given)
         try:
             way()
         except Exception as error:  # of whatever a compiler throws, also out of time
@@ -278,7 +285,8 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
             ways[f"{name}, compiled"] = way
     recorded = {name: way for name, way in ways.items() if name.startswith(("transformer", "cram, bounded"))}
     failed |= rows.with_graphs(ways, recorded, where).get("failed_ways", {})
-    found = rows.row("torch.compile, whole layer, forward", n_tokens, ways, where, n_batch=n_batch)
+    what = "layer, training step" if training else "whole layer, forward"
+    found = rows.row(f"torch.compile, {what}", n_tokens, ways, where, n_batch=n_batch)
     return found | {"read_frac": rows.READ_FRAC} | ({"failed_ways": failed} if failed else {})
 
 
@@ -330,21 +338,22 @@ def timed(device: torch.device, lengths: list[int]) -> Iterator[Unit]:
         yield f"scores-{n}-{rows.READ_FRAC:g}", lambda n=n: with_least_work(next(rows.scores([n], where=where)))
     for b in BATCHES:
         yield f"compiled-{middle}-by-{b}", lambda b=b: compiled(where, middle, b)
+        yield f"compiled_training-{middle}-by-{b}", lambda b=b: compiled(where, middle, b, training=True)
 
 
 class OutOfTimeError(Exception):
-    """A measurement took longer than `UNIT_S`."""
+    """A measurement took longer than it may."""
 
 
-def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def measured(measure: Callable[[], dict[str, Any]], limit: int = UNIT_S) -> dict[str, Any]:
     """What it found, or how it failed. What hangs in the driver ends the process, a while later."""
 
     def give_up(*_: Any) -> None:
-        raise OutOfTimeError(f"took longer than {UNIT_S} s")
+        raise OutOfTimeError(f"took longer than {limit} s")
 
     signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(UNIT_S)
-    faulthandler.dump_traceback_later(UNIT_S + GRACE_S, exit=True)
+    signal.alarm(limit)
+    faulthandler.dump_traceback_later(limit + GRACE_S, exit=True)
     start = time.monotonic()
     try:
         found = measure()
@@ -403,7 +412,7 @@ def main() -> int:
         else:
             torch.manual_seed(0)
             with fused_read.switched(fused):
-                found = records.finite(measured(measure))
+                found = records.finite(measured(measure, UNITS_S.get(kind, UNIT_S)))
         write_json(path, header | found)
         medians = {way: round(spread["ms"]["median"], 3) for way, spread in found.get("ways", {}).items()}
         print(name, medians or found, file=sys.stderr, flush=True)

@@ -211,6 +211,15 @@ def with_graphs(ways: dict[str, Callable[[], Any]], works: dict[str, Callable[[]
     return failed
 
 
+def train(block: Block, x: Tensor, routing: Routing | None = None, go: Callable[..., Any] = forward) -> None:
+    """Gradients of all that a routed phase has a loss for, the model's own aside."""
+    y, mixed = go(block, x, routing)
+    loss = y.square().mean() + sum(mixed.aux.values())
+    if mixed.trace.gate_logit is not None:
+        loss = loss + mixed.trace.gate_logit.square().mean()
+    torch.autograd.grad(loss, [x, *block.parameters()], allow_unused=True)
+
+
 @torch.no_grad()
 def layer_forward(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
     """Norm, mixer, norm and MLP of width 4 d, all gates running; on an accelerator also as CUDA graphs, bounded."""
@@ -244,23 +253,14 @@ def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
         shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
         ours.train()
         audits = some(n, 0.1, where, n_batch)
-
-        def step(block: Block, routing: Routing | None = None, x: Tensor = x) -> None:
-            y, mixed = forward(block, x, routing)
-            loss = y.square().mean() + sum(mixed.aux.values())
-            if mixed.trace.gate_logit is not None:
-                loss = loss + mixed.trace.gate_logit.square().mean()
-            torch.autograd.grad(loss, [x, *block.parameters()], allow_unused=True)
-
         ways: dict[str, Callable[[], Any]] = {
-            "transformer": lambda step=step: step(control),
-            "cram": lambda step=step, ours=ours: step(ours),
-            "cram, a tenth audited": lambda step=step, ours=ours, audits=audits: step(ours, Routing(audits=audits)),
+            "transformer": functools.partial(train, control, x),
+            "cram": functools.partial(train, ours, x),
+            "cram, a tenth audited": functools.partial(train, ours, x, Routing(audits=audits)),
         }
-        few, more = bounded(trace), bounded(trace, audits)
         works = ways | {
-            "cram": lambda step=step, ours=ours, routing=few: step(ours, routing),
-            "cram, a tenth audited": lambda step=step, ours=ours, routing=more: step(ours, routing),
+            "cram": functools.partial(train, ours, x, bounded(trace)),
+            "cram, a tenth audited": functools.partial(train, ours, x, bounded(trace, audits)),
         }
         failed = with_graphs(ways, works, where)
         yield row("layer, training step", n, ways, where, n_batch=n_batch, **shares, **failed)

@@ -150,8 +150,7 @@ def test_every_measurement_is_made_once_and_kept(accelerator, tmp_path, monkeypa
 def test_a_measurement_that_fails_or_never_ends_says_so(accelerator, tmp_path, monkeypatch):
     found = accelerator.measured(lambda: {}["nothing"])
     assert found["failed"].startswith("KeyError in test_benchmarks.py")
-    monkeypatch.setattr(accelerator, "UNIT_S", 1)
-    assert "longer than 1 s" in accelerator.measured(lambda: time.sleep(30))["failed"]
+    assert "longer than 1 s" in accelerator.measured(lambda: time.sleep(30), 1)["failed"]
 
 
 def test_only_what_a_red_check_covers_is_not_timed(accelerator, tmp_path, monkeypatch):
@@ -185,17 +184,18 @@ def test_a_failure_costs_one_measurement(accelerator, tmp_path, monkeypatch):
     assert "ways" in found["forward-32-by-1"]
 
 
-def test_what_does_not_compile_costs_the_others_nothing(accelerator, monkeypatch):
+@pytest.mark.parametrize("training", [False, True])
+def test_what_does_not_compile_costs_the_others_nothing(accelerator, monkeypatch, training):
     def compiled(go):
-        def stops(block, x, *routing):
-            if type(block.mixer).__name__ == "CRAMLayer" and not routing:
+        def stops(block, x, routing):
+            if type(block.mixer).__name__ == "CRAMLayer" and routing is None:
                 raise NotImplementedError("data-dependent")
-            return go(block, x, *routing)
+            return go(block, x, routing)
 
         return stops
 
     monkeypatch.setattr(torch, "compile", compiled)
-    found = accelerator.compiled(accelerator.rows.CPU, 32, 2)
+    found = accelerator.compiled(accelerator.rows.CPU, 32, 2, training=training)
     works = ["transformer", "cram", "cram, bounded"]
     assert list(found["ways"]) == [*works, "transformer, compiled", "cram, bounded, compiled"]
     assert "data-dependent" in found["failed_ways"]["cram, compiled"]

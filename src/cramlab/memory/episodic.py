@@ -433,7 +433,7 @@ def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | Non
     rank, n_tokens = chosen.cumsum(dim=1), chosen.shape[1]
     if most is None:
         most = int(rank[:, -1:].amax()) if chosen.numel() else 0
-    wanted = torch.arange(1, most + 1, device=chosen.device).repeat(len(chosen), 1)
+    wanted = torch.arange(1, most + 1, device=chosen.device).expand(len(chosen), -1).contiguous()
     token = torch.searchsorted(rank, wanted)  # the first token of that rank; beyond them all if there is none
     return token.clamp(max=n_tokens - 1), token < n_tokens
 
