@@ -64,7 +64,13 @@ def _goals(found: Found) -> list[tuple[str, str, str, str]]:
         for b in (1, 8)
     ]
     goals += [
-        (f"... compiled, batch {b}", 3, f"compiled_training-16384-by-{b}", "transformer", "cram, bounded")
+        (
+            f"... bounded, compiled or not, batch {b}",
+            3,
+            f"compiled_training-16384-by-{b}",
+            "transformer",
+            "cram, bounded",
+        )
         for b in (1, 8)
     ]
     lines = []

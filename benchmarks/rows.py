@@ -17,7 +17,7 @@ from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfi
 from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
-from cramlab.mixer import Bounds, Routing, Trace
+from cramlab.mixer import Bounds, Routing
 from cramlab.model import Block, ModelConfig
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
@@ -194,12 +194,25 @@ def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Te
     return block.finish(x, mixed.y), mixed
 
 
-def bounded(trace: Trace, audits: Tensor | None = None) -> Routing:
-    """The same call with reads and writes bounded a quarter above what its busiest sequence did."""
-    reads = trace.scored if audits is None else trace.scored | audits
-    assert trace.written is not None
-    most = (-(-5 * int(chosen.sum(dim=1).max()) // 4) for chosen in (reads, trace.written))
-    return Routing(audits=audits, bounds=Bounds(*most))
+@torch.no_grad()
+def bounded(block: Block, x: Tensor, routing: Routing | None = None) -> Routing:
+    """The same call with reads and writes bounded a quarter above what its busiest sequence did.
+
+    Raises:
+        ValueError: when another call, with writes audited by another chance, would come to these bounds.
+    """
+    routing = routing or Routing()
+    done, again = (forward(block, x, routing)[1].trace for _ in range(2))
+    most = Bounds(*(-(-5 * max(1, _most(chosen)) // 4) for chosen in (done.scored, done.written)))
+    if _most(again.scored) > most.reads or _most(again.written) > most.writes:
+        raise ValueError(f"bounds {most} are too narrow for {_most(again.scored)} reads, {_most(again.written)} writes")
+    return routing._replace(bounds=most)
+
+
+def _most(chosen: Tensor | None) -> int:
+    """In any sequence of (B, T)."""
+    assert chosen is not None
+    return int(chosen.sum(dim=1).max())
 
 
 def with_graphs(ways: dict[str, Callable[[], Any]], works: dict[str, Callable[[], Any]], where: Where) -> Row:
@@ -233,7 +246,7 @@ def layer_forward(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
             "cram": lambda x=x, ours=ours: forward(ours, x),
         }
         shares = {"read_frac": float(trace.scored.float().mean()), "write_frac": float(trace.written.float().mean())}
-        few = bounded(trace)
+        few = bounded(ours, x)
         works = ways | {"cram": lambda x=x, ours=ours, few=few: forward(ours, x, few)}
         more = with_graphs(ways, works, where)
         yield row("whole layer, forward", n, ways, where, n_batch=n_batch, **shares, **more)
@@ -259,8 +272,8 @@ def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
             "cram, a tenth audited": functools.partial(train, ours, x, Routing(audits=audits)),
         }
         works = ways | {
-            "cram": functools.partial(train, ours, x, bounded(trace)),
-            "cram, a tenth audited": functools.partial(train, ours, x, bounded(trace, audits)),
+            "cram": functools.partial(train, ours, x, bounded(ours, x)),
+            "cram, a tenth audited": functools.partial(train, ours, x, bounded(ours, x, Routing(audits=audits))),
         }
         failed = with_graphs(ways, works, where)
         yield row("layer, training step", n, ways, where, n_batch=n_batch, **shares, **failed)

@@ -71,17 +71,28 @@ def test_a_recorded_graph_keeps_what_it_reads(accelerator, monkeypatch):
     assert alive() is None
 
 
-def test_bounds_of_the_benchmark_are_wide_enough(accelerator):
+@pytest.mark.parametrize("training", [False, True])
+def test_bounds_of_the_benchmark_cut_nothing_off(accelerator, training):
+    """A training step draws who is written besides."""
     rows = accelerator.rows
-    x = torch.randn(2, 50, rows.D)
-    block, audits = rows.cram_block(x, read_frac=0.2), torch.rand(2, 50) < 0.1
-    free = rows.forward(block, x, Routing(audits=audits))
-    for given in (None, audits):
-        routing = rows.bounded(free[1].trace, given)
-        bounded = rows.forward(block, x, routing)
-        same = free if given is not None else rows.forward(block, x)
-        assert torch.allclose(bounded[0], same[0], atol=1e-5)
-        assert torch.equal(bounded[1].trace.scored, same[1].trace.scored)
+    x = torch.randn(2, 1000, rows.D)
+    block = rows.cram_block(x).train(training)
+    for asked in (Routing(), Routing(audits=torch.rand(2, 1000) < 0.1)):
+        routing = rows.bounded(block, x, asked)
+        seeded = [r._replace(generator=torch.Generator().manual_seed(3)) for r in (asked, routing)]
+        (y, free), (y_bounded, bounded) = (rows.forward(block, x, r) for r in seeded)
+        assert torch.allclose(y, y_bounded, atol=1e-5)
+        assert torch.equal(free.trace.scored, bounded.trace.scored)
+        assert torch.equal(free.trace.written, bounded.trace.written)
+
+
+def test_bounds_that_another_draw_would_come_to_are_refused(accelerator, monkeypatch):
+    rows = accelerator.rows
+    x = torch.randn(1, 100, rows.D)
+    block, counts = rows.cram_block(x), iter([3, 3, 90, 90, 90, 90])
+    monkeypatch.setattr(rows, "_most", lambda _: next(counts))
+    with pytest.raises(ValueError, match="too narrow"):
+        rows.bounded(block, x)
 
 
 def test_steps_for_a_graph_do_what_plain_steps_do(accelerator):

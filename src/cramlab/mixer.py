@@ -25,7 +25,8 @@ class Bounds(NamedTuple):
 
     Attributes:
         reads: tokens that read, at least 1; those after them do without.
-        writes: tokens that are written, at least 1; those after them are not.
+        writes: tokens that a write gate lets pass, at least 1; those after them are not written. Without such a gate
+            all are, whatever this says.
     """
 
     reads: int
@@ -44,7 +45,8 @@ class Routing(NamedTuple):
         oracle_reads: bool (B, T), for the oracle router alone.
         generator: source of every random choice in the call; None means torch's global one.
         bounds: known beforehand, so that no size depends on a gate and a CUDA graph can record the call, gradients too.
-            For a `CRAMLayer` whose router decides before it reads; other mixers take no notice.
+            For a `CRAMLayer` whose router decides before it reads; other mixers take no notice. Where they bind, the
+            last tokens of a sequence neither read nor teach the gates: in training keep them wide.
     """
 
     read_all: bool = False

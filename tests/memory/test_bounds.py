@@ -122,8 +122,18 @@ def test_bounds_are_refused_where_every_token_reads(router, read_all):
         build(router=router)(*example(), routing=Routing(bounds=Bounds(3, 3), read_all=read_all))
 
 
+@pytest.mark.parametrize(("n_batch", "n_tokens"), [(2, 0), (0, 5), (2, 1), (1, 2)])
+@pytest.mark.parametrize("write", ["all", "salience"])
+def test_little_or_nothing_is_bounded_too(n_batch, n_tokens, write):
+    layer = make(write=write).train()
+    x, gaps = torch.randn(n_batch, n_tokens, D), torch.rand(n_batch, n_tokens)
+    free, bounded = layer(x, gaps), layer(x, gaps, routing=Routing(bounds=Bounds(64, 64)))
+    assert torch.allclose(free.y, bounded.y, atol=1e-5)
+    assert bounded.state.buffer.n_places <= n_tokens
+
+
 def attend(q, last, keys, values, filled, n_heads, capacity):
-    """Stands in for the kernel, as its twin waits."""
+    """Stands in for the kernel."""
     visible = torch.arange(keys.shape[1]) <= last[..., None]
     q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys, values))
     y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
@@ -132,11 +142,12 @@ def attend(q, last, keys, values, filled, n_heads, capacity):
 
 @pytest.mark.parametrize("write", ["all", "salience"])
 @pytest.mark.parametrize("training", [False, True])
-def test_no_size_depends_on_what_the_gates_say(write, training, monkeypatch):
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_size_depends_on_what_the_gates_say(write, training, fused, monkeypatch):
     """Tensors without numbers: whatever asks for one, as a CUDA graph cannot, fails."""
     monkeypatch.setattr(layer_module, "checked_inputs", lambda x, gaps, *_: (x, gaps))  # left out of recordings
     monkeypatch.setattr(launches, "bind", lambda _: True)  # as on an accelerator
-    monkeypatch.setattr(fused_read, "usable", lambda *_: True)
+    monkeypatch.setattr(fused_read, "usable", lambda *_: fused)
     monkeypatch.setattr(fused_read, "attend", attend)
     with FakeTensorMode():
         layer, (x, gaps) = build(write=write, capacity=30).train(training), example()

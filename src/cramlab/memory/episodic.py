@@ -291,24 +291,29 @@ class EpisodicMemory(nn.Module):
         token, there = first_tokens(reads, most)
         if not token.shape[1]:
             return torch.zeros_like(h) + self._no_answer(self.w_query(rows_at(h, token)), written.buffer)
-        found = self.read_first(h, token, there, written).flatten(0, 1)
+        found = self.read_first(h, token, there, written, waits=most is None).flatten(0, 1)
         y = found.new_zeros(reads.numel() + 1, found.shape[-1])
         return y.index_copy_(0, flat_places(token, there, h.shape[1]), found)[:-1].view_as(h)
 
-    def read_first(self, h: Tensor, token: Tensor, there: Tensor | None, written: Written) -> Tensor:
+    def read_first(
+        self, h: Tensor, token: Tensor, there: Tensor | None, written: Written, *, waits: bool = False
+    ) -> Tensor:
         """As `read`, for the tokens of `first_tokens` alone, (B, R, D); some answer where one is filled up.
 
-        The fused kernel leaves these alone.
+        The fused kernel leaves these alone. Its twin may wait for the device, to score no more than is seen.
         """
         q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
-        return self.w_out(self._attend_chosen(q, last if there is None else last.where(there, -1), written))
+        last = last if there is None else last.where(there, -1)
+        return self.w_out(self._attend_chosen(q, last, written, waits=waits))
 
-    def _attend_chosen(self, q: Tensor, last: Tensor, written: Written) -> Tensor:
+    def _attend_chosen(self, q: Tensor, last: Tensor, written: Written, *, waits: bool = True) -> Tensor:
         """Attention of readers (B, R, D) up to `last` (B, R), -1 where a reader is filled up."""
         buffer, n_heads = written.buffer, self.config.n_heads
         if fused_read.usable(q, n_heads):
             filled = None if written.gapless else buffer.filled
             return fused_read.attend(q, last, buffer.keys, buffer.values, filled, n_heads, self.config.capacity)
+        if not waits:
+            return self._attend(q, buffer, visible_places(buffer.filled, last.clamp(min=0), self.config.capacity))
         return self._attend_in_blocks(q, last.clamp(min=0).cummax(dim=1).values, buffer, full=written.full)
 
     def _no_answer(self, q: Tensor, buffer: Buffer) -> Tensor:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
 _LEAST_SPLIT = 256  # places that are worth a program of their own
@@ -48,7 +49,12 @@ def _kernels() -> Any:
     return importlib.import_module("cramlab.memory.fused_read_kernels")
 
 
-@torch.compiler.disable()  # PyTorch's compiler would compile the kernels again, and fails
+def _outside_graphs(function: Function) -> Function:
+    """PyTorch's compiler would compile the kernels again, and fails. Not without CUDA: the import takes a second."""
+    return cast("Function", torch.compiler.disable(function)) if torch.version.cuda else function
+
+
+@_outside_graphs
 def attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> Tensor:

@@ -99,6 +99,8 @@ class CRAMLayer(Mixer):
         routing = routing or Routing()
         if routing.bounds is not None:
             self._check_bounds(routing.bounds, read_all=routing.read_all)
+            if not x.numel():  # nothing is left to be bounded
+                routing = routing._replace(bounds=None)
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         if state is None:
             n_batch = x.shape[0]
@@ -111,7 +113,11 @@ class CRAMLayer(Mixer):
         without: Tensor | None = None
         h = x if self.config.router.name == "gumbel" else self.norm(working)
         salience = None if self.episodic.salience is None else self.episodic.salience(h)
-        writes, bounds = self._writes(salience, valid, routing), routing.bounds
+        bounds = routing.bounds
+        if bounds is not None:
+            bounds = Bounds(*(min(most, x.shape[1]) for most in bounds))
+            routing = routing._replace(bounds=bounds)
+        writes = self._writes(salience, valid, routing)
         written = self.episodic.write(
             h, gaps, state.buffer, writes, most=None if bounds is None or salience is None else bounds.writes
         )
