@@ -28,7 +28,7 @@ import torch
 from cramlab import records
 from cramlab.audit import read_corpus
 from cramlab.audit.resume import Stages, identity
-from cramlab.config import from_dict, override, to_dict
+from cramlab.config import override, to_dict
 from cramlab.files import write_json
 from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
 from cramlab.hf.consolidation_folder import read_record
@@ -40,6 +40,7 @@ from cramlab.retrofit.consolidate import (
     CLOSED_FORM,
     Calibration,
     chosen_by_validation,
+    config_before,
     gradients,
     learn,
     learned_before,
@@ -64,7 +65,8 @@ class Rules:
         self.router_steps, self.lora_steps, self.lora_rank = args.router_steps, args.lora_steps, args.lora_rank
         self.saved = saved is not None
         if saved is not None:
-            record, self.learned = saved
+            self.record, self.learned = saved
+            record = self.record
             self.gradients, self.chosen, self.candidates = record["gradients"], "saved", {"saved": self.learned}
         else:
             self.candidates = learn(model, sites, config, parts, stages)
@@ -236,9 +238,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if args.start is not None and (args.router_steps or args.lora_steps or args.further_text):
         parser.error("with --from nothing is learned: leave out --router-steps, --lora-steps and --further-text")
-    config = RetrofitConfig()
-    if args.start is not None:
-        config = from_dict(read_record(args.start)["config"], config)
+    config = RetrofitConfig() if args.start is None else config_before(read_record(args.start), args.start)
     for assignment in args.overrides:
         config = override(config, assignment)
     pretrained, corpus = load(args.model), read_corpus(args.text)
@@ -248,7 +248,9 @@ def main() -> None:
     sites = consolidatable_sites(model)
     named, saved = identity(model, [parts[group] for group in GROUPS], config), None
     if args.start is not None:
-        saved = learned_before(model, args.start, corpus, config)
+        *saved, allowed = learned_before(model, args.start, corpus, config)
+        if allowed is not corpus:
+            parser.error("--from: give the text and the numbers of documents that the folder was calibrated with")
         named += saved[0]["weights_sha256"][:16]
     rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args, saved)
     for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
@@ -265,12 +267,17 @@ def _compare(path, rules, pretrained, text, further, documents, elsewhere) -> No
     model, config, learned = rules.model, rules.config, rules.learned
     data = json.loads(path.read_text()) if path.exists() else {
         "header": records.header(documents[0].device), "name": pretrained.name, "note": pretrained.note,
-        "text": text.described(), "further_text": None if further is None else further.described(),
+        "text": text.described(),
+        "further_text": rules.record["further_text"] if rules.saved else further and further.described(),
         "config": to_dict(config), "context": len(documents[0]), "documents": len(documents),
         "original": [original_loss(model, tokens) for tokens in documents],
         "ranks": learned.ranks, "explained": learned.explained, "sensitivity": learned.sensitivity,
         "bytes": _bytes(learned.layers), "gradients": rules.gradients, "rows": [],
     }  # fmt: skip
+    of_others = {"documents": len(documents), "config": to_dict(config), "ranks": learned.ranks,
+                 "sensitivity": learned.sensitivity, "text": text.described()}  # fmt: skip
+    if changed := [name for name, value in of_others.items() if data[name] != value]:
+        raise SystemExit(f"{path} has rows of something else ({', '.join(changed)}); choose another --out")
     have = {(row["rule"], row["asked"]) for row in data["rows"]}
     for name, frac, make in rules.rows(everywhere=elsewhere):
         if (name, frac) in have:

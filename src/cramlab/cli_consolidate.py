@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cramlab.audit import read_corpus
 from cramlab.cli_display import Display
-from cramlab.config import ConfigError, differing, from_dict, override, to_dict
+from cramlab.config import ConfigError, differing, override, to_dict
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import LoadError, load
 from cramlab.retrofit.config import RetrofitConfig
@@ -66,8 +66,9 @@ def _config(overrides: list[str], start: Path | None) -> RetrofitConfig:
     config = RetrofitConfig()
     if start is not None:
         from cramlab.hf.consolidation_folder import read_record
+        from cramlab.retrofit.consolidate import config_before
 
-        config = from_dict(read_record(start)["config"], config)
+        config = config_before(read_record(start), start)
     try:
         for assignment in overrides:
             config = override(config, assignment)
@@ -96,13 +97,21 @@ def _consolidate(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
     if (args.out / "state").exists() and not args.resume:
         raise FileExistsError(f"{args.out} holds unfinished work; go on with --resume, or choose another --out")
+    corpus = read_corpus(args.text)
     if path.exists():
         record = read_record(args.out)
-        if record["config"] != to_dict(config) or record["promise"]["increase"] != args.max_loss_increase:
-            changed = ", ".join(differing(to_dict(config), record["config"])) or "max-loss-increase"
-            raise FileExistsError(f"{path} was made with another config ({changed}); choose another --out")
+        same = {
+            "max-loss-increase": record["promise"]["increase"] == args.max_loss_increase,
+            "text": record["text"] == corpus.described(),
+            "from": ("learned_on" in record) == (args.start is not None)
+            and (args.start is None or read_record(args.start)["weights_sha256"] == record["weights_sha256"]),
+        }
+        if changed := [
+            *differing(to_dict(config), record["config"]),
+            *(name for name, is_so in same.items() if not is_so),
+        ]:
+            raise FileExistsError(f"{path} was made with another config ({', '.join(changed)}); choose another --out")
     else:
-        corpus = read_corpus(args.text)
         further = None if args.further_text is None else read_corpus(args.further_text)
         pretrained = load(args.model, allow_pickle=args.allow_pickle)
         try:

@@ -215,7 +215,7 @@ def test_the_same_promise_calibrated_anew_is_the_same(folder, tmp_path):
     assert ours == theirs
 
 
-def test_another_promise_needs_no_learning_and_another_text_no_other_folder(folder, tmp_path, monkeypatch):
+def test_another_promise_needs_no_learning(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("cramlab.retrofit.consolidate.learn", None)
     safer = tmp_path / "safer"
     assert recalibrated(folder, safer, "--set", "bound_factor=4", promise="0.05") == 0
@@ -229,29 +229,104 @@ def test_another_promise_needs_no_learning_and_another_text_no_other_folder(fold
     assert cramlab.read_report(cramlab.load("glassllm", elsewhere)).live
 
 
+@pytest.fixture(scope="module")
+def own_text(tmp_path_factory):
+    """A folder of documents, and what was consolidated on it."""
+    root = tmp_path_factory.mktemp("own")
+    for i, document in enumerate(d for d in read_corpus("stdlib").documents if len(d.text) > 4000):
+        path = root / "texts" / ("sub" if i % 2 else "") / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document.text)
+        if i == 100:
+            break
+    out = root / "learned"
+    argv = ["consolidate", "glassllm", "--text", str(root / "texts"), "--max-loss-increase", "0.1", "--out", str(out)]
+    assert main([*argv, *SET, "--threads", "1"]) == 0
+    return root
+
+
+@pytest.mark.parametrize("text", ["copy", "texts/sub", ".", "texts"])
+def test_no_document_that_was_learned_from_gets_into_a_promise(text, own_text, tmp_path, monkeypatch):
+    """Whatever it is called, and wherever it stands."""
+    config = RetrofitConfig(**SIZES)
+    parts = parts_of(load("glassllm"), read_corpus(str(own_text / "texts")), config)
+    learned_from = {tuple(t.tolist()) for part in ("fit", "gate", "sensitivity", "validation") for t in parts[part]}
+    learned_from |= {tuple(t.tolist()) for t in parts["learning"]}
+    if text == "copy" and not (own_text / "copy").exists():
+        shutil.copytree(own_text / "texts", own_text / "copy")
+    measured_on = []
+    increases = Calibration.increases
+
+    def seen(self, part, *given):
+        measured_on.extend(self.parts[part])
+        return increases(self, part, *given)
+
+    monkeypatch.setattr(Calibration, "increases", seen)
+    few = ("--set", "calibration_documents=6", "--set", "test_documents=1", "--set", "validation_documents=1")
+    more = (*few, "--set", "seed=3", "--set", "delta=0.9")
+    assert recalibrated(own_text / "learned", tmp_path / "out", *more, text=str(own_text / text), promise="0.5") == 0
+    assert len(measured_on) >= 8
+    assert not learned_from & {tuple(t.tolist()) for t in measured_on}
+    # once more, from what came out, with the same draw: nothing else is let in
+    measured_on.clear()
+    assert recalibrated(tmp_path / "out", tmp_path / "again", text=str(own_text / text), promise="0.6") == 0
+    assert measured_on
+    assert not learned_from & {tuple(t.tolist()) for t in measured_on}
+
+
+def test_copies_of_held_out_documents_are_not_learned_from(own_text):
+    config, pretrained = RetrofitConfig(**SIZES), load("glassllm")
+    corpus = read_corpus(str(own_text / "texts"))
+    parts = parts_of(pretrained, corpus, config, corpus)
+    held_out = {tuple(t.tolist()) for part in HELD_OUT for t in parts[part]}
+    assert parts["further"]
+    assert not held_out & {tuple(t.tolist()) for t in parts["further"]}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--set", "window=20"), "retrofit.window belongs to what was learned"),
-        (("--set", "calibration_documents=31"), "calibration_documents decides which documents were learned from"),
-        (("--set", "seed=3"), "retrofit.seed decides which documents were learned from"),
         (("--further-text", "prose"), "--further-text"),
+        (("--set", "seed=3", "--set", "calibration_documents=300"), "are needed"),  # of those that are left
     ],
 )
-def test_what_would_break_the_promise_of_another_folder_is_refused(more, message, folder, capsys, tmp_path):
+def test_what_another_folder_does_not_allow_is_refused(more, message, folder, capsys, tmp_path):
     assert recalibrated(folder, tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_another_version_of_the_text_that_was_learned_from_is_refused(folder, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["text"].update(digest="0" * 16), "small changes"),
+        (lambda record: (record["text"].update(digest="0" * 16), record.pop("used_documents")), "does not say which"),
+        (lambda record: record["config"].update(seed=-1), "cannot read"),
+        (lambda record: record["config"].update(zzz=1), "cannot read"),
+    ],
+)
+def test_a_folder_that_cannot_tell_what_it_was_learned_from_is_refused(change, message, folder, capsys, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(folder, older)
     record = json.loads((older / RECORD).read_text())
-    record["text"]["digest"] = "0" * 16
+    change(record)
     (older / RECORD).write_text(json.dumps(record))
     assert recalibrated(older, tmp_path / "out") == 2
-    assert "documents that were learned from could be measured on" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_finished_work_of_another_text_or_folder_is_not_taken_for_this(folder, capsys, tmp_path):
+    out = tmp_path / "out"
+    assert recalibrated(folder, out) == 0
+    assert recalibrated(folder, out, "--resume") == 0
+    for argv, name in ((command(out, "--resume"), "from"), (command(folder, "--resume"), "")):
+        assert main(argv) == (1 if name else 0)
+        assert not name or f"another config ({name})" in capsys.readouterr().err
+    assert recalibrated(folder, out, "--resume", text="prose") == 1
+    assert "another config (text)" in capsys.readouterr().err
+    assert recalibrated(folder, folder, "--resume") == 1
+    assert "another config (from)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def test_a_folder_is_measured_as_what_was_learned_had_been(results, tmp_path, mo
             assert row["increase"] == pytest.approx(known[row["rule"], row["asked"]]["increase"], abs=1e-5)
 
 
+def test_rows_of_another_folder_are_not_kept(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_text, "_stdlib", functools.cache(audit_text._stdlib))
+    shutil.copy(results / "glassllm" / "comparison.json", tmp_path / "comparison.json")
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    data["sensitivity"][0] += 1.0
+    (tmp_path / "comparison.json").write_text(json.dumps(data))
+    with pytest.raises(SystemExit, match="sensitivity"):
+        script(monkeypatch, "tools/compare_consolidation.py", "glassllm", "--text", "stdlib", "--from",
+               results / "glassllm" / "p10", "--out", tmp_path, "--documents", 2)  # fmt: skip
+    assert json.loads((tmp_path / "comparison.json").read_text()) == data
+
+
 def test_every_record_has_its_section_and_a_page_of_all_marks_is_made(results, tables):
     sections = tables.sections()
     places = ["", " prose-128", " stdlib-96"]

@@ -20,8 +20,8 @@ class RetrofitConfig:
         layers_per_document: layers that go without far reads, one at a time, on each of these.
         gate_documents: for the gates.
         validation_documents: for ridge strengths, ranks and the first look at the thresholds.
-        calibration_documents: for the guarantee; looked at once.
-        test_documents: for the figures; looked at once.
+        calibration_documents: for the guarantee; looked at once a calibration.
+        test_documents: for the figures; likewise.
         tokens_per_document: tokens of a document that enter the statistics, drawn at random.
         strengths: ridge strengths to choose from, see `audit.regression.RidgePath`.
         max_rank: of an adapter's linear part.
@@ -107,6 +107,6 @@ END_LOSSES = ("kl", "nats")
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
 GROUPS = (*PARTS, "learning", "further")  # the last two as contexts, for gradients
 HELD_OUT = PARTS[:3]  # no weight is learned from these
-# Fields that another calibration of what was learned may change: on any text, and on text that was not learned from.
+# Fields that another calibration of what was learned may change; the second draw its documents.
 RECALIBRATED = ("skipped_fracs", "delta", "bound_factor")
 REDRAWN = ("context", "seed", "test_documents", "calibration_documents", "validation_documents")

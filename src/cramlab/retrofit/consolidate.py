@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cramlab import records
 from cramlab.audit.resume import Progress, Stages, identity
 from cramlab.audit.text import Corpus
-from cramlab.config import differing, to_dict
+from cramlab.config import differing, from_dict, to_dict
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite
 from cramlab.hf.consolidated import consolidatable_sites, patched
@@ -31,12 +31,13 @@ from cramlab.retrofit.learn import Learned, Learner
 from cramlab.retrofit.measure import Rows, measured, original_loss, set_threshold
 from cramlab.retrofit.observe import Answer, Sight, observed
 from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
-from cramlab.retrofit.text import held_out_of, parts_of
+from cramlab.retrofit.text import held_out_of, parts_of, unused, used_documents
 
 # The test starts this many shares below the boldest that it would pass if all documents were like those of validation,
 # and works its way up.
 _STEPS_BELOW = 2
 CLOSED_FORM = "closed form"
+_KEPT = ("gradients", "further_text", "used_documents", "learned_on")  # by another calibration
 
 
 class PromiseError(ConsolidationError):
@@ -104,6 +105,7 @@ def consolidate(
         record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
         record["gradients"] = gradients(candidates, chosen, found)
         record["further_text"] = None if further is None else further.described()
+        record["used_documents"] = used_documents(pretrained, corpus, config, further)
         save(out, learned.layers, model, record)
     return record
 
@@ -123,21 +125,21 @@ def recalibrate(
 
     Args:
         pretrained: that `start` was made for; it is left as it was.
-        corpus: text to calibrate and test on: that which the folder was made with, or other text.
-        config: of `start`; only fields of `RECALIBRATED` may differ, and on other text those of `REDRAWN`.
+        corpus: text to calibrate and test on; see `learned_before`.
+        config: of `start`; only fields of `RECALIBRATED` and `REDRAWN` may differ.
         start: folder of a consolidation.
         max_loss_increase: as for `consolidate`.
         out: folder of the result.
         progress: as for `consolidate`.
 
     Raises:
-        ConsolidationError: also when documents that were learned from could be among those of the promise.
+        ConsolidationError: also as `learned_before`.
         PromiseError: as for `consolidate`.
     """
     promise = _promise(max_loss_increase, config)
     model = pretrained.model
-    before, learned = learned_before(model, start, corpus, config)
-    parts = held_out_of(pretrained, corpus, config)
+    before, learned, allowed = learned_before(model, start, corpus, config)
+    parts = held_out_of(pretrained, allowed, config)
     named = identity(model, list(parts.values()), config) + before["weights_sha256"][:16]
     with only_process_in(out):
         stages = Stages(out / "state", named, progress)
@@ -145,8 +147,7 @@ def recalibrate(
         calibrated = run.calibrate(promise)
         test = run.test(calibrated)
         record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
-        learned_on = before.get("learned_on") or before["text"]
-        record |= {name: before[name] for name in ("gradients", "further_text")} | {"learned_on": learned_on}
+        record |= {"learned_on": before["text"]} | {name: before[name] for name in _KEPT if name in before}
         save(out, learned.layers, model, record)
     return record
 
@@ -164,38 +165,58 @@ def _promise(max_loss_increase: float, config: RetrofitConfig) -> Promise:
 
 def learned_before(
     model: nn.Module, start: Path, corpus: Corpus, config: RetrofitConfig
-) -> tuple[dict[str, Any], Learned]:
-    """Record and adapters and gates of a folder, to be measured on a text anew.
+) -> tuple[dict[str, Any], Learned, Corpus]:
+    """What a folder holds, to be measured anew: its record, adapters and gates, and the documents to measure on.
+
+    On the very text and with the draw that it was learned with, all of them, as its parts are the same then; else those
+    that nothing was learned from or chosen by, and no copies of these. Changed copies are not recognised.
 
     Raises:
-        ConsolidationError: when it does not fit the model or the config, or when something was learned from documents
-            that would be measured on, as far as texts are known by their names.
+        ConsolidationError: when it does not fit the model or the config, or when the record cannot tell.
     """
     before, layers = saved_layers(model, start)
-    _check_start(before, start, corpus, config)
     said = before["learned"]
-    return before, Learned(
+    learned = Learned(
         layers=layers, benefit_gates=[], ranks=list(before["ranks"].values()),
         strengths=[(adapter, gate) for adapter, gate in said["strengths"]],
         sensitivity=said["sensitivity"], explained=said["explained"],
     )  # fmt: skip
-
-
-def _check_start(before: dict[str, Any], start: Path, corpus: Corpus, config: RetrofitConfig) -> None:
-    learned_on = before.get("learned_on") or before["text"]
-    text, same = corpus.described(), corpus.described() == before["text"] == learned_on
-    for other in (learned_on, before["further_text"]):
-        if other is not None and other["name"] == text["name"] and not same:
+    changed = differing(to_dict(config), to_dict(config_before(before, start)))
+    for name in changed:
+        if name not in RECALIBRATED + REDRAWN:
             raise ConsolidationError(
-                f"{start} was learned on {other['name']} ({other['version']}, {other['digest']}), and the text is "
-                f"{text['name']} ({text['version']}, {text['digest']}): documents that were learned from could be "
-                "measured on; give the very text that the folder was calibrated on, or quite another"
+                f"retrofit.{name} belongs to what was learned; leave it as {start} has it, or learn anew without --from"
             )
-    free = RECALIBRATED if same else RECALIBRATED + REDRAWN
-    kept = {name: value for name, value in to_dict(config).items() if name not in free}
-    for name in differing(kept, {name: before["config"].get(name) for name in kept}):
-        why = "decides which documents were learned from" if name in REDRAWN else "belongs to what was learned"
-        raise ConsolidationError(f"retrofit.{name} {why}; leave it as {start} has it, or learn anew without --from")
+    learned_on, text = before.get("learned_on") or before["text"], corpus.described()
+    drawn_alike = "learned_on" not in before and not set(changed) & set(REDRAWN)
+    if drawn_alike and text["digest"] == learned_on["digest"]:
+        return before, learned, corpus
+    if "used_documents" not in before:
+        raise ConsolidationError(
+            f"{start} does not say which documents it was learned from; give the text and the numbers of documents "
+            "that it was learned with, or consolidate again"
+        )
+    packaged = text["version"] is not None and text["name"] == learned_on["name"]
+    if packaged and text["digest"] != learned_on["digest"]:
+        raise ConsolidationError(
+            f"{start} was learned on {text['name']} of {learned_on['version']}, and this is that of {text['version']}, "
+            "where documents that were learned from stand with small changes; give other text, or that version"
+        )
+    return before, learned, unused(corpus, before["used_documents"])
+
+
+def config_before(record: dict[str, Any], folder: Path) -> RetrofitConfig:
+    """What a folder was made with; a field that it does not know has its default.
+
+    Raises:
+        ConsolidationError: when it is no config of this version.
+    """
+    try:
+        return from_dict(record["config"], RetrofitConfig())
+    except (ValueError, TypeError) as error:
+        raise ConsolidationError(
+            f"{folder} has a config that this version cannot read ({error}); consolidate again"
+        ) from error
 
 
 def learn(

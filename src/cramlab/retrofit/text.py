@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from cramlab.audit.text import Corpus
+from cramlab.audit.text import Corpus, Document
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 from cramlab.retrofit.config import HELD_OUT, PARTS, RetrofitConfig
@@ -52,17 +56,35 @@ def parts_of(
     """The parts of `PARTS`, and what gradients are taken from: "learning" and, of other text, "further".
 
     Test and calibration are drawn first, so they stay the same when others change in size. Learning takes every context
-    of all documents but those of `HELD_OUT`.
+    of all documents but those of `HELD_OUT` and copies of these.
 
     Raises:
         ConsolidationError: when there are too few documents as long as a context.
     """
     found = _drawn_parts(pretrained, corpus, config, PARTS)
-    held_out = {i for part in HELD_OUT for i, _ in found[part]}
+    held_out = {corpus.documents[i].text for part in HELD_OUT for i, _ in found[part]}
     parts = {part: [tokens for _, tokens in taken] for part, taken in found.items()}
     parts["learning"] = _all_contexts(pretrained, corpus, config, held_out)
-    parts["further"] = [] if further is None else _all_contexts(pretrained, further, config, set())
+    parts["further"] = [] if further is None else _all_contexts(pretrained, further, config, held_out)
     return parts
+
+
+def used_documents(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None) -> list[str]:
+    """Digests of the documents that anything may have been learned from or chosen by: all but test and calibration."""
+    found = _drawn_parts(pretrained, corpus, config, HELD_OUT)
+    unseen = {corpus.documents[i].text for part in ("test", "calibration") for i, _ in found[part]}
+    given = [*corpus.documents, *(() if further is None else further.documents)]
+    return sorted({_digest(document) for document in given if document.text not in unseen})
+
+
+def unused(corpus: Corpus, digests: Collection[str]) -> Corpus:
+    """The documents of a text that are not among those of `used_documents`."""
+    used = set(digests)
+    return dataclasses.replace(corpus, documents=tuple(d for d in corpus.documents if _digest(d) not in used))
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode()).hexdigest()[:12]
 
 
 def _drawn_parts(
@@ -85,15 +107,15 @@ def _drawn_parts(
     return {part: [next(rest) for _ in range(n)] for part, n in sizes.items()}
 
 
-def _all_contexts(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, without: set[int]) -> list[Tensor]:
+def _all_contexts(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, without: set[str]) -> list[Tensor]:
     """Contexts of documents in random order, every document from its start to its end, (T,) each."""
     if not config.local_steps and not config.end_steps:
         return []
     device = next(pretrained.model.parameters()).device
     found: list[Tensor] = []
     for i in order_of(corpus, config.seed):
-        if i not in without:
-            tokens = torch.tensor(pretrained.encode(corpus.documents[i].text), device=device)
+        if (text := corpus.documents[i].text) not in without:
+            tokens = torch.tensor(pretrained.encode(text), device=device)
             found += [part for part in tokens.split(config.context) if len(part) == config.context]
         if len(found) >= config.learning_contexts:
             break
