@@ -1,4 +1,4 @@
-"""Renews the table of language models in docs/performance.md from results/text (see `text_run.py`)."""
+"""Renews table and figure of language models in docs/performance.md from results/text (see `text_run.py`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
 from cramlab.files import write_text
 
 ROOT = Path(__file__).parent.parent
+FIGURE = ROOT / "docs" / "figures" / "text.svg"
 BEGIN, END = "<!-- text: begin -->", "<!-- text: end -->"
 
 
@@ -44,13 +50,36 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join([head, "| --- | --- | --- | --- | --- | --- | --- | --- |", *lines])
 
 
+def draw(records: list[dict[str, Any]]) -> None:
+    """Held-out loss against attention_frac: a point a run, and the means of CRAM by price joined by a line."""
+    mpl.rcParams["svg.hashsalt"] = "cramlab"
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    groups: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        last = record["series"][-1]
+        point = last["attention_frac"], last["nats_per_token"]
+        groups[record["config"]["model"]][record["config"]["read_price"]].append(point)
+    for model, prices in groups.items():
+        points = [point for found in prices.values() for point in found]
+        dots = axis.scatter(*zip(*points, strict=True), s=18, label=model)
+        means = sorted(tuple(map(statistics.fmean, zip(*found, strict=True))) for found in prices.values())
+        axis.plot(*zip(*means, strict=True), color=dots.get_facecolor()[0], linewidth=1)
+    axis.set(xlabel="attention_frac", ylabel="nats a token, held out")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(FIGURE, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
-    """Reads every record, writes the page."""
+    """Reads every record, writes page and figure."""
     paths = sorted((ROOT / "results" / "text").glob("*.json"))
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     page = ROOT / "docs" / "performance.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     write_text(page, f"{before}{BEGIN}\n\n{table(records)}\n\n{END}{rest.partition(END)[2]}")
+    draw(records)
 
 
 if __name__ == "__main__":
