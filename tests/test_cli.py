@@ -39,8 +39,8 @@ def test_the_command_line_is_frozen():
             *("--data", "--help", "--models", "--out", "--path", "--resume", "--seeds", "--source", "--ways"),
         ],
         "consolidate": [
-            *("--allow-pickle", "--device", "--further-text", "--help", "--max-loss-increase", "--out", "--resume"),
-            *("--set", "--text", "--threads", "model"),
+            *("--allow-pickle", "--device", "--from", "--further-text", "--help", "--max-loss-increase", "--out"),
+            *("--resume", "--set", "--text", "--threads", "model"),
         ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],

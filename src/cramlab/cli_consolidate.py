@@ -62,7 +62,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(command=_consolidate)
 
 
-def _config(overrides: list[str], start: Path | None) -> RetrofitConfig:
+def _config(overrides: list[str], start: Path | None = None) -> RetrofitConfig:
     config = RetrofitConfig()
     if start is not None:
         from cramlab.hf.consolidation_folder import read_record
