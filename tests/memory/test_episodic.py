@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cramlab.memory import fused_read, window_attention
+from cramlab.memory import fused_read, launches, window_attention
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
 from cramlab.memory.salience import SalienceGate
 
@@ -331,3 +331,19 @@ def test_a_fresh_gate_writes_everything_and_does_not_shape_its_input():
 def test_bad_write_rules_are_refused_by_name(changes, field):
     with pytest.raises(ValueError, match=field):
         EpisodicMemoryConfig(**changes)
+
+
+@pytest.mark.parametrize("n_batch", [1, 2])
+def test_without_a_bound_the_kernels_twin_scores_no_more_than_is_seen(n_batch, monkeypatch):
+    """Where launches bind and there is no kernel: not all places for all readers, which may be too large to hold."""
+    monkeypatch.setattr(launches, "bind", lambda _: True)
+    memory = EpisodicMemory(EpisodicMemoryConfig(n_heads=2), D)
+    h, gaps = torch.randn(n_batch, 90, D), torch.rand(n_batch, 90)
+    written = written_by(memory, h, gaps)
+    reads = torch.rand(gaps.shape) < 0.5
+    widths, attend = [], memory._attend
+    monkeypatch.setattr(memory, "_attend", lambda q, part, *more, **how: (
+        widths.append(part.n_places), attend(q, part, *more, **how))[1])  # fmt: skip
+    memory.read_some(h, reads, reads.flatten().nonzero().squeeze(-1), written)
+    assert len(widths) > 1
+    assert widths[0] < 90

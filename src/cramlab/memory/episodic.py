@@ -246,7 +246,7 @@ class EpisodicMemory(nn.Module):
             visible = visible_places(buffer.filled, written.last, self.config.capacity)
             return self.w_out(self._attend(self.w_query(h), buffer, visible))
         if most is not None or _few_calls(h):
-            return self._read_together(h, reads, written, most)
+            return self._read_together(h, reads, written, most, waits=most is None)
         token = reads.flatten().nonzero().squeeze(-1)
         found = self.read_some(h, reads, token, written)
         return found.new_zeros(reads.numel(), found.shape[-1]).index_copy_(0, token, found).view_as(h)
@@ -286,12 +286,14 @@ class EpisodicMemory(nn.Module):
                 answers.append(window_attention(some, keys, values, oldest, newest, self.config.n_heads))
         return torch.cat(answers) if len(answers) > 1 else answers[0]
 
-    def _read_together(self, h: Tensor, reads: Tensor, written: Written, most: int | None) -> Tensor:
+    def _read_together(
+        self, h: Tensor, reads: Tensor, written: Written, most: int | None, *, waits: bool = True
+    ) -> Tensor:
         """`read` of all sequences at once, each filled up to the one with most reads, in few launches."""
         token, there = first_tokens(reads, most)
         if not token.shape[1]:
             return torch.zeros_like(h) + self._no_answer(self.w_query(rows_at(h, token)), written.buffer)
-        found = self.read_first(h, token, there, written, waits=most is None).flatten(0, 1)
+        found = self.read_first(h, token, there, written, waits=waits).flatten(0, 1)
         y = found.new_zeros(reads.numel() + 1, found.shape[-1])
         return y.index_copy_(0, flat_places(token, there, h.shape[1]), found)[:-1].view_as(h)
 
