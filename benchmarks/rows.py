@@ -156,9 +156,7 @@ def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[R
         difference = float((go() - go(bounds)).abs().max())
         ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": in_place if where.on_cpu else go}
         more: dict[str, Any] = {"n_batch": n_batch, "read_frac": READ_FRAC, "write_frac": WRITE_FRAC}
-        if fused_read.usable(h, N_HEADS):  # its twin waits for the device, which no graph can
-            graphs, failed = as_graphs({"dense": everybody, "routed": lambda go=go, bounds=bounds: go(bounds)})
-            ways, more = ways | graphs, more | failed
+        more |= with_graphs(ways, {"dense": everybody, "routed": functools.partial(go, bounds)}, where)
         yield row("episodic tier with projections", n, ways, where, difference_with_bounds=difference, **more)
 
 

@@ -65,8 +65,7 @@ class Rules:
         self.router_steps, self.lora_steps, self.lora_rank = args.router_steps, args.lora_steps, args.lora_rank
         self.saved = saved is not None
         if saved is not None:
-            self.record, self.learned = saved
-            record = self.record
+            record, self.learned = saved
             self.gradients, self.chosen, self.candidates = record["gradients"], "saved", {"saved": self.learned}
         else:
             self.candidates = learn(model, sites, config, parts, stages)
@@ -252,10 +251,11 @@ def main() -> None:
         if allowed is not corpus:
             parser.error("--from: give the text and the numbers of documents that the folder was calibrated with")
         named += saved[0]["weights_sha256"][:16]
+    further_text = saved[0]["further_text"] if saved else further and further.described()
     rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args, saved)
     for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
         if documents:
-            _compare(args.out / f"{file}.json", rules, pretrained, text, further, documents, elsewhere)
+            _compare(args.out / f"{file}.json", rules, pretrained, text, further_text, documents, elsewhere)
 
 
 def _progress(stage: str, done: int, total: int, seconds: float) -> None:
@@ -263,12 +263,11 @@ def _progress(stage: str, done: int, total: int, seconds: float) -> None:
         print(time.strftime("%H:%M:%S"), f"{stage}: {total:,} tokens in {seconds:.1f} s", flush=True)
 
 
-def _compare(path, rules, pretrained, text, further, documents, elsewhere) -> None:
+def _compare(path, rules, pretrained, text, further_text, documents, elsewhere) -> None:
     model, config, learned = rules.model, rules.config, rules.learned
     data = json.loads(path.read_text()) if path.exists() else {
         "header": records.header(documents[0].device), "name": pretrained.name, "note": pretrained.note,
-        "text": text.described(),
-        "further_text": rules.record["further_text"] if rules.saved else further and further.described(),
+        "text": text.described(), "further_text": further_text,
         "config": to_dict(config), "context": len(documents[0]), "documents": len(documents),
         "original": [original_loss(model, tokens) for tokens in documents],
         "ranks": learned.ranks, "explained": learned.explained, "sensitivity": learned.sensitivity,

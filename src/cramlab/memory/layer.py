@@ -96,12 +96,9 @@ class CRAMLayer(Mixer):
             ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number;
                 for bounds that cannot hold.
         """
-        routing = routing or Routing()
-        if routing.bounds is not None:
-            self._check_bounds(routing.bounds, read_all=routing.read_all)
-            if not x.numel():  # nothing is left to be bounded
-                routing = routing._replace(bounds=None)
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        routing = self._bounded(routing or Routing(), x)
+        bounds = routing.bounds
         if state is None:
             n_batch = x.shape[0]
             state = CRAMState(working=self.working.initial_state(n_batch), buffer=self.episodic.initial_buffer(n_batch))
@@ -113,10 +110,6 @@ class CRAMLayer(Mixer):
         without: Tensor | None = None
         h = x if self.config.router.name == "gumbel" else self.norm(working)
         salience = None if self.episodic.salience is None else self.episodic.salience(h)
-        bounds = routing.bounds
-        if bounds is not None:
-            bounds = Bounds(*(min(most, x.shape[1]) for most in bounds))
-            routing = routing._replace(bounds=bounds)
         writes = self._writes(salience, valid, routing)
         written = self.episodic.write(
             h, gaps, state.buffer, writes, most=None if bounds is None or salience is None else bounds.writes
@@ -152,12 +145,18 @@ class CRAMLayer(Mixer):
         writes = writes if valid is None else writes & valid
         return writes if routing.bounds is None else _first(writes, routing.bounds.writes)
 
-    def _check_bounds(self, bounds: Bounds, *, read_all: bool) -> None:
-        if self.config.router.name == "gumbel" or read_all:
-            who = "routing.read_all" if read_all else 'router "gumbel"'
+    def _bounded(self, routing: Routing, x: Tensor) -> Routing:
+        """With bounds that can hold for x (B, T, D): at most T, and none where there is nothing to be bounded."""
+        bounds = routing.bounds
+        if bounds is None:
+            return routing
+        if self.config.router.name == "gumbel" or routing.read_all:
+            who = "routing.read_all" if routing.read_all else 'router "gumbel"'
             raise ValueError(f"routing.bounds = {bounds} cannot hold: with {who} every token reads; leave them out")
         if min(bounds) < 1:
             raise ValueError(f"routing.bounds = {bounds} must be at least 1 each")
+        possible = Bounds(*(min(most, x.shape[1]) for most in bounds)) if x.numel() else None
+        return routing._replace(bounds=possible)
 
     def _mix_hard(
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing

@@ -98,16 +98,13 @@ def consolidate(
         stages = Stages(out / "state", named, progress)
         candidates = learn(model, sites, config, parts, stages)
         chosen, found = chosen_by_validation(model, sites, config, parts, stages, candidates)
-        learned = candidates[chosen]
-        run = Calibration(model, sites, config, parts, stages, learned, chosen)
-        calibrated = run.calibrate(promise)
-        test = run.test(calibrated)
-        record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
-        record["gradients"] = gradients(candidates, chosen, found)
-        record["further_text"] = None if further is None else further.described()
-        record["used_documents"] = used_documents(pretrained, corpus, config, further)
-        save(out, learned.layers, model, record)
-    return record
+        learning = {
+            "gradients": gradients(candidates, chosen, found),
+            "further_text": None if further is None else further.described(),
+            "used_documents": used_documents(pretrained, corpus, config, further),
+        }
+        run = Calibration(model, sites, config, parts, stages, candidates[chosen], chosen)
+        return _promised(run, promise, pretrained, corpus, learning, out)
 
 
 @torch.no_grad()
@@ -143,13 +140,9 @@ def recalibrate(
     named = identity(model, list(parts.values()), config) + before["weights_sha256"][:16]
     with only_process_in(out):
         stages = Stages(out / "state", named, progress)
+        learning = {"learned_on": before["text"]} | {name: before[name] for name in _KEPT if name in before}
         run = Calibration(model, consolidatable_sites(model), config, parts, stages, learned, "saved")
-        calibrated = run.calibrate(promise)
-        test = run.test(calibrated)
-        record = _record(pretrained, corpus, config, promise, learned, calibrated, test, stages)
-        record |= {"learned_on": before["text"]} | {name: before[name] for name in _KEPT if name in before}
-        save(out, learned.layers, model, record)
-    return record
+        return _promised(run, promise, pretrained, corpus, learning, out)
 
 
 def _promise(max_loss_increase: float, config: RetrofitConfig) -> Promise:
@@ -380,16 +373,26 @@ class Calibration:
         return self.increases("test", f"{calibrated.skipped_frac:g}", calibrated.threshold)
 
 
+def _promised(
+    run: Calibration, promise: Promise, pretrained: Pretrained, corpus: Corpus, learning: dict[str, Any], out: Path
+) -> dict[str, Any]:
+    """Calibrates, tests and saves; `learning` is what the record says of how it was learned."""
+    calibrated = run.calibrate(promise)
+    test = run.test(calibrated)
+    record = _record(run, promise, pretrained, corpus, calibrated, test) | learning
+    save(out, run.learned.layers, run.model, record)
+    return record
+
+
 def _record(
+    run: Calibration,
+    promise: Promise,
     pretrained: Pretrained,
     corpus: Corpus,
-    config: RetrofitConfig,
-    promise: Promise,
-    learned: Learned,
     calibrated: Calibrated,
     test: Tensor,
-    stages: Stages,
 ) -> dict[str, Any]:
+    learned = run.learned
     header = records.header(next(pretrained.model.parameters()).device)
     packages = ("transformers", "gguf")
     increase, skipped, pairs = test.mean(dim=0).tolist()
@@ -402,7 +405,7 @@ def _record(
         "name": pretrained.name,
         "note": pretrained.note,
         "text": corpus.described(),
-        "config": to_dict(config),
+        "config": to_dict(run.config),
         "promise": dataclasses.asdict(promise),
         "skipped_frac": calibrated.skipped_frac,
         "tested": [{"skipped_frac": frac} | dataclasses.asdict(t) for frac, t in calibrated.tested],
@@ -410,5 +413,5 @@ def _record(
                  "pairs_frac": pairs},
         "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained,
                     "strengths": [list(pair) for pair in learned.strengths]},
-        "seconds": stages.seconds,
+        "seconds": run.stages.seconds,
     }  # fmt: skip
