@@ -65,7 +65,7 @@ class RetrofitConfig:
     learning_rate: float = 1e-3
     learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
     temperature: float = 0.5
-    skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+    skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 1.0)
     delta: float = 0.1
     bound_factor: float = 5.0
     seed: int = 0
