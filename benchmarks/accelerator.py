@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cramlab import records
 from cramlab.files import write_json
-from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, fused_read
+from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, fused, fused_read
 from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import visible_places
 
@@ -403,14 +403,14 @@ def main() -> int:
         if time.monotonic() > end:
             print(f"out of time before {name}; call again to go on", file=sys.stderr)
             return 3
-        fused = kind == "kernel" or holds(args.out, "kernel-float32", "kernel-bfloat16")
-        header = records.header(device) | {"name": name, "fused_kernel": fused and device.type == "cuda"}
+        with_kernels = kind == "kernel" or holds(args.out, "kernel-float32", "kernel-bfloat16")
+        header = records.header(device) | {"name": name, "fused_kernel": with_kernels and device.type == "cuda"}
         write_json(path, header | {"failed": "did not come to an end"})  # which stands if the process dies
         if kind in NEEDS and not holds(args.out, f"{NEEDS[kind]}-bfloat16"):
             found = {"failed": f"not timed, as {NEEDS[kind]}-bfloat16 does not hold"}
         else:
             torch.manual_seed(0)
-            with fused_read.switched(fused):
+            with fused.switched(with_kernels):
                 found = records.finite(measured(measure, UNITS_S.get(kind, UNIT_S)))
         write_json(path, header | found)
         medians = {way: round(spread["ms"]["median"], 3) for way, spread in found.get("ways", {}).items()}

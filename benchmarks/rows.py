@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend
 
 from cramlab.baselines import TransformerConfig
 from cramlab.baselines.attention import attend
-from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused_read
+from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused, fused_read
 from cramlab.memory.decoder import Decoder, GraphDecoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
@@ -106,8 +106,8 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
             def by_sequence(asked: Tensor = asked[0], written: Written = written, reads: Tensor = reads) -> Tensor:
                 return memory._attend_by_sequence(asked, written.last[0], reads, written.buffer)
 
-            def together(fused: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
-                with fused_read.switched(fused):
+            def together(with_kernel: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
+                with fused.switched(with_kernel):
                     return memory._attend_chosen(asked, written.last, written)
 
             ways: dict[str, Callable[[], Any]] = {

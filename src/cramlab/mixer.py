@@ -164,7 +164,7 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
 
     Raises:
         ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and not negative on valid tokens; what is in
-            the gaps is not looked at while a CUDA graph is recorded, nor when it is replayed.
+            the gaps is not looked at while a CUDA graph is recorded, nor when it is replayed, nor in compiled code.
     """
     if x.ndim != 3 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, tokens, {d_model})")
@@ -173,8 +173,8 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
             raise ValueError(f"{name} has shape {tuple(given.shape)}; give {tuple(x.shape[:2])}, one entry a token")
     if valid is not None:
         x, gaps = torch.where(valid[..., None], x, 0.0), torch.where(valid, gaps, 0.0)
-    if gaps.is_cuda and torch.cuda.is_current_stream_capturing():  # a recording cannot wait for an answer
-        return x, gaps
+    if torch.compiler.is_compiling() or (gaps.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return x, gaps  # a recording cannot wait for an answer
     good = torch.isfinite(gaps) & (gaps >= 0)
     if not bool(good.all()):
         raise ValueError(f"gaps holds {gaps[~good][0].item()}; give times since the previous event, finite, 0 or more")

@@ -71,3 +71,22 @@ def test_nobody_reads_and_nothing_is_held():
         y.sum().backward()
         assert not q.grad.any()
         assert not keys.grad.any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity", [None, 40])
+def test_use_equals_twin(masked, capacity, monkeypatch):
+    """What the write gate learns from: with holes, with a bounded buffer, and without the readers' own entries."""
+    monkeypatch.setattr(fused_read, "_LEAST_SPLIT", 64)
+    n_heads, n_places = 2, 150
+    q, last, keys, _ = example((20, 3, 0), n_places, 32)
+    filled = torch.rand(3, n_places, device=DEVICE) < 0.6 if masked else None
+    own = torch.where(torch.rand(last.shape, device=DEVICE) < 0.5, last, -1)
+    found = fused_read.use(q, last, own, keys, filled, n_heads, capacity)
+    there = torch.ones(3, n_places, dtype=torch.bool, device=DEVICE) if filled is None else filled
+    visible = visible_places(there, last.clamp(min=0).long(), capacity)[:, None]
+    wide = [t.detach().double().unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys)]
+    weights = torch.softmax((wide[0] @ wide[1].transpose(-1, -2) / 32**0.5).masked_fill(~visible, -torch.inf), dim=-1)
+    dropped = (torch.arange(n_places, device=DEVICE) == own[..., None]) | (last < 0)[..., None]
+    expected = weights.square().mean(dim=1).masked_fill(dropped, 0.0).sum(dim=1)
+    assert torch.allclose(found.double(), expected, atol=1e-5)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
+from cramlab.memory.selection import first_tokens, flat_places, rows_at, running_sum
 from cramlab.memory.window_attention import window_attention
 
 WriteRule = Literal["all", "salience"]
@@ -140,7 +141,7 @@ class EpisodicMemory(nn.Module):
                 places: a caller that knows a bound keeps a gate's decision from having to leave the device. None: all.
         """
         n_before, n_tokens = buffer.n_places, h.shape[1]
-        now = gaps.cumsum(dim=-1)
+        now = running_sum(gaps)
         total = now[:, -1:]
         if self.salience is None:  # every token has a place, also the padding, so that no gather is needed
             filled = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
@@ -149,7 +150,7 @@ class EpisodicMemory(nn.Module):
             gapless = full = not n_before and writes is None
         else:
             writes = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
-            rank = writes.cumsum(dim=1)
+            rank = running_sum(writes)
             last = (rank if most is None else rank.clamp(max=most)) + (n_before - 1)
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
             if most is None and len(h) > 1 and not launches.bind(h.device):
@@ -384,12 +385,25 @@ class EpisodicMemory(nn.Module):
     def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None = None) -> Tensor:
         """Squared attention weight that each place of the buffer got, summed over readers, mean over heads; (B, S)."""
         asks = asks & self.can_read(written)
+        if fused_read.usable(h, self.config.n_heads):
+            return self._use_fused(h, asks, writes, written, most)
         if most is not None or launches.bind(h.device):
             return self._use_together(h, asks, writes, written, most)
         rows = [slice(b, b + 1) for b in range(len(h))]
         parts = [Written(Buffer(*(t[row] for t in written.buffer)), written.last[row]) for row in rows]
         use = [self._use_together(h[r], asks[r], writes[r], part) for r, part in zip(rows, parts, strict=True)]
         return torch.cat(use) if use else written.buffer.times
+
+    def _use_fused(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None) -> Tensor:
+        """`_use` by the fused kernel."""
+        buffer = written.buffer
+        token, there = first_tokens(asks, most)
+        last = written.last.gather(1, token)
+        last = last if there is None else last.where(there, -1)
+        own = last.where(writes.gather(1, token), -1)
+        filled = None if written.gapless else buffer.filled
+        q = self.w_query(rows_at(h, token))
+        return fused_read.use(q, last, own, buffer.keys, filled, self.config.n_heads, self.config.capacity)
 
     def _use_together(
         self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None = None
@@ -423,40 +437,6 @@ def _joined(old: Tensor, new: Tensor) -> Tensor:
     if not new.shape[1] and not new.requires_grad:
         return old
     return torch.cat([old, new], dim=1) if old.shape[1] else new
-
-
-def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | None]:
-    """Numbers of the chosen tokens of each sequence in order, filled up to equal length.
-
-    Args:
-        chosen: bool (B, T).
-        most: the first so many of each sequence, R; None: all, for which the device is waited for.
-
-    Returns:
-        int64 (B, R), the last token where filled up; and which are not, bool (B, R), None where all are not.
-    """
-    if most is None and len(chosen) == 1:
-        return chosen[0].nonzero().T, None
-    rank, n_tokens = chosen.cumsum(dim=1), chosen.shape[1]
-    if most is None:
-        most = int(rank[:, -1:].amax()) if chosen.numel() else 0
-    wanted = torch.arange(1, most + 1, device=chosen.device).expand(len(chosen), -1).contiguous()
-    token = torch.searchsorted(rank, wanted)  # the first token of that rank; beyond them all if there is none
-    return token.clamp(max=n_tokens - 1), token < n_tokens
-
-
-def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
-    """The tokens of `first_tokens` counted over all sequences, (B R,); one row beyond them all where filled up."""
-    n_all = len(token) * n_tokens
-    place = token + torch.arange(0, n_all, n_tokens, device=token.device)[:, None]
-    return (place if there is None else place.where(there, n_all)).flatten()
-
-
-def rows_at(h: Tensor, token: Tensor) -> Tensor:
-    """The tokens of h (B, T, D) with these numbers (B, R); (B, R, D)."""
-    if len(h) == 1:
-        return h[0].index_select(0, token[0])[None]
-    return h.gather(1, token[..., None].expand(-1, -1, h.shape[-1]))
 
 
 def block_size(n_readers: int) -> int:

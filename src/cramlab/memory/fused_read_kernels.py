@@ -204,3 +204,36 @@ def to_places(
             to_k += tl.dot(tl.trans(to_score).to(k.dtype), asked, input_precision="ieee")
     tl.store(to_keys + where, to_k.to(to_keys.dtype.element_ty), mask=inside[:, None])
     tl.store(to_values + where, to_v.to(to_values.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def use(
+    q, keys, last, own, filled, n_filled, lse, found,
+    n_heads, n_readers, n_places, capacity, scale,
+    masked: tl.constexpr, bounded: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_s: tl.constexpr,
+):  # fmt: skip
+    """Squared weights that a block of places gets from all readers of one head but from their own readers."""
+    b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
+    place = tl.program_id(0) * block_s + tl.arange(0, block_s)
+    channel = tl.arange(0, width)
+    d = n_heads * width
+    inside = place < n_places
+    where = (b * n_places + place).to(tl.int64)[:, None] * d + head * width + channel[None, :]
+    k = tl.load(keys + where, mask=inside[:, None], other=0.0)
+    used = tl.zeros([block_s], tl.float32)
+    for start in range(0, n_readers, block_r):
+        reader = start + tl.arange(0, block_r)
+        present = reader < n_readers
+        place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1)
+        if tl.max(place_of, axis=0) >= tl.program_id(0) * block_s:  # else none of them sees any of these places
+            own_place = tl.load(own + b * n_readers + reader, mask=present, other=-1)
+            at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+            asked = tl.load(q + at, mask=present[:, None], other=0.0)
+            total = tl.load(lse + tl.program_id(1) * n_readers + reader, mask=present, other=0.0)
+            total = tl.where(total == float("-inf"), 0.0, total)
+            seen = _seen(place, place_of, 0, filled, n_filled, b, n_places, capacity, masked, bounded)
+            seen = seen & (place[None, :] != own_place[:, None])
+            score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
+            weight = tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
+            used += tl.sum(weight * weight, axis=0)
+    tl.store(found + tl.program_id(1).to(tl.int64) * n_places + place, used, mask=inside)

@@ -11,15 +11,9 @@ from torch.nn import functional as F
 
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
-from cramlab.memory.episodic import (
-    Buffer,
-    EpisodicMemory,
-    EpisodicMemoryConfig,
-    Written,
-    first_tokens,
-    flat_places,
-)
+from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
+from cramlab.memory.selection import first_tokens, flat_places, running_sum
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
@@ -289,4 +283,4 @@ def _rows(entries: Tensor, token: Tensor | None, present: Tensor | None = None) 
 
 def _first(chosen: Tensor, most: int) -> Tensor:
     """The first so many of the chosen tokens of each sequence, bool (B, T)."""
-    return chosen & (chosen.cumsum(dim=1) <= most)
+    return chosen & (running_sum(chosen) <= most)

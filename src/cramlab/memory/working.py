@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cramlab.memory import launches
+from cramlab.memory import fused_scan, launches
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
 _CHUNK = 32  # tokens of a chunk
@@ -46,12 +46,14 @@ def decay_scan(
     kind = u.dtype
     # A decay close to 1 does not survive in 16 bits, nor does a state that is rounded at every token.
     exact = torch.promote_types(kind, torch.float32)
-    u, gaps, rates, state = (t.to(exact) for t in (u, gaps, rates, state))
+    gaps, rates, state = (t.to(exact) for t in (gaps, rates, state))
     if u.shape[1] == 1:  # a step of decoding: the definition itself
-        s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0])[:, None]
+        s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0].to(exact))[:, None]
+    elif products is None and fused_scan.usable(u):
+        s = fused_scan.decay_scan(u, gaps, rates, state)
     else:
         products = launches.bind(u.device) if products is None else products
-        s = cast("Tensor", _DecayScan.apply(u, gaps, rates, state, max(2, chunk), products))
+        s = cast("Tensor", _DecayScan.apply(u.to(exact), gaps, rates, state, max(2, chunk), products))
     return s.to(kind), s[:, -1]
 
 
@@ -105,7 +107,12 @@ def _by_steps(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor | None) -> T
     """The definition, token by token along u (..., C, G E) and gaps (..., C); state None: nothing before the first."""
     s, decay = torch.empty_like(u), _decays(gaps, rates, u.shape[-1])
     for added, fades, found in zip(u.unbind(-2), decay.unbind(-2), s.unbind(-2), strict=True):
-        state = found.copy_(added) if state is None else torch.addcmul(added, fades, state, out=found)
+        if state is None:
+            state = found.copy_(added)
+        elif torch.compiler.is_compiling():  # which knows no `out` whose rows stand apart
+            state = found.copy_(torch.addcmul(added, fades, state))
+        else:
+            state = torch.addcmul(added, fades, state, out=found)
     return s
 
 

@@ -1,0 +1,46 @@
+"""Kernels in Triton: whether they are used, and where they are found.
+
+Each has a slow twin in PyTorch, which is what runs without CUDA. They are custom operators, so that PyTorch's compiler
+takes them as they are and neither compiles them again nor breaks its graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_enabled = os.environ.get("CRAMLAB_FUSED", "1") != "0"  # for a device on which a kernel turns out to be wrong
+
+
+@contextmanager
+def switched(on: bool) -> Iterator[None]:
+    """Within it, whether kernels are used where they could be."""
+    global _enabled
+    before, _enabled = _enabled, on
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def usable(x: Tensor) -> bool:
+    """Whether kernels can run where x is."""
+    return _enabled and x.is_cuda and _HAS_TRITON
+
+
+def kernels(name: str) -> Any:
+    """A module of kernels, imported where they are launched and nowhere else: Triton may be missing."""
+    return importlib.import_module(f"cramlab.memory.{name}_kernels")
+
+
+def known_floats(x: Tensor) -> bool:
+    """Whether kernels know the type of these numbers."""
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16)

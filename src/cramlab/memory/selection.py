@@ -1,0 +1,91 @@
+"""Which tokens of each sequence are chosen, in order: counting them, gathering them, knowing where they stood.
+
+On an accelerator one kernel does the counting, in Triton; PyTorch's running sum takes a row in a single block, however
+long it is. The slow twins stand beside it. Source: ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cramlab.memory import fused
+
+_BLOCK = 2048  # tokens that a program counts
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """The sum of x (B, T) up to and including each token: counts, int64, where x is bool."""
+    if not fused.usable(x) or x.requires_grad or not (x.dtype == torch.bool or fused.known_floats(x)):
+        return x.cumsum(dim=1)
+    return _running_sum(x)
+
+
+def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | None]:
+    """Numbers of the chosen tokens of each sequence in order, filled up to equal length.
+
+    Args:
+        chosen: bool (B, T).
+        most: the first so many of each sequence, R; None: all, for which the device is waited for.
+
+    Returns:
+        int64 (B, R), the last token where filled up; and which are not, bool (B, R), None where all are not.
+    """
+    if most is None and len(chosen) == 1:
+        return chosen[0].nonzero().T, None
+    if most is not None and fused.usable(chosen):
+        return _first_tokens(chosen, most)
+    rank, n_tokens = chosen.cumsum(dim=1), chosen.shape[1]
+    if most is None:
+        most = int(rank[:, -1:].amax()) if chosen.numel() else 0
+    wanted = torch.arange(1, most + 1, device=chosen.device).expand(len(chosen), -1).contiguous()
+    token = torch.searchsorted(rank, wanted)  # the first token of that rank; beyond them all if there is none
+    return token.clamp(max=n_tokens - 1), token < n_tokens
+
+
+def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
+    """The tokens of `first_tokens` counted over all sequences, (B R,); one row beyond them all where filled up."""
+    if len(token) > 1:
+        token = token + torch.arange(0, len(token) * n_tokens, n_tokens, device=token.device)[:, None]
+    return (token if there is None else token.where(there, (len(token) * n_tokens))).flatten()
+
+
+def rows_at(h: Tensor, token: Tensor) -> Tensor:
+    """The tokens of h (B, T, D) with these numbers (B, R); (B, R, D)."""
+    place = flat_places(token, None, h.shape[1])
+    return h.flatten(0, 1).index_select(0, place).unflatten(0, token.shape)
+
+
+@torch.library.custom_op("cramlab::running_sum", mutates_args=(), schema="(Tensor x) -> Tensor")
+def _running_sum(x: Tensor) -> Tensor:
+    found = _empty_sum(x)
+    if x.numel():
+        given = (x.contiguous().view(torch.int8) if x.dtype == torch.bool else x.contiguous(), found, found, found)
+        fused.kernels("selection").count[_grid(x)](*given, x.shape[1], 0, select=False, block=_BLOCK)
+    return found
+
+
+@_running_sum.register_fake
+def _empty_sum(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.int64 if x.dtype == torch.bool else x.dtype)
+
+
+@torch.library.custom_op(
+    "cramlab::first_tokens", mutates_args=(), schema="(Tensor chosen, int most) -> (Tensor, Tensor)"
+)
+def _first_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    token, there = _empty_tokens(chosen, most)
+    if chosen.numel() and most:
+        given = (chosen.contiguous().view(torch.int8), token, token, there.view(torch.int8))
+        fused.kernels("selection").count[_grid(chosen)](*given, chosen.shape[1], most, select=True, block=_BLOCK)
+    return token, there
+
+
+@_first_tokens.register_fake
+def _empty_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    shape = len(chosen), most
+    return chosen.new_empty(shape, dtype=torch.int64), chosen.new_empty(shape, dtype=torch.bool)
+
+
+def _grid(x: Tensor) -> tuple[int, int]:
+    return -(-x.shape[1] // _BLOCK), len(x)

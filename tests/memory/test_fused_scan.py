@@ -1,0 +1,57 @@
+"""The fused recurrence against its definition, outputs and gradients. On a CPU only in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+from cramlab.memory import fused_scan
+from cramlab.memory.working import decay_scan
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not torch.cuda.is_available() and not INTERPRETED:
+    pytest.skip("wants CUDA or TRITON_INTERPRET=1", allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+
+def example(n_tokens, n_rates=3, width=4):
+    u = torch.randn(2, n_tokens, n_rates, width, device=DEVICE, requires_grad=True)
+    gaps = (torch.rand(2, n_tokens, device=DEVICE) * 3).requires_grad_()
+    rates = torch.logspace(0, -3, n_rates, device=DEVICE).requires_grad_()
+    state = torch.randn(2, n_rates, width, device=DEVICE, requires_grad=True)
+    return u, gaps, rates, state
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize("channels", [(3, 4), (2, 5)])
+def test_kernel_equals_the_plain_scan_with_gradients(n_tokens, channels, monkeypatch):
+    """Several chunks of chunks, several blocks of channels."""
+    monkeypatch.setattr(fused_scan, "_CHUNK", 8)
+    monkeypatch.setattr(fused_scan, "_MOST_CHANNELS", 8)
+    given = example(n_tokens, *channels)
+    fast, slow = fused_scan.decay_scan(*given), decay_scan(*(t.double() for t in given), products=False)[0]
+    assert torch.allclose(fast.double(), slow, atol=1e-5)
+    weight = torch.randn_like(fast)
+    for a, b in zip(*(torch.autograd.grad((s * weight).sum(), given) for s in (fast, slow)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_small_gaps_survive_after_a_huge_one(monkeypatch):
+    monkeypatch.setattr(fused_scan, "_CHUNK", 8)
+    u, gaps, rates, state = example(40)
+    with torch.no_grad():
+        gaps[:, 17] = 1e30
+    fast, slow = fused_scan.decay_scan(u, gaps, rates, state), decay_scan(u, gaps, rates, state, products=False)[0]
+    assert torch.allclose(fast, slow, atol=1e-5)
+    grads = (torch.autograd.grad(s[:, 18:].sum(), [u, rates]) for s in (fast, slow))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*grads, strict=True))
+
+
+def test_half_precision_is_solved_in_single():
+    u, gaps, rates, state = example(100)
+    found = fused_scan.decay_scan(u.bfloat16(), gaps, rates, state)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, decay_scan(u.bfloat16().float(), gaps, rates, state, products=False)[0], atol=1e-4)
+    assert torch.autograd.grad(found.sum(), u)[0].dtype == torch.float32
