@@ -222,13 +222,16 @@ def with_graphs(ways: dict[str, Callable[[], Any]], works: dict[str, Callable[[]
     return failed
 
 
-def train(block: Block, x: Tensor, routing: Routing | None = None, go: Callable[..., Any] = forward) -> None:
-    """Gradients of all that a routed phase has a loss for, the model's own aside."""
-    y, mixed = go(block, x, routing)
-    loss = y.square().mean() + sum(mixed.aux.values())
-    if mixed.trace.gate_logit is not None:
-        loss = loss + mixed.trace.gate_logit.square().mean()
-    torch.autograd.grad(loss, [x, *block.parameters()], allow_unused=True)
+def loss(block: Block, x: Tensor, routing: Routing | None = None) -> Tensor:
+    """All that a routed phase has a loss for, the model's own aside."""
+    y, mixed = forward(block, x, routing)
+    total = y.square().mean() + sum(mixed.aux.values())
+    return total if mixed.trace.gate_logit is None else total + mixed.trace.gate_logit.square().mean()
+
+
+def train(block: Block, x: Tensor, routing: Routing | None = None, go: Callable[..., Tensor] = loss) -> None:
+    """Gradients of that loss."""
+    torch.autograd.grad(go(block, x, routing), [x, *block.parameters()], allow_unused=True)
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ def test_kernel_equals_twin(n_readers, masked, capacity, monkeypatch):
     """Over one split and several, sequences with few, no and many readers, a buffer with holes, a bounded one."""
     monkeypatch.setattr(fused_read, "_LEAST_SPLIT", 64)
     if n_readers == (33,):  # so many that the blocks are large
+        monkeypatch.setattr(fused_read, "_MANY_ROWS", 1)
         monkeypatch.setattr(fused_read, "_PROGRAMS", 1)
     n_places = 150
     for width in (32, 64, 128) if not masked and capacity is None else (16,):

@@ -16,8 +16,9 @@ from torch import Tensor
 from cramlab.memory import fused
 
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
+_MANY_ROWS = 4096  # readers of all heads and sequences; then keys that are fetched for few bind more than programs do
 _PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
-_LEAST_SPLIT = 256  # places that are worth a program of their own
+_LEAST_SPLIT = 128  # places that are worth a program of their own
 
 
 def usable(q: Tensor, n_heads: int) -> bool:
@@ -83,7 +84,7 @@ class _Launch:
         self.n_batch, self.n_readers, d = q.shape
         n_places, width = keys.shape[1], d // n_heads
         rows = self.n_batch * n_heads
-        block_r = _FEW if self.n_readers * rows < _MANY * _PROGRAMS // 4 else _MANY
+        block_r = _FEW if self.n_readers * rows < _MANY_ROWS else _MANY
         self.n_blocks, self.rows = -(-self.n_readers // block_r), rows
         busy = max(1, self.n_blocks * rows)
         self.n_splits = max(1, min(-(-_PROGRAMS // busy), n_places // _LEAST_SPLIT, 64))

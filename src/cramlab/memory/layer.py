@@ -114,7 +114,7 @@ class CRAMLayer(Mixer):
             y, without, trace, aux = self._mix_hard(working, h, written, valid, routing)
         if self.training and salience is not None:
             assert writes is not None
-            asks = trace.path == Path.EPISODIC  # by rule, without the audits
+            asks = trace.path == int(Path.EPISODIC)  # by rule, without the audits; the compiler takes no enumeration
             most = None if bounds is None else bounds.reads
             aux["salience"] = self.episodic.salience_loss(salience, h, asks, writes, written, most=most)
         if valid is not None:
@@ -255,7 +255,7 @@ class CRAMLayer(Mixer):
         aux = {}
         if self.training:
             n_valid = scored.sum().clamp(min=1)
-            read = ((path == Path.EPISODIC) & scored).flatten().nonzero().squeeze(-1)
+            read = ((path == int(Path.EPISODIC)) & scored).flatten().nonzero().squeeze(-1)
             aux["consolidation"] = self._consolidation(_rows(x, read), _rows(retrieved, read))
             aux["episodic_use"] = (probs[..., Path.EPISODIC] * scored).sum() / n_valid
             aux["semantic_use"] = (probs[..., Path.SEMANTIC] * q_known * scored).sum() / n_valid
