@@ -274,7 +274,7 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool =
     def way_by(go: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
         return functools.partial(rows.train, *given, go) if training else torch.no_grad()(functools.partial(go, *given))
 
-    plain = rows.loss if training else rows.forward
+    plain = rows.loss if training else rows.answer
     ways: dict[str, Callable[[], Any]] = {name: way_by(plain, given) for name, given in works.items()}
     failed: dict[str, str] = {}
     for name, given in works.items():

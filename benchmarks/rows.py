@@ -192,6 +192,11 @@ def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Te
     return block.finish(x, mixed.y), mixed
 
 
+def answer(block: Block, x: Tensor, routing: Routing | None = None) -> Tensor:
+    """A block's output alone."""
+    return forward(block, x, routing)[0]
+
+
 @torch.no_grad()
 def bounded(block: Block, x: Tensor, routing: Routing | None = None) -> Routing:
     """The same call with reads and writes bounded a quarter above what its busiest sequence did.
