@@ -47,7 +47,7 @@ def test_kernel_equals_twin(n_readers, masked, capacity, monkeypatch):
     monkeypatch.setattr(fused_read, "_LEAST_SPLIT", 64)
     if n_readers == (33,):  # so many that the blocks are large
         monkeypatch.setattr(fused_read, "_MANY_ROWS", 1)
-        monkeypatch.setattr(fused_read, "_PROGRAMS", 1)
+        monkeypatch.setattr(fused_read, "_AT_ONCE", 1)
     n_places = 150
     for width in (32, 64, 128) if not masked and capacity is None else (16,):
         q, last, keys, values = example(n_readers, n_places, width)

@@ -20,7 +20,8 @@ def chosen_tokens(n_batch=3, n_tokens=50):
 
 
 def test_first_tokens_in_order():
-    token, there = selection.first_tokens(torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]).bool(), 2)
+    token, there, rank = selection.first_tokens(torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]).bool(), 2)
+    assert rank.tolist() == [[0, 1, 1, 2, 3], [1, 1, 1, 1, 1]]
     assert token[0].tolist() == [1, 3]
     assert (token[1, 0], there.tolist()) == (0, [[True, True], [True, False]])
 
@@ -28,6 +29,7 @@ def test_first_tokens_in_order():
 def test_rows_and_places():
     h = torch.arange(12.0).view(2, 3, 2)
     token, there = torch.tensor([[0, 2], [1, 2]]), torch.tensor([[True, True], [True, False]])
+    assert selection.entries_at(h[..., 0], token, there, -1).tolist() == [[0, 4], [8, -1]]
     assert torch.equal(selection.rows_at(h, token), torch.stack([h[0, [0, 2]], h[1, [1, 2]]]))
     assert selection.flat_places(token, there, 3).tolist() == [0, 2, 4, 6]
 
@@ -43,6 +45,19 @@ def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
     without = selection.first_tokens(chosen.cpu(), most)
     for fast, slow in zip(with_kernel, without, strict=True):
         assert torch.equal(fast.cpu(), slow)
+
+
+@kernel
+@interpreter
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("all_there", [False, True])
+def test_kernel_takes_the_same_entries(dtype, all_there, monkeypatch):
+    monkeypatch.setattr(selection, "_BLOCK", 16)
+    x = (torch.rand(3, 50, device=DEVICE) * 100).to(dtype)
+    token = torch.randint(50, (3, 21), device=DEVICE)
+    there = None if all_there else torch.rand(3, 21, device=DEVICE) < 0.5
+    expected = selection.entries_at(*(t if t is None else t.cpu() for t in (x, token, there)), -1)
+    assert torch.equal(selection._entries_at(x, token, there, -1).cpu(), expected)
 
 
 @kernel

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramlab.memory import working
 from cramlab.memory.working import WorkingMemory, WorkingMemoryConfig, decay_scan
 
 RATES = torch.tensor([1.0, 0.1, 0.001])
@@ -24,14 +23,12 @@ def example(n_tokens, n_batch=2, dtype=torch.float64):
     return u, gaps, state
 
 
-@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("n_tokens", [1, 2, 31, 32, 33, 100, 1100])
-def test_scan_equals_the_loop_with_gradients(n_tokens, products, monkeypatch):
-    monkeypatch.setattr(working, "_LONG_CHUNK", 3)  # several levels
+def test_scan_equals_the_loop_with_gradients(n_tokens):
     u, gaps, state = example(n_tokens)
     rates = RATES.double().requires_grad_()
     leaves = (u, state, rates, gaps.requires_grad_())
-    fast, fast_end = decay_scan(u, gaps, rates, state, products=products)
+    fast, fast_end = decay_scan(u, gaps, rates, state)
     slow, slow_end = naive_scan(u, gaps, rates, state)
     assert torch.allclose(fast, slow, atol=1e-10)
     assert torch.allclose(fast_end, slow_end, atol=1e-10)
@@ -44,20 +41,18 @@ def test_scan_equals_the_loop_with_gradients(n_tokens, products, monkeypatch):
         assert torch.allclose(a, b, atol=1e-9)
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_the_chunk_size_changes_nothing(products):
+def test_the_chunk_size_changes_nothing():
     u, gaps, state = example(100)
     whole, _ = decay_scan(u, gaps, RATES.double(), state, chunk=100)
     for chunk in (2, 7, 64):
-        found, _ = decay_scan(u, gaps, RATES.double(), state, chunk=chunk, products=products)
+        found, _ = decay_scan(u, gaps, RATES.double(), state, chunk=chunk)
         assert torch.allclose(found, whole, atol=1e-10)
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_half_precision_is_solved_in_single(products):
+def test_half_precision_is_solved_in_single():
     u, gaps, state = (t.detach().bfloat16() for t in example(300))
     rates = (RATES / 100).bfloat16()
-    found, end = decay_scan(u, gaps, rates, state, products=products)
+    found, end = decay_scan(u, gaps, rates, state)
     exact, last = naive_scan(*(t.double() for t in (u, gaps, rates, state)))
     assert (found.dtype, end.dtype) == (torch.bfloat16, torch.float32)
     assert torch.allclose(found.double(), exact, rtol=2**-8, atol=1e-3)
@@ -76,26 +71,24 @@ def test_gaps_add_up(first, second):
     assert torch.allclose(two, one, rtol=1e-9, atol=1e-300)
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_zero_gaps_only_add_and_huge_gaps_forget(products):
+def test_zero_gaps_only_add_and_huge_gaps_forget():
     u = torch.ones(1, 4, 3, 4)
     state = torch.ones(1, 3, 4)
-    s, _ = decay_scan(u, torch.zeros(1, 4), RATES, state, products=products)
+    s, _ = decay_scan(u, torch.zeros(1, 4), RATES, state)
     assert torch.equal(s[0, :, 0, 0], torch.tensor([2.0, 3.0, 4.0, 5.0]))
     rates = RATES.clone().requires_grad_()
-    s, end = decay_scan(u, torch.tensor([[0.0, 1e12, 0.0, 1e30]]), rates, state, products=products)
+    s, end = decay_scan(u, torch.tensor([[0.0, 1e12, 0.0, 1e30]]), rates, state)
     assert torch.equal(s[0, :, 2, 0], torch.tensor([2.0, 1.0, 2.0, 1.0]))
     end.sum().backward()
     assert torch.isfinite(rates.grad).all()
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_a_small_gap_survives_after_a_huge_one(products):
+def test_a_small_gap_survives_after_a_huge_one():
     """Clock times would have rounded it away."""
     u = torch.zeros(1, 3, 1, 1)
     u[0, 1] = 1.0
     gaps, rates, state = torch.tensor([[0.0, 1e9, 0.5]]), torch.tensor([1.0]), torch.zeros(1, 1, 1)
-    s, _ = decay_scan(u, gaps, rates, state, products=products)
+    s, _ = decay_scan(u, gaps, rates, state)
     assert s[0, 2].item() == pytest.approx(torch.tensor(-0.5).exp().item(), rel=1e-6)
 
 

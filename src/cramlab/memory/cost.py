@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
     """Cost of one sequence, matrix products only: norms, activations, gathers and the scan are bytes, not FLOPs.
 
-    Where launches bind, chunks of the scan are products too, which are not counted: 2 * 32 * d_state a token.
-
     Args:
         layer: for its config and parameters.
         seq_len: tokens.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
-from cramlab.memory.selection import first_tokens, flat_places, rows_at, running_sum
+from cramlab.memory.selection import Chosen, entries_at, first_tokens, flat_places, rows_at, running_sum
 from cramlab.memory.window_attention import window_attention
 
 WriteRule = Literal["all", "salience"]
@@ -150,13 +150,15 @@ class EpisodicMemory(nn.Module):
             gapless = full = not n_before and writes is None
         else:
             writes = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
-            rank = running_sum(writes)
-            last = (rank if most is None else rank.clamp(max=most)) + (n_before - 1)
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
             if most is None and len(h) > 1 and not launches.bind(h.device):
-                keys, values, ages, filled = self._packed(h, total - now, writes)
+                rank = running_sum(writes)
+                keys, values, ages, filled = self._packed(h, total - now, writes, rank)
             else:
-                keys, values, ages, filled = self._packed_together(h, total - now, writes, most)
+                chosen = first_tokens(writes, most)
+                rank = running_sum(writes) if chosen.rank is None else chosen.rank
+                keys, values, ages, filled = self._packed_together(h, total - now, chosen)
+            last = (rank if most is None else rank.clamp(max=most)) + (n_before - 1)
         grown = Buffer(
             keys=_joined(buffer.keys, keys),
             values=_joined(buffer.values, values),
@@ -165,9 +167,8 @@ class EpisodicMemory(nn.Module):
         )
         return Written(buffer=grown, last=last, gapless=gapless, full=full)
 
-    def _packed(self, h: Tensor, ages: Tensor, writes: Tensor) -> Buffer:
+    def _packed(self, h: Tensor, ages: Tensor, writes: Tensor, rank: Tensor) -> Buffer:
         """Entries of the tokens of `writes` (B, T) in order, from h (B, T, D) and ages (B, T), and none but these."""
-        rank = writes.cumsum(dim=1)
         n_most = int(rank[:, -1:].amax()) if writes.numel() else 0
         token = writes.flatten().nonzero().squeeze(-1)
         place = (rank - 1 + n_most * torch.arange(len(h), device=h.device)[:, None]).flatten()[token]
@@ -184,12 +185,12 @@ class EpisodicMemory(nn.Module):
             filled=packed(torch.ones_like(token, dtype=torch.bool)),
         )
 
-    def _packed_together(self, h: Tensor, ages: Tensor, writes: Tensor, most: int | None) -> Buffer:
-        """`_packed` with some entry on the empty places too, in few launches, and without a wait if `most` is given."""
-        token, there = first_tokens(writes, most)
-        chosen = rows_at(h, token)
+    def _packed_together(self, h: Tensor, ages: Tensor, chosen: Chosen) -> Buffer:
+        """`_packed` with some entry on the empty places too, in few launches."""
+        token, there, _ = chosen
+        some = rows_at(h, token)
         filled = torch.ones_like(token, dtype=torch.bool) if there is None else there
-        return Buffer(self.w_key(chosen), self.w_value(chosen), ages.gather(1, token), filled)
+        return Buffer(self.w_key(some), self.w_value(some), entries_at(ages, token, None, 0), filled)
 
     def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
         """The newest `capacity` entries of each sequence, without the empty places that all sequences share.
@@ -291,7 +292,7 @@ class EpisodicMemory(nn.Module):
         self, h: Tensor, reads: Tensor, written: Written, most: int | None, *, waits: bool = True
     ) -> Tensor:
         """`read` of all sequences at once, each filled up to the one with most reads, in few launches."""
-        token, there = first_tokens(reads, most)
+        token, there, _ = first_tokens(reads, most)
         if not token.shape[1]:
             return torch.zeros_like(h) + self._no_answer(self.w_query(rows_at(h, token)), written.buffer)
         found = self.read_first(h, token, there, written, waits=waits).flatten(0, 1)
@@ -305,8 +306,7 @@ class EpisodicMemory(nn.Module):
 
         The fused kernel leaves these alone. Its twin may wait for the device, to score no more than is seen.
         """
-        q, last = self.w_query(rows_at(h, token)), written.last.gather(1, token)
-        last = last if there is None else last.where(there, -1)
+        q, last = self.w_query(rows_at(h, token)), entries_at(written.last, token, there, -1)
         return self.w_out(self._attend_chosen(q, last, written, waits=waits))
 
     def _attend_chosen(self, q: Tensor, last: Tensor, written: Written, *, waits: bool = True) -> Tensor:
@@ -397,9 +397,8 @@ class EpisodicMemory(nn.Module):
     def _use_fused(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None) -> Tensor:
         """`_use` by the fused kernel."""
         buffer = written.buffer
-        token, there = first_tokens(asks, most)
-        last = written.last.gather(1, token)
-        last = last if there is None else last.where(there, -1)
+        token, there, _ = first_tokens(asks, most)
+        last = entries_at(written.last, token, there, -1)
         own = last.where(writes.gather(1, token), -1)
         filled = None if written.gapless else buffer.filled
         q = self.w_query(rows_at(h, token))
@@ -413,7 +412,7 @@ class EpisodicMemory(nn.Module):
         use = buffer.keys.new_zeros(buffer.filled.shape)
         k = buffer.keys.unflatten(-1, heads)
         places = torch.arange(buffer.n_places, device=h.device)
-        token, there = first_tokens(asks, most)
+        token, there, _ = first_tokens(asks, most)
         there = torch.ones_like(token, dtype=torch.bool) if there is None else there
         size = max(128, _MOST_WEIGHTS // max(1, buffer.filled.numel() * heads[0]))  # so that memory stays bounded
         for some, present in zip(token.split(size, dim=1), there.split(size, dim=1), strict=True):

@@ -17,8 +17,8 @@ from cramlab.memory import fused
 
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _MANY_ROWS = 4096  # readers of all heads and sequences; then keys that are fetched for few bind more than programs do
-_PROGRAMS = 2112  # wanted: sixteen for each of the 132 multiprocessors of an H100, as prefixes are of all lengths
-_LEAST_SPLIT = 128  # places that are worth a program of their own
+_AT_ONCE = 33792  # readers in all programs: sixteen of the small blocks on each of the 132 multiprocessors of an H100
+_LEAST_SPLIT = 256  # places that are worth a program of their own
 
 
 def usable(q: Tensor, n_heads: int) -> bool:
@@ -63,7 +63,7 @@ def use(
     """
     q, last, keys, _, *rest = _prepared(q.detach(), last, keys.detach(), keys.detach(), filled, n_heads, capacity)
     lse = _attend(q, last, keys, keys, *rest)[1]
-    return _use(q, last, own.to(torch.int32), keys, lse, *rest)
+    return _use(q, last, own.contiguous(), keys, lse, *rest)
 
 
 def _prepared(
@@ -74,7 +74,7 @@ def _prepared(
         capacity = None
     keys, values = (t.to(q.dtype).contiguous() for t in (keys, values))
     filled = None if filled is None else filled.contiguous()
-    return q.contiguous(), last.to(torch.int32).contiguous(), keys, values, filled, n_heads, capacity
+    return q.contiguous(), last.contiguous(), keys, values, filled, n_heads, capacity
 
 
 class _Launch:
@@ -87,7 +87,7 @@ class _Launch:
         block_r = _FEW if self.n_readers * rows < _MANY_ROWS else _MANY
         self.n_blocks, self.rows = -(-self.n_readers // block_r), rows
         busy = max(1, self.n_blocks * rows)
-        self.n_splits = max(1, min(-(-_PROGRAMS // busy), n_places // _LEAST_SPLIT, 64))
+        self.n_splits = max(1, min(-(-_AT_ONCE // (block_r * busy)), n_places // _LEAST_SPLIT, 64))
         self.shape = {
             "n_heads": n_heads, "n_readers": self.n_readers, "n_places": n_places, "capacity": capacity or 0,
             "scale": width**-0.5,
@@ -203,7 +203,7 @@ def _use(
     found = q.new_empty(go.n_batch, n_heads, keys.shape[1], dtype=torch.float32)
     if found.numel():
         fused.kernels("fused_read").use[go.place_grid](
-            q, keys, last, own.contiguous(), *go.masks, lse, found, **go.shape, **go.fixed
+            q, keys, last, own, *go.masks, lse, found, **go.shape, **go.fixed
         )
     return found.mean(dim=1).to(q.dtype)
 

@@ -63,7 +63,7 @@ def forward(
     channel = tl.arange(0, width)
     d = n_heads * width
     present = reader < n_readers
-    place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1)
+    place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
     begin, end = _part(place_of, split, n_splits, capacity, masked, bounded, block_s)
     at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
     asked = tl.load(q + at, mask=present[:, None], other=0.0)
@@ -139,7 +139,7 @@ def to_queries(
     channel = tl.arange(0, width)
     d = n_heads * width
     present = reader < n_readers
-    place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1)
+    place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
     begin, end = _part(place_of, split, n_splits, capacity, masked, bounded, block_s)
     at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
     row = tl.program_id(1) * n_readers + reader
@@ -186,7 +186,7 @@ def to_places(
     for start in range(0, n_readers, block_r):
         reader = start + tl.arange(0, block_r)
         present = reader < n_readers
-        place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1)
+        place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
         if tl.max(place_of, axis=0) >= tl.program_id(0) * block_s:  # else none of them sees any of these places
             at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
             row = tl.program_id(1) * n_readers + reader
@@ -224,9 +224,9 @@ def use(
     for start in range(0, n_readers, block_r):
         reader = start + tl.arange(0, block_r)
         present = reader < n_readers
-        place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1)
+        place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
         if tl.max(place_of, axis=0) >= tl.program_id(0) * block_s:  # else none of them sees any of these places
-            own_place = tl.load(own + b * n_readers + reader, mask=present, other=-1)
+            own_place = tl.load(own + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
             at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
             asked = tl.load(q + at, mask=present[:, None], other=0.0)
             total = tl.load(lse + tl.program_id(1) * n_readers + reader, mask=present, other=0.0)

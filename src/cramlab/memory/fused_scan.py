@@ -1,8 +1,8 @@
 """The recurrence of the working memory on an accelerator: `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]`, in Triton.
 
 Three kernels: what each chunk of tokens ends with if it begins from nothing; what therefore comes into each chunk; all
-states. Nothing is ever divided by a decay, and times are summed from the near end, so that small gaps survive beside huge
-ones. The gradient is the same scan from the last token to the first. The slow twin is `working._solve`. Source: ours.
+states. Nothing is ever divided by a decay, and times are summed from the near end, so that small gaps survive beside
+huge ones. The gradient is the same scan from the last token to the first. Slow twin: `working._solve`. Source: ours.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class CRAMLayer(Mixer):
         if routing.bounds is not None:
             reads = _first(reads, routing.bounds.reads)
             chosen = chosen & reads
-            token, there = first_tokens(reads, routing.bounds.reads)
+            token, there, _ = first_tokens(reads, routing.bounds.reads)
             found = self.episodic.read_first(h, token, there, written).flatten(0, 1)
             assert there is not None
             reader, present = flat_places(token, there, h.shape[1]), there.flatten()

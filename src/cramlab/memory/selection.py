@@ -6,6 +6,8 @@ long it is. The slow twins stand beside it. Source: ours.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,26 +24,45 @@ def running_sum(x: Tensor) -> Tensor:
     return _running_sum(x)
 
 
-def first_tokens(chosen: Tensor, most: int | None) -> tuple[Tensor, Tensor | None]:
-    """Numbers of the chosen tokens of each sequence in order, filled up to equal length.
+class Chosen(NamedTuple):
+    """Tokens of each sequence in order, filled up to equal length.
+
+    Attributes:
+        token: their numbers, the last token where filled up, int64 (B, R).
+        there: which are not filled up, bool (B, R); None: none is.
+        rank: how many were chosen up to and including each token of the sequence, int64 (B, T); None: not counted.
+    """
+
+    token: Tensor
+    there: Tensor | None
+    rank: Tensor | None
+
+
+def first_tokens(chosen: Tensor, most: int | None) -> Chosen:
+    """The chosen tokens of each sequence.
 
     Args:
         chosen: bool (B, T).
         most: the first so many of each sequence, R; None: all, for which the device is waited for.
-
-    Returns:
-        int64 (B, R), the last token where filled up; and which are not, bool (B, R), None where all are not.
     """
     if most is None and len(chosen) == 1:
-        return chosen[0].nonzero().T, None
+        return Chosen(chosen[0].nonzero().T, None, None)
     if most is not None and fused.usable(chosen):
-        return _first_tokens(chosen, most)
+        return Chosen(*_first_tokens(chosen, most))
     rank, n_tokens = chosen.cumsum(dim=1), chosen.shape[1]
     if most is None:
         most = int(rank[:, -1:].amax()) if chosen.numel() else 0
     wanted = torch.arange(1, most + 1, device=chosen.device).expand(len(chosen), -1).contiguous()
     token = torch.searchsorted(rank, wanted)  # the first token of that rank; beyond them all if there is none
-    return token.clamp(max=n_tokens - 1), token < n_tokens
+    return Chosen(token.clamp(max=n_tokens - 1), token < n_tokens, rank)
+
+
+def entries_at(x: Tensor, token: Tensor, there: Tensor | None, absent: int) -> Tensor:
+    """The numbers x (B, T) of these tokens (B, R), `absent` where filled up; (B, R)."""
+    if fused.usable(x) and x.shape[1] and not x.requires_grad:
+        return _entries_at(x.contiguous(), token.contiguous(), there, absent)
+    found = x.gather(1, token)
+    return found if there is None else found.where(there, absent)
 
 
 def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
@@ -72,20 +93,38 @@ def _empty_sum(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "cramlab::first_tokens", mutates_args=(), schema="(Tensor chosen, int most) -> (Tensor, Tensor)"
+    "cramlab::first_tokens", mutates_args=(), schema="(Tensor chosen, int most) -> (Tensor, Tensor, Tensor)"
 )
-def _first_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    token, there = _empty_tokens(chosen, most)
+def _first_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    token, there, rank = _empty_tokens(chosen, most)
     if chosen.numel() and most:
-        given = (chosen.contiguous().view(torch.int8), token, token, there.view(torch.int8))
+        given = (chosen.contiguous().view(torch.int8), rank, token, there.view(torch.int8))
         fused.kernels("selection").count[_grid(chosen)](*given, chosen.shape[1], most, select=True, block=_BLOCK)
-    return token, there
+    return token, there, rank
 
 
 @_first_tokens.register_fake
-def _empty_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    shape = len(chosen), most
-    return chosen.new_empty(shape, dtype=torch.int64), chosen.new_empty(shape, dtype=torch.bool)
+def _empty_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    token = chosen.new_empty(len(chosen), most, dtype=torch.int64)
+    return token, torch.empty_like(token, dtype=torch.bool), chosen.new_empty(chosen.shape, dtype=torch.int64)
+
+
+@torch.library.custom_op(
+    "cramlab::entries_at", mutates_args=(), schema="(Tensor x, Tensor token, Tensor? there, int absent) -> Tensor"
+)
+def _entries_at(x: Tensor, token: Tensor, there: Tensor | None, absent: int) -> Tensor:
+    found = _empty_entries(x, token)
+    if found.numel():
+        given = x, token, token if there is None else there.contiguous().view(torch.int8), found
+        grid = (-(-token.shape[1] // _BLOCK), len(x))
+        sizes = x.shape[1], token.shape[1]
+        fused.kernels("selection").entries_at[grid](*given, *sizes, absent, all_there=there is None, block=_BLOCK)
+    return found
+
+
+@_entries_at.register_fake
+def _empty_entries(x: Tensor, token: Tensor, *_: object) -> Tensor:
+    return x.new_empty(token.shape)
 
 
 def _grid(x: Tensor) -> tuple[int, int]:

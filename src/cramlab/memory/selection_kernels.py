@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""The Triton kernel of `selection`. A program owns a block of tokens of one sequence; arrays are (B, T) or (B, R)."""
+"""The Triton kernels of `selection`. A program owns a block of tokens of one sequence; arrays are (B, T) or (B, R)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["n_tokens", "most"])
 def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: tl.constexpr):
-    """Running sums of x into `total`; or, to `select`, the numbers of the first tokens where x is not zero.
+    """Running sums of x into `total`, and, to `select`, the numbers of the first tokens where x is not zero.
 
     Every program sums by itself what comes before its block, which costs less than waiting for the others.
     """
@@ -41,5 +41,17 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
             empty = (start + inner >= n_chosen) & (start + inner < end)
             tl.store(token + b * most + start + inner, tl.zeros([block], tl.int64) + n_tokens - 1, mask=empty)
             tl.store(there + b * most + start + inner, tl.zeros([block], tl.int8), mask=empty)
-    else:
-        tl.store(total + b * n_tokens + at, rank.to(total.dtype.element_ty), mask=at < n_tokens)
+    tl.store(total + b * n_tokens + at, rank.to(total.dtype.element_ty), mask=at < n_tokens)
+
+
+@triton.jit(do_not_specialize=["n_tokens", "n_chosen", "absent"])
+def entries_at(x, token, there, found, n_tokens, n_chosen, absent, all_there: tl.constexpr, block: tl.constexpr):
+    """The numbers of chosen tokens, and another one where there is none."""
+    b = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * block + tl.arange(0, block)
+    inside = at < n_chosen
+    which = tl.load(token + b * n_chosen + at, mask=inside, other=0)
+    entry = tl.load(x + b * n_tokens + which, mask=inside, other=0)
+    if not all_there:
+        entry = tl.where(tl.load(there + b * n_chosen + at, mask=inside, other=0) != 0, entry, absent.to(entry.dtype))
+    tl.store(found + b * n_chosen + at, entry, mask=inside)

@@ -11,22 +11,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cramlab.memory import fused_scan, launches
+from cramlab.memory import fused_scan
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
 _CHUNK = 32  # tokens of a chunk
-_LONG_CHUNK = 512  # ends of chunks that are solved by one product, where launches bind
 
 
-def decay_scan(
-    u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = _CHUNK, products: bool | None = None
-) -> tuple[Tensor, Tensor]:
+def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = _CHUNK) -> tuple[Tensor, Tensor]:
     """Solves `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` for all t.
 
     Chunks are solved side by side, each from nothing; the ends of the chunks make a sequence that is `chunk` times
     shorter and obeys the same law, so it is solved in the same way; its answers, faded, are added to the chunks.
-    Nothing is ever divided by a decay. A chunk is solved token by token, with work and memory of O(T G E), or by one
-    product with all its decays, which is more work in few launches.
+    Nothing is ever divided by a decay; work and memory are O(T G E). On an accelerator the kernels of `fused_scan` do
+    the same, in chunks of their own.
 
     Args:
         u: inputs, (B, T, G, E): G timescales with E channels each.
@@ -34,7 +31,6 @@ def decay_scan(
         rates: one a timescale, in 1 / time units, (G,), > 0.
         state: s before the first token, (B, G, E).
         chunk: tokens of a chunk, at least 2.
-        products: solve chunks by products; None: where launches bind.
 
     Returns:
         s at every token, (B, T, G, E), in the type of u; and after the last one, (B, G, E), in 32 bits at least.
@@ -49,11 +45,10 @@ def decay_scan(
     gaps, rates, state = (t.to(exact) for t in (gaps, rates, state))
     if u.shape[1] == 1:  # a step of decoding: the definition itself
         s = (torch.exp(-rates * gaps.clamp(max=_NEVER))[..., None] * state + u[:, 0].to(exact))[:, None]
-    elif products is None and fused_scan.usable(u):
+    elif fused_scan.usable(u):
         s = fused_scan.decay_scan(u, gaps, rates, state)
     else:
-        products = launches.bind(u.device) if products is None else products
-        s = cast("Tensor", _DecayScan.apply(u.to(exact), gaps, rates, state, max(2, chunk), products))
+        s = cast("Tensor", _DecayScan.apply(u.to(exact), gaps, rates, state, max(2, chunk)))
     return s.to(kind), s[:, -1]
 
 
@@ -61,11 +56,11 @@ class _DecayScan(torch.autograd.Function):
     """The scan; its gradient is the same scan from the last token to the first."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int, products: bool) -> Tensor:
+    def forward(ctx: Any, u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) -> Tensor:
         gaps = gaps.clamp(max=_NEVER)
-        s = _solve(u.flatten(2), gaps, rates, state.flatten(1), chunk, products).view_as(u)
+        s = _solve(u.flatten(2), gaps, rates, state.flatten(1), chunk).view_as(u)
         ctx.save_for_backward(gaps, rates, state, s)
-        ctx.chunk, ctx.products = chunk, products
+        ctx.chunk = chunk
         return s
 
     @staticmethod
@@ -76,28 +71,26 @@ class _DecayScan(torch.autograd.Function):
         # What a token's state is worth: its own gradient, and what is left of it at the next token.
         back = torch.cat([gaps.new_zeros(len(gaps), 1), gaps[:, 1:].flip(1)], dim=1)
         nothing = torch.zeros_like(state).flatten(1)
-        worth = _solve(grad.flip(1).flatten(2), back, rates, nothing, ctx.chunk, ctx.products).view_as(s).flip(1)
+        worth = _solve(grad.flip(1).flatten(2), back, rates, nothing, ctx.chunk).view_as(s).flip(1)
         decay = torch.exp(-rates * gaps[..., None])  # (B, T, G)
         first = decay[:, 0, :, None] * worth[:, 0]
         of_decay = (worth * torch.cat([state[:, None], s[:, :-1]], dim=1)).sum(dim=-1) * decay
         of_gaps = -(of_decay * rates).sum(dim=-1) if ctx.needs_input_grad[1] else None
-        return worth, of_gaps, -(of_decay * gaps[..., None]).sum(dim=(0, 1)), first, None, None
+        return worth, of_gaps, -(of_decay * gaps[..., None]).sum(dim=(0, 1)), first, None
 
 
-def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int, products: bool) -> Tensor:
+def _solve(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, chunk: int) -> Tensor:
     """S at every token, (B, T, G E), from u (B, T, G E), gaps (B, T), rates (G,) and state (B, G E)."""
     n_batch, n_tokens, width = u.shape
-    solved = _by_product if products else _by_steps
     if n_tokens <= chunk:
-        return solved(u, gaps, rates, state)
+        return _by_steps(u, gaps, rates, state)
     padding = -n_tokens % chunk
     if padding:  # a padded token has gap 0 and input 0, which leaves the state as it is
         u, gaps = F.pad(u, (0, 0, 0, padding)), F.pad(gaps, (0, padding))
     u, gaps = u.unflatten(1, (-1, chunk)), gaps.unflatten(1, (-1, chunk))  # (B, n, C, G E), (B, n, C)
-    s = solved(u, gaps, rates, None)
+    s = _by_steps(u, gaps, rates, None)
     since = gaps.cumsum(dim=-1)  # since the chunk began; summed from there, so that small gaps survive after a huge one
-    longer = _LONG_CHUNK if products else chunk
-    ends = _solve(s[:, :, -1], since[..., -1].clamp(max=_NEVER), rates, state, longer, products)
+    ends = _solve(s[:, :, -1], since[..., -1].clamp(max=_NEVER), rates, state, chunk)
     before = torch.cat([state[:, None], ends[:, :-1]], dim=1)
     s.addcmul_(_decays(since, rates, width), before[:, :, None])
     return s.view(n_batch, -1, width)[:, :n_tokens]
@@ -114,26 +107,6 @@ def _by_steps(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor | None) -> T
         else:
             state = torch.addcmul(added, fades, state, out=found)
     return s
-
-
-def _by_product(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor | None) -> Tensor:
-    """As `_by_steps`: the decays from every token to every later one, (..., G, C, C), times u."""
-    kernel = torch.exp(-rates[:, None, None] * _elapsed_within(gaps)[..., None, :, :])
-    with torch.autocast(u.device.type, enabled=False):
-        s = kernel @ u.unflatten(-1, (len(rates), -1)).transpose(-3, -2)  # (..., G, C, E)
-    s = s.transpose(-3, -2).flatten(-2)
-    return s if state is None else s.addcmul_(_decays(gaps.cumsum(dim=-1), rates, u.shape[-1]), state[..., None, :])
-
-
-def _elapsed_within(gaps: Tensor) -> Tensor:
-    """Time from token j to token i of a chunk, (..., C, C) for gaps (..., C), and `_NEVER` where j comes after i.
-
-    Summed pair by pair and not as a difference of clock times, so that small gaps survive after a huge one.
-    """
-    size = gaps.shape[-1]
-    pairs = torch.ones(size, size, dtype=torch.bool, device=gaps.device)
-    elapsed = torch.where(pairs.tril(-1), gaps[..., :, None], 0.0).cumsum(dim=-2)
-    return elapsed.masked_fill(pairs.triu(1), _NEVER)
 
 
 def _decays(gaps: Tensor, rates: Tensor, width: int) -> Tensor:
