@@ -36,8 +36,8 @@ def test_rows_and_places():
 
 @kernel
 @interpreter
-@pytest.mark.parametrize("most", [1, 4, 40, 50])
-@pytest.mark.parametrize("n_tokens", [50, 64, 7])
+@pytest.mark.parametrize("most", [0, 1, 4, 40, 70])
+@pytest.mark.parametrize("n_tokens", [50, 64, 7, 0])
 def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
     monkeypatch.setattr(selection, "_BLOCK", 16)
     chosen = chosen_tokens(n_tokens=n_tokens)

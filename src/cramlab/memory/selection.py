@@ -97,7 +97,10 @@ def _empty_sum(x: Tensor) -> Tensor:
 )
 def _first_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     token, there, rank = _empty_tokens(chosen, most)
-    if chosen.numel() and most:
+    if not chosen.numel():
+        token.fill_(-1)
+        there.fill_(False)
+    else:
         given = (chosen.contiguous().view(torch.int8), rank, token, there.view(torch.int8))
         fused.kernels("selection").count[_grid(chosen)](*given, chosen.shape[1], most, select=True, block=_BLOCK)
     return token, there, rank
