@@ -55,8 +55,13 @@ def test_small_gaps_survive_after_a_huge_one(monkeypatch):
 
 
 def test_half_precision_is_solved_in_single():
-    u, gaps, rates, state = example(100)
-    found = fused_scan.decay_scan(u.bfloat16(), gaps, rates, state)
+    u, *others = example(100)
+    given = (u.detach().bfloat16().requires_grad_(), *others)
+    found, exact = fused_scan.decay_scan(*given), plain_scan(*given)
     assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), plain_scan(u.bfloat16(), gaps, rates, state), atol=1e-4)
-    assert torch.autograd.grad(found.sum(), u)[0].dtype == torch.float32
+    assert torch.allclose(found.double(), exact, atol=1e-4)
+    of_u, *of_others = torch.autograd.grad(found.sum(), given)
+    expected, *rest = torch.autograd.grad(exact.sum(), given)
+    assert of_u.dtype == torch.bfloat16
+    assert torch.allclose(of_u, expected, rtol=2**-7)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(of_others, rest, strict=True))

@@ -69,3 +69,8 @@ def test_kernel_sums_the_same(dtype, monkeypatch):
     found = selection._running_sum(x)
     assert found.dtype == x.cumsum(dim=1).dtype
     assert torch.allclose(found.double(), x.double().cumsum(dim=1), atol=0.2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_nothing_is_taken_of_sequences_without_tokens():
+    h = torch.zeros(2, 0, 4)
+    assert selection.rows_at(h, torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 4)

@@ -6,16 +6,18 @@ takes them as they are and neither compiles them again nor breaks its graph.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+Launches = TypeVar("Launches", bound=Callable[..., Any])
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _enabled = os.environ.get("CRAMLAB_FUSED", "1") != "0"  # for a device on which a kernel turns out to be wrong
 
@@ -44,3 +46,14 @@ def kernels(name: str) -> Any:
 def known_floats(x: Tensor) -> bool:
     """Whether kernels know the type of these numbers."""
     return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def launching(function: Launches) -> Launches:
+    """Triton launches on the current device; within the function that is the one of its first argument."""
+
+    @functools.wraps(function)
+    def there(x: Tensor, *more: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return function(x, *more)
+
+    return cast("Launches", there)

@@ -101,10 +101,11 @@ class _Launch:
         self.place_grid = (-(-n_places // self.fixed["block_s"]), rows)
 
 
-_ATTEND = "Tensor q, Tensor last, Tensor keys, Tensor values, Tensor? filled, int n_heads, int? capacity"
+_ATTEND = "Tensor q, Tensor last, Tensor keys, Tensor values, Tensor? filled, SymInt n_heads, SymInt? capacity"
 
 
 @torch.library.custom_op("cramlab::attend", mutates_args=(), schema=f"({_ATTEND}) -> (Tensor, Tensor)")
+@fused.launching
 def _attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -147,6 +148,7 @@ def _empty_answers(
     mutates_args=(),
     schema=f"(Tensor grad, Tensor y, Tensor lse, {_ATTEND}) -> (Tensor, Tensor, Tensor)",
 )
+@fused.launching
 def _attend_backward(
     grad: Tensor, y: Tensor, lse: Tensor, q: Tensor, last: Tensor, keys: Tensor, values: Tensor,
     filled: Tensor | None, n_heads: int, capacity: int | None,
@@ -163,7 +165,7 @@ def _attend_backward(
         kernels.to_queries[grid](*tensors, part, n_splits=go.n_splits, **go.shape, **go.fixed)
     if keys.numel():
         kernels.to_places[go.place_grid](*tensors, to_keys, to_values, **go.shape, **go.fixed)
-    to_q = part[0].clone() if go.n_splits == 1 else part.sum(dim=0).to(q.dtype)
+    to_q = part[0] if go.n_splits == 1 else part.sum(dim=0).to(q.dtype)
     return to_q, to_keys, to_values
 
 
@@ -191,9 +193,10 @@ _attend.register_autograd(_gradients, setup_context=_keep)
 @torch.library.custom_op(
     "cramlab::use",
     mutates_args=(),
-    schema="(Tensor q, Tensor last, Tensor own, Tensor keys, Tensor lse, Tensor? filled, int n_heads, int? capacity) "
-    "-> Tensor",
+    schema="(Tensor q, Tensor last, Tensor own, Tensor keys, Tensor lse, Tensor? filled, SymInt n_heads, "
+    "SymInt? capacity) -> Tensor",
 )
+@fused.launching
 def _use(
     q: Tensor, last: Tensor, own: Tensor, keys: Tensor, lse: Tensor, filled: Tensor | None, n_heads: int,
     capacity: int | None,

@@ -65,7 +65,7 @@ def forward(
     present = reader < n_readers
     place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
     begin, end = _part(place_of, split, n_splits, capacity, masked, bounded, block_s)
-    at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+    at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
     asked = tl.load(q + at, mask=present[:, None], other=0.0)
     most = tl.full([block_r], float("-inf"), tl.float32)
     total = tl.zeros([block_r], tl.float32)
@@ -104,7 +104,7 @@ def join(
     channel = tl.arange(0, width)
     d = n_heads * width
     present = reader < n_readers
-    at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+    at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
     row = tl.program_id(1) * n_readers + reader
     most = tl.full([block_r], float("-inf"), tl.float32)
     total = tl.zeros([block_r], tl.float32)
@@ -141,7 +141,7 @@ def to_queries(
     present = reader < n_readers
     place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
     begin, end = _part(place_of, split, n_splits, capacity, masked, bounded, block_s)
-    at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+    at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
     row = tl.program_id(1) * n_readers + reader
     asked = tl.load(q + at, mask=present[:, None], other=0.0)
     to_answer = tl.load(grad + at, mask=present[:, None], other=0.0)
@@ -188,7 +188,7 @@ def to_places(
         present = reader < n_readers
         place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
         if tl.max(place_of, axis=0) >= tl.program_id(0) * block_s:  # else none of them sees any of these places
-            at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+            at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
             row = tl.program_id(1) * n_readers + reader
             asked = tl.load(q + at, mask=present[:, None], other=0.0)
             to_answer = tl.load(grad + at, mask=present[:, None], other=0.0)
@@ -227,7 +227,7 @@ def use(
         place_of = tl.load(last + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
         if tl.max(place_of, axis=0) >= tl.program_id(0) * block_s:  # else none of them sees any of these places
             own_place = tl.load(own + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
-            at = (b * n_readers + reader)[:, None] * d + head * width + channel[None, :]
+            at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
             asked = tl.load(q + at, mask=present[:, None], other=0.0)
             total = tl.load(lse + tl.program_id(1) * n_readers + reader, mask=present, other=0.0)
             total = tl.where(total == float("-inf"), 0.0, total)

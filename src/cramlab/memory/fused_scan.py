@@ -68,6 +68,7 @@ _GIVEN = "Tensor u, Tensor gaps, Tensor rates, Tensor state"
 
 
 @torch.library.custom_op("cramlab::decay_scan", mutates_args=(), schema=f"({_GIVEN}) -> Tensor")
+@fused.launching
 def _scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
     found = torch.empty_like(u, dtype=torch.float32)
     if u.numel():
@@ -85,16 +86,17 @@ def _empty_states(u: Tensor, *_: Tensor) -> Tensor:
     mutates_args=(),
     schema=f"(Tensor grad, Tensor s, {_GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
+@fused.launching
 def _scan_backward(
     grad: Tensor, s: Tensor, u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, gaps, rates and state."""
-    worth = torch.empty_like(u)
+    worth = torch.empty_like(u, dtype=torch.float32)  # so that the state's gradient is not rounded
     if not u.numel():
-        return worth, torch.zeros_like(gaps), torch.zeros_like(rates), torch.zeros_like(state)
+        return worth.to(u.dtype), torch.zeros_like(gaps), torch.zeros_like(rates), torch.zeros_like(state)
     of_gaps, of_rates = _solve(grad, gaps, rates, state, worth, s)
-    first = torch.exp(-rates * gaps[:, :1].clamp(max=1e30))[..., None] * worth[:, 0].float()
-    return worth, of_gaps.sum(dim=0), of_rates.sum(dim=(0, 1)).view(len(rates), -1).sum(dim=1), first
+    first = torch.exp(-rates * gaps[:, :1].clamp(max=1e30))[..., None] * worth[:, 0]
+    return worth.to(u.dtype), of_gaps.sum(dim=0), of_rates.sum(dim=(0, 1)).view(len(rates), -1).sum(dim=1), first
 
 
 @_scan_backward.register_fake

@@ -36,7 +36,7 @@ def _gap(gaps, i, inside, n_tokens, backward: tl.constexpr):
     """Of these steps; nothing comes before the first step of a backward scan."""
     _, fading = _tokens(i, n_tokens, backward)
     there = inside & (i < n_tokens) & (fading < n_tokens)
-    return tl.minimum(tl.load(gaps + fading, mask=there, other=0.0), 1e30)
+    return tl.minimum(tl.load(gaps + fading, mask=there, other=0.0), 1e30, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -110,7 +110,8 @@ def within(
     solved = decay * first[None, :] + value
     tl.store(found + at, solved.to(found.dtype.element_ty), mask=mask)
     if backward:
-        own_gap = tl.minimum(tl.load(gaps + b * n_tokens + token, mask=inside, other=0.0), 1e30)
+        own_gap = tl.load(gaps + b * n_tokens + token, mask=inside, other=0.0)
+        own_gap = tl.minimum(own_gap, 1e30, propagate_nan=tl.PropagateNan.ALL)
         before = tl.load(s + at - channels, mask=mask & (token > 0)[:, None], other=0.0)
         at_start = mask & (token == 0)[:, None]
         before += tl.load(state + b * channels + w[None, :] + token[:, None] * 0, mask=at_start, other=0.0)

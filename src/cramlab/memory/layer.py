@@ -87,8 +87,8 @@ class CRAMLayer(Mixer):
         `gumbel`.
 
         Raises:
-            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number;
-                for bounds that cannot hold.
+            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number
+                (not looked at in compiled code or in a recording); for bounds that cannot hold.
         """
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         routing = self._bounded(routing or Routing(), x)

@@ -17,7 +17,7 @@ _BLOCK = 2048  # tokens that a program counts
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """The sum of x (B, T) up to and including each token: counts, int64, where x is bool."""
+    """The sum of x (B, T) up to and including each token: counts, int64, where x is bool; others to rounding."""
     known = x.dtype == torch.bool or fused.known_floats(x)
     if len(x) == 1 or not known or x.requires_grad or not fused.usable(x):  # PyTorch is fast with a single row
         return x.cumsum(dim=1)
@@ -68,7 +68,7 @@ def entries_at(x: Tensor, token: Tensor, there: Tensor | None, absent: int) -> T
 def flat_places(token: Tensor, there: Tensor | None, n_tokens: int) -> Tensor:
     """The tokens of `first_tokens` counted over all sequences, (B R,); one row beyond them all where filled up."""
     if len(token) > 1:
-        token = token + torch.arange(0, len(token) * n_tokens, n_tokens, device=token.device)[:, None]
+        token = token + n_tokens * torch.arange(len(token), device=token.device)[:, None]
     return (token if there is None else token.where(there, (len(token) * n_tokens))).flatten()
 
 
@@ -79,6 +79,7 @@ def rows_at(h: Tensor, token: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("cramlab::running_sum", mutates_args=(), schema="(Tensor x) -> Tensor")
+@fused.launching
 def _running_sum(x: Tensor) -> Tensor:
     found = _empty_sum(x)
     if x.numel():
@@ -93,8 +94,9 @@ def _empty_sum(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "cramlab::first_tokens", mutates_args=(), schema="(Tensor chosen, int most) -> (Tensor, Tensor, Tensor)"
+    "cramlab::first_tokens", mutates_args=(), schema="(Tensor chosen, SymInt most) -> (Tensor, Tensor, Tensor)"
 )
+@fused.launching
 def _first_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     token, there, rank = _empty_tokens(chosen, most)
     if not chosen.numel():
@@ -115,6 +117,7 @@ def _empty_tokens(chosen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "cramlab::entries_at", mutates_args=(), schema="(Tensor x, Tensor token, Tensor? there, int absent) -> Tensor"
 )
+@fused.launching
 def _entries_at(x: Tensor, token: Tensor, there: Tensor | None, absent: int) -> Tensor:
     found = _empty_entries(x, token)
     if found.numel():
