@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, fused_read, launches
+from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, fused, launches
 from cramlab.memory import layer as layer_module
 from cramlab.mixer import Bounds, Routing
 
@@ -132,23 +132,14 @@ def test_little_or_nothing_is_bounded_too(n_batch, n_tokens, write):
     assert bounded.state.buffer.n_places <= n_tokens
 
 
-def attend(q, last, keys, values, filled, n_heads, capacity):
-    """Stands in for the kernel."""
-    visible = torch.arange(keys.shape[1]) <= last[..., None]
-    q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys, values))
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
-    return y.transpose(1, 2).flatten(2)
-
-
 @pytest.mark.parametrize("write", ["all", "salience"])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
-def test_no_size_depends_on_what_the_gates_say(write, training, fused, monkeypatch):
+@pytest.mark.parametrize("with_kernels", [False, True])
+def test_no_size_depends_on_what_the_gates_say(write, training, with_kernels, monkeypatch):
     """Tensors without numbers: whatever asks for one, as a CUDA graph cannot, fails."""
     monkeypatch.setattr(layer_module, "checked_inputs", lambda x, gaps, *_: (x, gaps))  # left out of recordings
     monkeypatch.setattr(launches, "bind", lambda _: True)  # as on an accelerator
-    monkeypatch.setattr(fused_read, "usable", lambda *_: fused)
-    monkeypatch.setattr(fused_read, "attend", attend)
+    monkeypatch.setattr(fused, "usable", lambda _: with_kernels)
     with FakeTensorMode():
         layer, (x, gaps) = build(write=write, capacity=30).train(training), example()
 

@@ -1,20 +1,14 @@
 """The fused read against its slow twin, outputs and gradients. On a CPU only in Triton's interpreter."""
 
-import os
-
+import kernels
 import pytest
 import torch
+from kernels import DEVICE
 
 from cramlab.memory import fused_read
 from cramlab.memory.episodic import visible_places
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not torch.cuda.is_available() and not INTERPRETED:
-    pytest.skip("wants CUDA or TRITON_INTERPRET=1", allow_module_level=True)
-# Triton's interpreter takes arrays of one number for numbers, which NumPy up to 2.3 allows under protest.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+pytestmark = [kernels.wanted, kernels.protest]
 
 
 def twin(q, last, keys, values, filled, n_heads, capacity):

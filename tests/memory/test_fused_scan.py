@@ -1,19 +1,14 @@
 """The fused recurrence against its definition, outputs and gradients. On a CPU only in Triton's interpreter."""
 
-import os
-
+import kernels
 import pytest
 import torch
+from kernels import DEVICE
 
 from cramlab.memory import fused_scan
 from cramlab.memory.working import decay_scan
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not torch.cuda.is_available() and not INTERPRETED:
-    pytest.skip("wants CUDA or TRITON_INTERPRET=1", allow_module_level=True)
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+pytestmark = [kernels.wanted, kernels.protest]
 
 
 def example(n_tokens, n_rates=3, width=4):

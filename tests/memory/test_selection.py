@@ -1,16 +1,11 @@
 """Choosing tokens: the kernel against its slow twin. On a CPU only in Triton's interpreter."""
 
-import os
-
+import kernels
 import pytest
 import torch
+from kernels import DEVICE
 
 from cramlab.memory import selection
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-kernel = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="wants CUDA or TRITON_INTERPRET=1")
-interpreter = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 
 def chosen_tokens(n_batch=3, n_tokens=50):
@@ -34,8 +29,8 @@ def test_rows_and_places():
     assert selection.flat_places(token, there, 3).tolist() == [0, 2, 4, 6]
 
 
-@kernel
-@interpreter
+@kernels.wanted
+@kernels.protest
 @pytest.mark.parametrize("most", [0, 1, 4, 40, 70])
 @pytest.mark.parametrize("n_tokens", [50, 64, 7, 0])
 def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
@@ -47,8 +42,8 @@ def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
         assert torch.equal(fast.cpu(), slow)
 
 
-@kernel
-@interpreter
+@kernels.wanted
+@kernels.protest
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 @pytest.mark.parametrize("all_there", [False, True])
 def test_kernel_takes_the_same_entries(dtype, all_there, monkeypatch):
@@ -60,8 +55,8 @@ def test_kernel_takes_the_same_entries(dtype, all_there, monkeypatch):
     assert torch.equal(selection._entries_at(x, token, there, -1).cpu(), expected)
 
 
-@kernel
-@interpreter
+@kernels.wanted
+@kernels.protest
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
 def test_kernel_sums_the_same(dtype, monkeypatch):
     monkeypatch.setattr(selection, "_BLOCK", 16)

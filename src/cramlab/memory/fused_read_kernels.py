@@ -50,6 +50,20 @@ def _part(
     return begin, tl.minimum(begin + size, end)
 
 
+@triton.jit
+def _log_sums(lse, row, present):
+    """Log-sum-exp of readers (R,), a number where nothing is seen as well."""
+    total = tl.load(lse + row, mask=present, other=0.0)
+    return tl.where(total == float("-inf"), 0.0, total)
+
+
+@triton.jit
+def _weights(asked, k, total, seen, scale):
+    """Attention weights of readers (R, width) with places (S, width), recomputed from the log-sum-exp, (R, S)."""
+    score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
+    return tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def forward(
     q, keys, values, last, filled, n_filled, y, lse, n_splits, n_heads, n_readers, n_places, capacity, scale,
@@ -145,8 +159,7 @@ def to_queries(
     row = tl.program_id(1) * n_readers + reader
     asked = tl.load(q + at, mask=present[:, None], other=0.0)
     to_answer = tl.load(grad + at, mask=present[:, None], other=0.0)
-    total = tl.load(lse + row, mask=present, other=0.0)
-    total = tl.where(total == float("-inf"), 0.0, total)
+    total = _log_sums(lse, row, present)
     size = tl.load(own + row, mask=present, other=0.0)
     found = tl.zeros([block_r, width], tl.float32)
     for start in range(begin, end, block_s):
@@ -157,8 +170,7 @@ def to_queries(
         v = tl.load(values + where, mask=inside[:, None], other=0.0)
         seen = _seen(place, place_of, begin, filled, n_filled, b, n_places, capacity, masked, bounded)
         seen = seen & (place < end)[None, :]
-        score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
-        weight = tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
+        weight = _weights(asked, k, total, seen, scale)
         to_weight = tl.dot(to_answer, tl.trans(v), input_precision="ieee")
         to_score = weight * (to_weight - size[:, None]) * scale
         found += tl.dot(to_score.to(k.dtype), k, input_precision="ieee")
@@ -192,12 +204,10 @@ def to_places(
             row = tl.program_id(1) * n_readers + reader
             asked = tl.load(q + at, mask=present[:, None], other=0.0)
             to_answer = tl.load(grad + at, mask=present[:, None], other=0.0)
-            total = tl.load(lse + row, mask=present, other=0.0)
-            total = tl.where(total == float("-inf"), 0.0, total)
+            total = _log_sums(lse, row, present)
             size = tl.load(own + row, mask=present, other=0.0)
             seen = _seen(place, place_of, 0, filled, n_filled, b, n_places, capacity, masked, bounded)
-            score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
-            weight = tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
+            weight = _weights(asked, k, total, seen, scale)
             to_v += tl.dot(tl.trans(weight).to(v.dtype), to_answer, input_precision="ieee")
             to_weight = tl.dot(to_answer, tl.trans(v), input_precision="ieee")
             to_score = weight * (to_weight - size[:, None]) * scale
@@ -229,11 +239,9 @@ def use(
             own_place = tl.load(own + b * n_readers + reader, mask=present, other=-1).to(tl.int32)
             at = (b * n_readers + reader).to(tl.int64)[:, None] * d + head * width + channel[None, :]
             asked = tl.load(q + at, mask=present[:, None], other=0.0)
-            total = tl.load(lse + tl.program_id(1) * n_readers + reader, mask=present, other=0.0)
-            total = tl.where(total == float("-inf"), 0.0, total)
+            total = _log_sums(lse, tl.program_id(1) * n_readers + reader, present)
             seen = _seen(place, place_of, 0, filled, n_filled, b, n_places, capacity, masked, bounded)
             seen = seen & (place[None, :] != own_place[:, None])
-            score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
-            weight = tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
+            weight = _weights(asked, k, total, seen, scale)
             used += tl.sum(weight * weight, axis=0)
     tl.store(found + tl.program_id(1).to(tl.int64) * n_places + place, used, mask=inside)
