@@ -282,7 +282,8 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool =
         try:
             way()
         except Exception as error:  # of whatever a compiler throws, also out of time
-            failed[f"{name}, compiled"] = f"{type(error).__name__}: {str(error)[-500:]}"
+            said = " ".join(str(error).replace(f"{ROOT}/", "").split())
+            failed[f"{name}, compiled"] = f"{type(error).__name__}: {said[-500:]}"
         else:
             ways[f"{name}, compiled"] = way
     recorded = {name: way for name, way in ways.items() if name.startswith(("transformer", "cram, bounded"))}
