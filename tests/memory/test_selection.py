@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernels import DEVICE
 
-from cramlab.memory import selection
+from cramlab.memory import fused, selection
 
 
 def chosen_tokens(n_batch=3, n_tokens=50):
@@ -21,12 +21,15 @@ def test_first_tokens_in_order():
     assert (token[1, 0], there.tolist()) == (0, [[True, True], [True, False]])
 
 
-def test_rows_and_places():
+def test_entries_are_taken_and_put_back():
     h = torch.arange(12.0).view(2, 3, 2)
-    token, there = torch.tensor([[0, 2], [1, 2]]), torch.tensor([[True, True], [True, False]])
-    assert selection.entries_at(h[..., 0], token, there, -1).tolist() == [[0, 4], [8, -1]]
-    assert torch.equal(selection.rows_at(h, token), torch.stack([h[0, [0, 2]], h[1, [1, 2]]]))
-    assert selection.flat_places(token, there, 3).tolist() == [0, 2, 4, 6]
+    chosen = selection.first_tokens(torch.tensor([[1, 0, 1], [0, 1, 0]]).bool(), 2)
+    assert selection.take(h[..., 0], chosen, -1).tolist() == [[0, 4], [8, -1]]
+    taken = selection.take(h, chosen)
+    assert torch.equal(taken, torch.stack([h[0, [0, 2]], torch.stack([h[1, 1], torch.zeros(2)])]))
+    is_chosen = torch.tensor([[True, False, True], [False, True, False]])[..., None]
+    assert torch.equal(selection.put(taken, chosen, 3), h * is_chosen)
+    assert torch.equal(selection.put_onto(taken, chosen, -h), torch.where(is_chosen, h, -h))
 
 
 @kernels.wanted
@@ -44,15 +47,37 @@ def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
 
 @kernels.wanted
 @kernels.protest
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
-@pytest.mark.parametrize("all_there", [False, True])
-def test_kernel_takes_the_same_entries(dtype, all_there, monkeypatch):
-    monkeypatch.setattr(selection, "_BLOCK", 16)
-    x = (torch.rand(3, 50, device=DEVICE) * 100).to(dtype)
-    token = torch.randint(50, (3, 21), device=DEVICE)
-    there = None if all_there else torch.rand(3, 21, device=DEVICE) < 0.5
-    expected = selection.entries_at(*(t if t is None else t.cpu() for t in (x, token, there)), -1)
-    assert torch.equal(selection._entries_at(x, token, there, -1).cpu(), expected)
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (300,)])
+@pytest.mark.parametrize("most", [0, 4, 21])
+def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
+    """Outputs and gradients; sequences with more than so many, with fewer and with none."""
+    monkeypatch.setattr(selection, "_BLOCK", 64)
+    is_chosen = chosen_tokens()
+    chosen = selection.first_tokens(is_chosen, most)
+    h, onto = (torch.randn(*is_chosen.shape, *shape, device=DEVICE, requires_grad=True) for _ in range(2))
+    found = torch.randn(len(h), most, *shape, device=DEVICE, requires_grad=True)
+    weights = torch.randn_like(found), *torch.randn(2, *h.shape, device=DEVICE)
+    results = []
+    for with_kernels in (True, False):
+        monkeypatch.setattr(fused, "usable", lambda _, on=with_kernels: on)
+        outputs = (
+            selection.take(h, chosen, 7),
+            selection.put(found, chosen, h.shape[1]),
+            selection.put_onto(found, chosen, onto),
+        )
+        total = sum((y * weight).sum() for y, weight in zip(outputs, weights, strict=True))
+        results.append([*outputs, *torch.autograd.grad(total, [h, found, onto])])
+    for fast, slow in zip(*results, strict=True):
+        assert torch.allclose(fast, slow, atol=1e-6)
+
+
+@kernels.wanted
+@kernels.protest
+def test_kernel_takes_whole_numbers():
+    chosen = selection.first_tokens(chosen_tokens(), 21)
+    x = torch.randint(100, (3, 50), device=DEVICE)
+    expected = x.gather(1, chosen.token).where(chosen.there, -1)
+    assert torch.equal(selection._take(x, *chosen, -1), expected)
 
 
 @kernels.wanted
@@ -67,5 +92,5 @@ def test_kernel_sums_the_same(dtype, monkeypatch):
 
 
 def test_nothing_is_taken_of_sequences_without_tokens():
-    h = torch.zeros(2, 0, 4)
-    assert selection.rows_at(h, torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 4)
+    h, chosen = torch.zeros(2, 0, 4), selection.first_tokens(torch.zeros(2, 0, dtype=torch.bool), 0)
+    assert selection.take(h, chosen).shape == selection.put(h, chosen, 0).shape == (2, 0, 4)

@@ -24,13 +24,13 @@ def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
 
 
 def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
-    """Mean over the R tokens that read of `||f_sem - stopgrad(r_E)||^2` (Eq. 5), over the mean power of r_E. Scalar.
+    """Mean over the tokens that read of `||f_sem - stopgrad(r_E)||^2` (Eq. 5), over the mean power of r_E. Scalar.
 
     Args:
-        answer: f_sem, (R, D). The caller computes it from a detached input: a gradient into the shared input keeps
+        answer: f_sem, (..., D). The caller computes it from a detached input: a gradient into the shared input keeps
             in-context retrieval from ever being learned.
-        retrieved: r_E, (R, D); detached here.
-        present: which of the rows are tokens that read, bool (R,), perhaps none; None: all, and there are some.
+        retrieved: r_E, (..., D); detached here.
+        present: which of the rows are tokens that read, bool (...), perhaps none; None: all, and there are some.
     """
     target = retrieved.detach()
     power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
-from cramlab.memory.selection import Chosen, entries_at, first_tokens, flat_places, rows_at, running_sum
+from cramlab.memory.selection import Chosen, first_tokens, put, running_sum, take
 from cramlab.memory.window_attention import window_attention
 
 WriteRule = Literal["all", "salience"]
@@ -187,10 +187,9 @@ class EpisodicMemory(nn.Module):
 
     def _packed_together(self, h: Tensor, ages: Tensor, chosen: Chosen) -> Buffer:
         """`_packed` with some entry on the empty places too, in few launches."""
-        token, there, _ = chosen
-        some = rows_at(h, token)
-        filled = torch.ones_like(token, dtype=torch.bool) if there is None else there
-        return Buffer(self.w_key(some), self.w_value(some), entries_at(ages, token, None, 0), filled)
+        some, there = take(h, chosen), chosen.there
+        filled = torch.ones_like(chosen.token, dtype=torch.bool) if there is None else there
+        return Buffer(self.w_key(some), self.w_value(some), take(ages, chosen), filled)
 
     def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
         """The newest `capacity` entries of each sequence, without the empty places that all sequences share.
@@ -292,21 +291,17 @@ class EpisodicMemory(nn.Module):
         self, h: Tensor, reads: Tensor, written: Written, most: int | None, *, waits: bool = True
     ) -> Tensor:
         """`read` of all sequences at once, each filled up to the one with most reads, in few launches."""
-        token, there, _ = first_tokens(reads, most)
-        if not token.shape[1]:
-            return torch.zeros_like(h) + self._no_answer(self.w_query(rows_at(h, token)), written.buffer)
-        found = self.read_first(h, token, there, written, waits=waits).flatten(0, 1)
-        y = found.new_zeros(reads.numel() + 1, found.shape[-1])
-        return y.index_copy_(0, flat_places(token, there, h.shape[1]), found)[:-1].view_as(h)
+        chosen = first_tokens(reads, most)
+        if not chosen.token.shape[1]:
+            return torch.zeros_like(h) + self._no_answer(self.w_query(take(h, chosen)), written.buffer)
+        return put(self.read_first(h, chosen, written, waits=waits), chosen, h.shape[1])
 
-    def read_first(
-        self, h: Tensor, token: Tensor, there: Tensor | None, written: Written, *, waits: bool = False
-    ) -> Tensor:
+    def read_first(self, h: Tensor, chosen: Chosen, written: Written, *, waits: bool = False) -> Tensor:
         """As `read`, for the tokens of `first_tokens` alone, (B, R, D); some answer where one is filled up.
 
         The fused kernel leaves these alone. Its twin may wait for the device, to score no more than is seen.
         """
-        q, last = self.w_query(rows_at(h, token)), entries_at(written.last, token, there, -1)
+        q, last = self.w_query(take(h, chosen)), take(written.last, chosen, -1)
         return self.w_out(self._attend_chosen(q, last, written, waits=waits))
 
     def _attend_chosen(self, q: Tensor, last: Tensor, written: Written, *, waits: bool = True) -> Tensor:
@@ -397,11 +392,11 @@ class EpisodicMemory(nn.Module):
     def _use_fused(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None) -> Tensor:
         """`_use` by the fused kernel."""
         buffer = written.buffer
-        token, there, _ = first_tokens(asks, most)
-        last = entries_at(written.last, token, there, -1)
-        own = last.where(writes.gather(1, token), -1)
+        chosen = first_tokens(asks, most)
+        last = take(written.last, chosen, -1)
+        own = last.where(writes.gather(1, chosen.token), -1)
         filled = None if written.gapless else buffer.filled
-        q = self.w_query(rows_at(h, token))
+        q = self.w_query(take(h, chosen))
         return fused_read.use(q, last, own, buffer.keys, filled, self.config.n_heads, self.config.capacity)
 
     def _use_together(
@@ -417,7 +412,7 @@ class EpisodicMemory(nn.Module):
         size = max(128, _MOST_WEIGHTS // max(1, buffer.filled.numel() * heads[0]))  # so that memory stays bounded
         for some, present in zip(token.split(size, dim=1), there.split(size, dim=1), strict=True):
             last = written.last.gather(1, some).clamp(min=0)  # -1 only where filled up
-            q = self.w_query(rows_at(h, some)).unflatten(-1, heads)
+            q = self.w_query(take(h, Chosen(some, None, None))).unflatten(-1, heads)
             visible = visible_places(buffer.filled, last, self.config.capacity)[:, None]
             scores = torch.einsum("brhd,bshd->bhrs", q, k) / q.shape[-1] ** 0.5
             weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)

@@ -18,7 +18,7 @@ from cramlab.memory import fused
 _FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
 _MANY_ROWS = 4096  # readers of all heads and sequences; then keys that are fetched for few bind more than programs do
 _AT_ONCE = 33792  # readers in all programs: sixteen of the small blocks on each of the 132 multiprocessors of an H100
-_LEAST_SPLIT = 256  # places that are worth a program of their own
+_LEAST_SPLIT = 512  # places that are worth a program of their own
 
 
 def usable(q: Tensor, n_heads: int) -> bool:

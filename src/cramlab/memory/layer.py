@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
-from cramlab.memory.selection import first_tokens, flat_places, running_sum
+from cramlab.memory.selection import Chosen, first_tokens, put_onto, running_sum, take
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
@@ -168,37 +167,44 @@ class CRAMLayer(Mixer):
         if self.episodic.salience is not None:  # before anything is written there is nothing to read
             can_read = self.episodic.can_read(written)
             chosen, reads = chosen & can_read, reads & can_read
-        y = working.flatten(0, 1) + answer.flatten(0, 1)
-        without = y.clone().view_as(working) if routing.counterfactual else None
-        reader: Tensor | None = None  # numbers of the tokens that read, counted over all sequences; None: all
-        present: Tensor | None = None  # which of these numbers are tokens and not filled up; None: all
+        without = working + answer if routing.counterfactual else None
+        some: Chosen | None = None  # the tokens that read, where these are bounded
+        reader: Tensor | None = None  # their numbers where they are not, counted over all sequences; None: all
         if routing.bounds is not None:
-            reads = _first(reads, routing.bounds.reads)
+            some = first_tokens(reads, routing.bounds.reads)
+            assert some.rank is not None
+            reads = reads & (some.rank <= routing.bounds.reads)
             chosen = chosen & reads
-            token, there, _ = first_tokens(reads, routing.bounds.reads)
-            found = self.episodic.read_first(h, token, there, written).flatten(0, 1)
-            assert there is not None
-            reader, present = flat_places(token, there, h.shape[1]), there.flatten()
-            # One row more, for what is filled up.
-            y = F.pad(y, (0, 0, 0, 1)).index_copy(0, reader, _rows(working, reader, present) + found)[:-1]
+            found = self.episodic.read_first(h, some, written)
+            y = working + put_onto(found.to(answer.dtype), some, answer)
         elif len(reader := reads.flatten().nonzero().squeeze(-1)) == reads.numel():  # which waits for the device
             reader, found = None, self.episodic.read(h, None, written).flatten(0, 1)  # plain attention, no gather
             y = working.flatten(0, 1) + found
         else:
             found = self.episodic.read_some(h, reads, reader, written)
+            y = working.flatten(0, 1) + answer.flatten(0, 1)
             y.index_copy_(0, reader, _rows(working, reader) + found)
+
+        def of_readers(entries: Tensor) -> Tensor:
+            return _rows(entries, reader) if some is None else take(entries, some)
+
         aux = {}
         if self.training:
-            aux["consolidation"] = self._consolidation(_rows(h, reader, present), found, present)
-        known = quality(_rows(answer, reader, present), found, self.config.router.sigma).to(h.dtype)
-        unknown = torch.full((reads.numel() + 1,), torch.nan, dtype=h.dtype, device=h.device)
+            present = None if some is None else some.there
+            aux["consolidation"] = self._consolidation(of_readers(h), found, present)
+        known = quality(of_readers(answer), found, self.config.router.sigma).to(h.dtype)
+        unknown = torch.full_like(reads, torch.nan, dtype=h.dtype)
+        if some is not None:
+            known = put_onto(known, some, unknown)
+        elif reader is not None:
+            known = unknown.view(-1).index_copy_(0, reader, known)
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
             attended=reads,
             scored=reads,
             gate_prob=chosen.to(h.dtype) if gate_logit is None else torch.sigmoid(gate_logit.detach()),
             gate_logit=gate_logit,
-            quality=(known if reader is None else unknown.index_copy_(0, reader, known)[:-1]).view(reads.shape),
+            quality=known.view(reads.shape),
         )
         return y.view_as(working), without, trace, aux
 
@@ -220,8 +226,8 @@ class CRAMLayer(Mixer):
         return gate_logit.detach() > 0
 
     def _consolidation(self, h: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
-        """Eq. 5 on the tokens that read, both (R, D) and detached: it teaches the semantic memory and nothing else."""
-        if not len(h):
+        """Eq. 5 on tokens that read, both (..., D) and detached: it teaches the semantic memory and nothing else."""
+        if not h.numel():
             return 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
         return consolidation_loss(self.semantic(h.detach()), retrieved, present)
 
@@ -273,12 +279,10 @@ class CRAMLayer(Mixer):
         return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
 
 
-def _rows(entries: Tensor, token: Tensor | None, present: Tensor | None = None) -> Tensor:
-    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all; any where not present."""
+def _rows(entries: Tensor, token: Tensor | None) -> Tensor:
+    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all."""
     flat = entries.flatten(0, 1)
-    if token is None:
-        return flat
-    return flat.index_select(0, token if present is None else token.where(present, 0))
+    return flat if token is None else flat.index_select(0, token)
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:

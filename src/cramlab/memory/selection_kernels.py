@@ -1,5 +1,8 @@
 # pyright: reportMissingImports=false
-"""The Triton kernels of `selection`. A program owns a block of tokens of one sequence; arrays are (B, T) or (B, R)."""
+"""The Triton kernels of `selection`. A program owns a block of tokens of one sequence.
+
+Numbers of tokens are (B, T) or (B, R), their entries (B, T, D) or (B, R, D).
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,26 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["n_tokens", "most"])
-def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: tl.constexpr):
+@triton.jit(do_not_specialize=["most"])
+def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: tl.constexpr, wide: tl.constexpr):
     """Running sums of x into `total`, and, to `select`, the numbers of the first tokens where x is not zero.
 
     Every program sums by itself what comes before its block, which costs less than waiting for the others.
     """
-    b, own = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, begin = tl.program_id(1).to(tl.int64), tl.program_id(0) * block
     row = x + b * n_tokens
-    inner = tl.arange(0, block)
     exact = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
-    before = tl.zeros([block], exact)
-    after = tl.zeros([block], exact)
-    for start in range(0, n_tokens, block):
-        some = tl.load(row + start + inner, mask=start + inner < n_tokens, other=0).to(exact)
-        before += tl.where(start < own * block, some, 0)
+    before = tl.zeros([wide], exact)
+    after = tl.zeros([wide], exact)
+    for start in range(0, n_tokens if select else begin, wide):
+        at = start + tl.arange(0, wide)
+        some = tl.load(row + at, mask=at < n_tokens, other=0).to(exact)
+        before += tl.where(at < begin, some, 0)
         if select:
-            after += tl.where(start >= own * block, some, 0)
+            after += tl.where(at >= begin, some, 0)
     n_before = tl.sum(before, axis=0)
-    at = own * block + inner
+    inner = tl.arange(0, block)
+    at = begin + inner
     mine = tl.load(row + at, mask=at < n_tokens, other=0).to(exact)
     rank = n_before + tl.cumsum(mine, axis=0)
     if select:
@@ -36,22 +40,46 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
         n_chosen = n_before + tl.sum(after, axis=0)
         # What is left over is filled up, by each program a part.
         share = tl.cdiv(most, tl.num_programs(0))
-        end = tl.minimum((own + 1) * share, most)
-        for start in range(own * share, end, block):
+        end = tl.minimum((tl.program_id(0) + 1) * share, most)
+        for start in range(tl.program_id(0) * share, end, block):
             empty = (start + inner >= n_chosen) & (start + inner < end)
             tl.store(token + b * most + start + inner, tl.zeros([block], tl.int64) + n_tokens - 1, mask=empty)
             tl.store(there + b * most + start + inner, tl.zeros([block], tl.int8), mask=empty)
     tl.store(total + b * n_tokens + at, rank.to(total.dtype.element_ty), mask=at < n_tokens)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_chosen", "absent"])
-def entries_at(x, token, there, found, n_tokens, n_chosen, absent, all_there: tl.constexpr, block: tl.constexpr):
-    """The numbers of chosen tokens, and another one where there is none."""
+@triton.jit(do_not_specialize=["absent"])
+def take(x, token, there, found, n_tokens, n_chosen, absent, d, block: tl.constexpr, block_d: tl.constexpr):
+    """The entries (B, T, D) of chosen tokens, (B, R, D), and another number where there is none."""
     b = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * block + tl.arange(0, block)
-    inside = at < n_chosen
-    which = tl.load(token + b * n_chosen + at, mask=inside, other=0)
-    entry = tl.load(x + b * n_tokens + which, mask=inside, other=0)
-    if not all_there:
-        entry = tl.where(tl.load(there + b * n_chosen + at, mask=inside, other=0) != 0, entry, absent.to(entry.dtype))
-    tl.store(found + b * n_chosen + at, entry, mask=inside)
+    row, channel = tl.program_id(0) * block + tl.arange(0, block), tl.program_id(2) * block_d + tl.arange(0, block_d)
+    inside = row < n_chosen
+    which = tl.load(token + b * n_chosen + row, mask=inside, other=0)
+    is_there = tl.load(there + b * n_chosen + row, mask=inside, other=0) != 0
+    within = inside[:, None] & (channel < d)[None, :]
+    entry = tl.load(x + (b * n_tokens + which)[:, None] * d + channel[None, :], mask=within & is_there[:, None])
+    entry = tl.where(is_there[:, None], entry, absent.to(entry.dtype))
+    tl.store(found + (b * n_chosen + row)[:, None] * d + channel[None, :], entry, mask=within)
+
+
+@triton.jit
+def put(
+    rank, found, onto, y, n_tokens, n_chosen, d,
+    has_found: tl.constexpr, has_onto: tl.constexpr, block: tl.constexpr, block_d: tl.constexpr,
+):  # fmt: skip
+    """Entries (B, R, D) at the tokens that were chosen, others elsewhere, (B, T, D); zero where they are missing."""
+    b = tl.program_id(1).to(tl.int64)
+    token, channel = tl.program_id(0) * block + tl.arange(0, block), tl.program_id(2) * block_d + tl.arange(0, block_d)
+    inside = token < n_tokens
+    own = tl.load(rank + b * n_tokens + token, mask=inside, other=0)
+    before = tl.load(rank + b * n_tokens + token - 1, mask=inside & (token > 0), other=0)
+    chosen = ((own > before) & (own <= n_chosen))[:, None]
+    within = inside[:, None] & (channel < d)[None, :]
+    at = (b * n_tokens + token)[:, None] * d + channel[None, :]
+    entry = tl.zeros([block, block_d], y.dtype.element_ty)
+    if has_onto:
+        entry = tl.load(onto + at, mask=within & ~chosen, other=0)
+    if has_found:
+        source = (b * n_chosen + own - 1)[:, None] * d + channel[None, :]
+        entry = tl.where(chosen, tl.load(found + source, mask=within & chosen, other=0), entry)
+    tl.store(y + at, entry, mask=within)
