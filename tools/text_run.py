@@ -1,10 +1,11 @@
 """Trains CRAM language models, a point for each price of a read, beside a Llama of as many parameters and a 1:7 hybrid.
 
-    python tools/text_run.py runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 6   # sizes for one GPU
+    python tools/text_run.py runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 20   # sizes for one GPU
     python tools/text_run.py runs/text --layers 8 --width 128 --context 256 --batch 16 --steps 300   # for one core
 
-Called again, it goes on where it was. With the records in results/text (`cp runs/text/*.json results/text`),
-`tools/text_tables.py` renews docs/performance.md.
+Each kind of model is first given the learning rate that suits it best, by shorter runs on text that is looked at for
+nothing else (with a seed of its own; CRAM at the middle one of its prices). Called again, it goes on where it was. With
+the records in results/text (`cp runs/text/*.json results/text`), `tools/text_tables.py` renews docs/performance.md.
 """
 
 from __future__ import annotations
@@ -25,16 +26,26 @@ from cramlab.hf.pretrain import PreparedText, prepare
 from cramlab.hf.text_run import ModelName, TextRunConfig, run_text
 
 MODELS: tuple[str, ...] = ModelName.__args__  # type: ignore[attr-defined]
+TUNING_SEED = 1000
+Record = dict[str, Any]
 
 
-def one(config: TextRunConfig, text: PreparedText, out: Path, deadline: float) -> str | None:
-    """A run; returns why it stopped early."""
+def one(config: TextRunConfig, text: PreparedText, out: Path, deadline: float) -> Record | str:
+    """A run's record, or why it stopped early."""
     torch.set_num_threads(1)
     try:
-        run_text(config, text, out, lambda line: print(line, file=sys.stderr, flush=True), deadline)
+        return run_text(config, text, out, lambda line: print(line, file=sys.stderr, flush=True), deadline)
     except TimeoutError as error:
         return str(error)
-    return None
+
+
+def best_rates(records: list[Record]) -> dict[str, float]:
+    """The learning rate that ends with the least loss, by model."""
+    found: dict[str, tuple[float, float]] = {}
+    for record in records:
+        model, rate = record["config"]["model"], record["config"]["learning_rate"]
+        found[model] = min((record["series"][-1]["nats_per_token"], rate), found.get(model, (float("inf"), rate)))
+    return {model: rate for model, (_, rate) in found.items()}
 
 
 def main() -> int:
@@ -50,29 +61,55 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32, help="sequences a step")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--device", default="cpu")
+    rates = [0.002, 0.004, 0.008]
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=rates, help="learning rates to choose from; one: that"
+    )
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="one, or several that the runs take in turns")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop at a checkpoint after so long")
     args = parser.parse_args()
     deadline = time.time() + 60 * args.minutes
     sizes: dict[str, Any] = {
         "n_layers": args.layers, "d_model": args.width, "context": args.context, "batch_size": args.batch,
-        "n_steps": args.steps, "eval_every_steps": max(1, args.steps // 6), "device": args.device,
     }  # fmt: skip
-    # All models and prices of a seed before the next seed.
-    configs = [
-        TextRunConfig(model=model, seed=seed, read_price=price, **sizes)  # type: ignore[arg-type]
-        for seed in args.seeds
-        for model in args.models
-        for price in (args.prices if model == "cram" else args.prices[:1])
-    ]
     documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
-    text = dataclasses.replace(prepare(documents, args.out, configs[0].vocab_size), tokenizer=None)  # type: ignore[arg-type]
+    text = prepare(documents, args.out, TextRunConfig.vocab_size)
+    text = dataclasses.replace(text, tokenizer=None)  # type: ignore[arg-type]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        runs = [pool.submit(one, config, text, args.out, deadline) for config in configs]
-        unfinished = [reason for run in runs if (reason := run.result()) is not None]
-    print("\n".join(unfinished), file=sys.stderr)
-    return 3 if unfinished else 0
+
+        def run(configs: list[TextRunConfig]) -> list[Record]:
+            """Records of those that had time."""
+            turns = [dataclasses.replace(c, device=args.device[i % len(args.device)]) for i, c in enumerate(configs)]
+            ended = [job.result() for job in [pool.submit(one, config, text, args.out, deadline) for config in turns]]
+            print("\n".join(reason for reason in ended if isinstance(reason, str)), file=sys.stderr)
+            return [record for record in ended if not isinstance(record, str)]
+
+        middle = sorted(args.prices)[len(args.prices) // 2]
+        tuning = [
+            TextRunConfig(
+                model=model, seed=TUNING_SEED, learning_rate=rate, read_price=middle,
+                n_steps=args.steps // 2, eval_every_steps=max(1, args.steps // 6), part="validation", **sizes,
+            )
+            for model in args.models
+            for rate in args.rates
+        ]  # fmt: skip
+        tuned = run(tuning) if len(args.rates) > 1 else []
+        if len(args.rates) > 1 and len(tuned) < len(tuning):
+            return 3
+        rates = best_rates(tuned)
+        print(rates, file=sys.stderr)
+        # All models and prices of a seed before the next seed.
+        configs = [
+            TextRunConfig(
+                model=model, seed=seed, learning_rate=rates.get(model, args.rates[0]), read_price=price,
+                n_steps=args.steps, eval_every_steps=max(1, args.steps // 6), **sizes,
+            )
+            for seed in args.seeds
+            for model in args.models
+            for price in (args.prices if model == "cram" else args.prices[:1])
+        ]  # fmt: skip
+        return 0 if len(run(configs)) == len(configs) else 3
 
 
 if __name__ == "__main__":

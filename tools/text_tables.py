@@ -40,14 +40,42 @@ def table(records: list[dict[str, Any]]) -> str:
             statistics.fmean(layer) for layer in zip(*(row["attention_frac_by_layer"] for row in last), strict=True)
         ]
         cells = [
-            model, "" if price is None else f"{price:g}", ", ".join(str(r["config"]["seed"]) for r in found),
+            model, "" if price is None else f"{price:g}", f"{found[0]['config']['learning_rate']:g}",
+            ", ".join(str(r["config"]["seed"]) for r in found),
             spread([row["nats_per_token"] for row in last], 3), spread(share, 4),
             f"{min(layers):.3f} to {max(layers):.3f}", f"{last[0]['n_tokens']:,}", f"{found[0]['n_parameters']:,}",
         ]  # fmt: skip
         rows.append((statistics.fmean(share), f"| {' | '.join(cells)} |"))
-    head = "| model | price, nats | seeds | nats a token, held out | attention_frac | by layer | tokens | parameters |"
+    columns = [
+        "model",
+        "price, nats",
+        "rate",
+        "seeds",
+        "nats a token, held out",
+        "attention_frac",
+        "by layer",
+        "tokens",
+    ]
+    head = f"| {' | '.join(columns)} | parameters |"
     lines = [row for _, row in sorted(rows, reverse=True)]
-    return "\n".join([head, "| --- | --- | --- | --- | --- | --- | --- | --- |", *lines])
+    return "\n".join([head, "| --- " * (1 + len(columns)) + "|", *lines])
+
+
+def tuning_table(records: list[dict[str, Any]]) -> str:
+    """What each learning rate came to, by model, and the steps of these runs."""
+    rates = sorted({record["config"]["learning_rate"] for record in records})
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for record in records:
+        config = record["config"]
+        found[config["model"]][config["learning_rate"]] = record["series"][-1]["nats_per_token"]
+    rows = [
+        f"| {model} | {' | '.join(f'{nats[rate]:.3f}' if rate in nats else '' for rate in rates)} |"
+        for model, nats in sorted(found.items(), key=lambda item: min(item[1].values()))
+    ]
+    head = f"| tuned by {records[0]['config']['n_steps']} steps, nats on validation text at a rate of | "
+    return "\n".join(
+        [head + " | ".join(f"{rate:g}" for rate in rates) + " |", "| --- " * (1 + len(rates)) + "|", *rows]
+    )
 
 
 def draw(records: list[dict[str, Any]]) -> None:
@@ -76,10 +104,13 @@ def main() -> None:
     """Reads every record, writes page and figure."""
     paths = sorted((ROOT / "results" / "text").glob("*.json"))
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    tuning = [record for record in records if record["config"]["part"] == "validation"]
+    tested = [record for record in records if record["config"]["part"] == "test"]
     page = ROOT / "docs" / "performance.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(page, f"{before}{BEGIN}\n\n{table(records)}\n\n{END}{rest.partition(END)[2]}")
-    draw(records)
+    tables = "\n\n".join([table(tested), *([tuning_table(tuning)] if tuning else [])])
+    write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}")
+    draw(tested)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,6 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 from cramlab import records
+from cramlab.audit.text import Corpus, Document
 from cramlab.hf import text_run
 from cramlab.hf.modeling import CRAMForCausalLMConfig
 from cramlab.hf.pretrain import PreparedText
@@ -15,6 +20,9 @@ TINY = TextRunConfig(
     vocab_size=30, context=16, n_layers=8, d_model=16, n_heads=2, batch_size=4, n_steps=6, warmup_steps=2,
     eval_every_steps=2,
 )  # fmt: skip
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -69,3 +77,54 @@ def test_routers_are_one_for_all_or_one_for_each():
         CRAMForCausalLMConfig(num_hidden_layers=2, router=["always"]).routers()
     with pytest.raises(ValueError, match='"oracle" cannot serve text'):
         CRAMForCausalLMConfig(num_hidden_layers=1, router="oracle").routers()
+
+
+def test_what_is_chosen_by_validation_text_is_not_tested_on_it(text, monkeypatch):
+    seen = []
+    model = TINY.build()
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, input_ids, **k: (
+        seen.append(input_ids), forward(self, input_ids=input_ids, **k))[1])  # fmt: skip
+    stream = torch.arange(600).to(torch.int32) % 30
+    longer = dataclasses.replace(text, held_out=torch.cat([stream, 29 - stream, stream]))
+    for part in ("test", "validation"):
+        text_run.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
+    tokens = torch.cat(seen).flatten()
+    assert torch.equal(tokens, longer.held_out[: len(tokens)].long())  # one after the other, each once
+    with pytest.raises(ValueError, match=r"600 tokens .* 65 windows of context = 16"):
+        text_run.held_out(model, text, dataclasses.replace(TINY, part="validation"))
+
+
+class AtOnce:
+    """Runs what is submitted in this process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *given):
+        found = work(*given)
+        return SimpleNamespace(result=lambda: found)
+
+
+def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("text_run_tool", ROOT / "tools" / "text_run.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    documents = tuple(Document(f"{i}", " ".join(f"{i * j % 97}" for j in range(900))) for i in range(40))
+    monkeypatch.setattr(tool, "read_corpus", lambda _: Corpus("numbers", documents, ""))
+    monkeypatch.setattr(tool, "ProcessPoolExecutor", AtOnce)
+    argv = ["text_run.py", tmp_path, "--models", "llama", "dense", "--rates", "1e-9", "0.01", "--layers", "1"]
+    argv += ["--width", "16", "--context", "16", "--batch", "4", "--steps", "6"]
+    monkeypatch.setattr(sys, "argv", [str(arg) for arg in argv])
+    assert tool.main() == 0
+    found = {path.stem: records.read_json(path)["config"] for path in tmp_path.glob("*.json")}
+    assert {name for name, config in found.items() if config["part"] == "test"} == {"llama-seed0", "dense-seed0"}
+    assert {config["learning_rate"] for config in found.values() if config["part"] == "test"} == {0.01}
+    assert {config["seed"] for config in found.values() if config["part"] == "validation"} == {tool.TUNING_SEED}
+    assert len(found) == 2 + 2 * 2

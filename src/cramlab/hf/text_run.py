@@ -27,6 +27,7 @@ from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
 ModelName = Literal["cram", "hybrid", "llama", "dense", "recurrent"]
+Part = Literal["test", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class TextRunConfig:
         encoding_frac: share of the steps in which CRAM reads everywhere; then its gates decide.
         read_price: nats that a read must save; what moves a CRAM model along its trade-off.
         eval_every_steps: steps between two looks at held-out text, and between two checkpoints.
+        part: of the held-out text, that is looked at: "validation" for what is chosen by it, such as a learning rate.
         device: of torch.
     """
 
@@ -68,6 +70,7 @@ class TextRunConfig:
     encoding_frac: float = 0.3
     read_price: float = 0.01
     eval_every_steps: int = 100
+    part: Part = "test"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -82,7 +85,8 @@ class TextRunConfig:
     def name(self) -> str:
         """Of the record."""
         price = f"-price{self.read_price:g}" if self.model == "cram" else ""
-        return f"{self.model}{price}-seed{self.seed}"
+        rate = f"-rate{self.learning_rate:g}-{self.n_steps}-steps" if self.part == "validation" else ""
+        return f"{self.model}{price}{rate}-seed{self.seed}{'-validation' if rate else ''}"
 
     def build(self) -> PreTrainedModel:
         """A fresh model; the MLPs of the others are as wide as gives them the parameters of the CRAM model."""
@@ -215,10 +219,21 @@ def _windows(stream: Tensor, config: TextRunConfig, step: int) -> Tensor:
 
 @torch.no_grad()
 def held_out(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = 16) -> dict[str, Any]:
-    """Nats a token on held-out text by the gates' own rule, and the share of tokens that attend, by layer."""
+    """Nats a token on held-out text by the gates' own rule, and the share of tokens that attend, by layer.
+
+    Raises:
+        ValueError: when there is too little text for any window of this part.
+    """
     model.eval()
-    n_windows = min(n_batches * config.batch_size, len(text.held_out) // config.context)
-    windows = text.held_out[: n_windows * config.context].view(-1, config.context).long()
+    windows = text.held_out[: len(text.held_out) // config.context * config.context].view(-1, config.context).long()
+    n_windows = n_batches * config.batch_size
+    windows = windows[:n_windows] if config.part == "test" else windows[n_windows : 2 * n_windows]
+    if not len(windows):
+        n_wanted = 1 + (0 if config.part == "test" else n_windows)
+        raise ValueError(
+            f'{len(text.held_out)} tokens of held-out text are too few for part = "{config.part}": '
+            f"{n_wanted} windows of context = {config.context} are needed; give more text, or a lower batch_size"
+        )
     shares = torch.zeros(config.n_layers, dtype=torch.float64)
     seen: list[float] = []
 
