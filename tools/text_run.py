@@ -30,13 +30,15 @@ TUNING_SEED = 1000
 Record = dict[str, Any]
 
 
-def one(config: TextRunConfig, text: PreparedText, out: Path, deadline: float) -> Record | str:
-    """A run's record, or why it stopped early."""
+def one(
+    config: TextRunConfig, text: PreparedText, out: Path, deadline: float
+) -> Record | TimeoutError | FloatingPointError:
+    """A run's record, or why there is none."""
     torch.set_num_threads(1)
     try:
         return run_text(config, text, out, lambda line: print(line, file=sys.stderr, flush=True), deadline)
-    except TimeoutError as error:
-        return str(error)
+    except (TimeoutError, FloatingPointError) as error:
+        return error
 
 
 def best_rates(records: list[Record]) -> dict[str, float]:
@@ -49,7 +51,7 @@ def best_rates(records: list[Record]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Returns 3 when time ran out before every run had finished."""
+    """Returns 3 when time ran out before every run had finished, 1 when one diverged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
@@ -79,11 +81,14 @@ def main() -> int:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def run(configs: list[TextRunConfig]) -> list[Record]:
-            """Records of those that had time."""
+            """Their records, without those that diverged; ends the process when there was no time for one."""
             turns = [dataclasses.replace(c, device=args.device[i % len(args.device)]) for i, c in enumerate(configs)]
             ended = [job.result() for job in [pool.submit(one, config, text, args.out, deadline) for config in turns]]
-            print("\n".join(reason for reason in ended if isinstance(reason, str)), file=sys.stderr)
-            return [record for record in ended if not isinstance(record, str)]
+            reasons = [error for error in ended if isinstance(error, Exception)]
+            print("\n".join(map(str, reasons)), file=sys.stderr)
+            if any(isinstance(error, TimeoutError) for error in reasons):
+                raise SystemExit(3)
+            return [record for record in ended if not isinstance(record, Exception)]
 
         middle = sorted(args.prices)[len(args.prices) // 2]
         tuning = [
@@ -94,10 +99,7 @@ def main() -> int:
             for model in args.models
             for rate in args.rates
         ]  # fmt: skip
-        tuned = run(tuning) if len(args.rates) > 1 else []
-        if len(args.rates) > 1 and len(tuned) < len(tuning):
-            return 3
-        rates = best_rates(tuned)
+        rates = best_rates(run(tuning) if len(args.rates) > 1 else [])
         print(rates, file=sys.stderr)
         # All models and prices of a seed before the next seed.
         configs = [
@@ -109,7 +111,7 @@ def main() -> int:
             for model in args.models
             for price in (args.prices if model == "cram" else args.prices[:1])
         ]  # fmt: skip
-        return 0 if len(run(configs)) == len(configs) else 3
+        return 0 if len(run(configs)) == len(configs) else 1
 
 
 if __name__ == "__main__":

@@ -112,13 +112,19 @@ class AtOnce:
         return SimpleNamespace(result=lambda: found)
 
 
-def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeypatch):
+def load_tool(monkeypatch):
+    """The script, on a small text and in this process alone."""
     spec = importlib.util.spec_from_file_location("text_run_tool", ROOT / "tools" / "text_run.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     documents = tuple(Document(f"{i}", " ".join(f"{i * j % 97}" for j in range(900))) for i in range(40))
     monkeypatch.setattr(tool, "read_corpus", lambda _: Corpus("numbers", documents, ""))
     monkeypatch.setattr(tool, "ProcessPoolExecutor", AtOnce)
+    return tool
+
+
+def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeypatch):
+    tool = load_tool(monkeypatch)
     argv = ["text_run.py", tmp_path, "--models", "llama", "dense", "--rates", "1e-9", "0.01", "--layers", "1"]
     argv += ["--width", "16", "--context", "16", "--batch", "4", "--steps", "6"]
     monkeypatch.setattr(sys, "argv", [str(arg) for arg in argv])
@@ -128,3 +134,19 @@ def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeyp
     assert {config["learning_rate"] for config in found.values() if config["part"] == "test"} == {0.01}
     assert {config["seed"] for config in found.values() if config["part"] == "validation"} == {tool.TUNING_SEED}
     assert len(found) == 2 + 2 * 2
+
+
+def test_a_rate_at_which_a_run_diverges_is_not_chosen(tmp_path, monkeypatch):
+    tool = load_tool(monkeypatch)
+
+    def run_text(config, *_):
+        if config.learning_rate > 0.1 or (config.part == "test" and config.seed == 1):
+            raise FloatingPointError("the loss is not finite")
+        return {"config": dataclasses.asdict(config), "series": [{"nats_per_token": -config.learning_rate}]}
+
+    monkeypatch.setattr(tool, "run_text", run_text)
+    argv = ["text_run.py", str(tmp_path), "--models", "llama", "--rates", "0.01", "0.02", "1.0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert tool.main() == 0
+    monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "0", "1"])
+    assert tool.main() == 1
