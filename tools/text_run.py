@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32, help="sequences a step")
     parser.add_argument("--steps", type=int, default=600)
-    rates = [0.002, 0.004, 0.008]
+    rates = [0.001, 0.002, 0.004, 0.008, 0.016]
     parser.add_argument(
         "--rates", nargs="+", type=float, default=rates, help="learning rates to choose from; one: that"
     )

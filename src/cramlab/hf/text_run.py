@@ -26,7 +26,7 @@ from cramlab.hf.pretrain import PreparedText
 from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
-ModelName = Literal["cram", "hybrid", "llama", "dense", "recurrent"]
+ModelName = Literal["cram", "hybrid", "hybrid-first", "llama", "dense", "recurrent"]
 Part = Literal["test", "validation"]
 
 
@@ -37,8 +37,8 @@ class TextRunConfig:
     The rate rises over `warmup_steps` and falls along a cosine to a tenth.
 
     Attributes:
-        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth, always
-            ("hybrid").
+        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth, from the
+            fifth on, as Jamba's ("hybrid"), or from the first ("hybrid-first").
         seed: of weights, batches and audits.
         vocab_size: of the tokenizer.
         context: tokens a sequence.
@@ -93,9 +93,8 @@ class TextRunConfig:
         make = {
             "cram": self._cram,
             "llama": self._llama,
-            "hybrid": lambda width: self._cram(
-                width, ["always" if i % 8 == 4 else "never" for i in range(self.n_layers)]
-            ),
+            "hybrid": lambda width: self._cram(width, self._every_eighth(4)),
+            "hybrid-first": lambda width: self._cram(width, self._every_eighth(0)),
             "dense": lambda width: self._cram(width, "always"),
             "recurrent": lambda width: self._cram(width, "never"),
         }[self.model]
@@ -105,6 +104,10 @@ class TextRunConfig:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return make(64 + round((wanted - narrow) / (wide - narrow) * 64))
+
+    def _every_eighth(self, first: int) -> list[str]:
+        """Routers of a model in which every eighth layer reads, always."""
+        return ["always" if i % 8 == first else "never" for i in range(self.n_layers)]
 
     def _cram(self, width: int, router: str | list[str] = "benefit") -> PreTrainedModel:
         config = CRAMForCausalLMConfig(
