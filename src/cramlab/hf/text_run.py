@@ -37,8 +37,8 @@ class TextRunConfig:
     The rate rises over `warmup_steps` and falls along a cosine to a tenth.
 
     Attributes:
-        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth, from the
-            fifth on, as Jamba's ("hybrid"), or from the first ("hybrid-first").
+        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth: the
+            fifth of these, as in Jamba ("hybrid"), or the first ("hybrid-first").
         seed: of weights, batches and audits.
         vocab_size: of the tokenizer.
         context: tokens a sequence.
