@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from cramlab.audit.config import AuditConfig
 from cramlab.config import ConfigError, config_hash, from_dict, override, to_dict
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
@@ -41,6 +42,8 @@ def test_hash_is_a_function_of_the_values():
         ("task.rebind_frac=0.2", lambda c: c.task.rebind_frac, 0.2),
         ("task.key_mode=token", lambda c: c.task.key_mode, "token"),
         ("training.loss.read_price=0", lambda c: c.training.loss.read_price, 0.0),
+        ("training.test_seq_lens=512, 1024", lambda c: c.training.test_seq_lens, (512, 1024)),
+        ("training.test_seq_lens=", lambda c: c.training.test_seq_lens, ()),
     ],
 )
 def test_override_changes_one_field(assignment, get, value):
@@ -65,12 +68,20 @@ def _flat(data):
         ("training.max_steps=1.5", "a whole number"),
         ("task.key_mode=words", '"vector", "token"'),
         ("task=3", "is a group"),
+        ("training.test_seq_lens=512,x", "values parted by commas, each a whole number"),
+        ("training.stages=3", "does not fit"),
         ("task.seq_len.x=3", "no fields of its own"),
     ],
 )
 def test_bad_overrides_say_what_to_do(assignment, message):
     with pytest.raises(ConfigError, match=message):
         override(CRAM, assignment)
+
+
+def test_layers_of_an_audit_are_numbers_or_all():
+    assert override(AuditConfig(), "layers=0,3").layers == (0, 3)
+    assert override(AuditConfig(layers=(0, 3)), "layers=none").layers is None
+    assert override(AuditConfig(), "replaced_fracs=.5").replaced_fracs == (0.5,)
 
 
 def test_values_that_a_config_refuses_are_refused_on_override():

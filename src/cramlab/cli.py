@@ -248,6 +248,8 @@ def _leaves(config: object, prefix: str = "") -> list[tuple[str, object]]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             leaves += _leaves(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple) and not any(map(dataclasses.is_dataclass, value)):
+            leaves.append((f"{prefix}{field.name}", ",".join(map(str, value))))
         elif isinstance(value, tuple):
             leaves += [(f"# {prefix}{field.name}[{i}], set by the size", item) for i, item in enumerate(value)]
         else:

@@ -128,12 +128,25 @@ def _parse(text: str, kind: Any, path: str) -> Any:
                 return option(text)
             except ValueError:
                 continue
+        if (entry := _entry(option)) is not None:
+            try:
+                return tuple(_parse(part.strip(), entry, path) for part in text.split(",") if part.strip())
+            except ConfigError:
+                continue
     raise ConfigError(f'{path} = "{text}" does not fit; give {" or ".join(_describe(o) for o in options)}')
 
 
+def _entry(kind: Any) -> Any:
+    """What a sequence of any length holds; None where it is no such sequence, or holds no plain values."""
+    entry, *more = get_args(kind) if get_origin(kind) is tuple else (None,)
+    return entry if more == [...] and entry in (int, float, str) else None
+
+
 def _describe(kind: Any) -> str:
+    if (entry := _entry(kind)) is not None:
+        return f"values parted by commas, each {_describe(entry)}"
     if kind is type(None):
         return "none"
     if get_origin(kind) is Literal:
         return ", ".join(f'"{v}"' for v in get_args(kind))
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, str(kind))
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(kind, str(kind))
