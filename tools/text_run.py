@@ -3,15 +3,17 @@
     python tools/text_run.py runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 20   # sizes for one GPU
     python tools/text_run.py runs/text --layers 8 --width 128 --context 256 --batch 16 --steps 300   # for one core
 
-Each kind of model is first given the learning rate that suits it best, by shorter runs on text that is looked at for
-nothing else (with a seed of its own; CRAM at the middle one of its prices). Called again, it goes on where it was. With
-the records in results/text (`cp runs/text/*.json results/text`), `tools/text_tables.py` renews docs/performance.md.
+Each kind of model is first given the learning rate that suits it best, by runs of half the steps on text that is looked
+at for nothing else (with a seed of its own; CRAM at the middle one of its prices). Called again, it goes on where it
+was. With the records in results/text (`cp runs/text/*.json results/text`), `tools/text_tables.py` renews
+docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import multiprocessing
 import sys
 import time
@@ -42,11 +44,13 @@ def one(
 
 
 def best_rates(records: list[Record]) -> dict[str, float]:
-    """The learning rate that ends with the least loss, by model."""
+    """The learning rate that ends with the least loss, by model; none of a model that always diverged."""
     found: dict[str, tuple[float, float]] = {}
     for record in records:
         model, rate = record["config"]["model"], record["config"]["learning_rate"]
-        found[model] = min((record["series"][-1]["nats_per_token"], rate), found.get(model, (float("inf"), rate)))
+        nats = record["series"][-1]["nats_per_token"]
+        if math.isfinite(nats):
+            found[model] = min((nats, rate), found.get(model, (nats, rate)))
     return {model: rate for model, (_, rate) in found.items()}
 
 
@@ -94,18 +98,23 @@ def main() -> int:
         tuning = [
             TextRunConfig(
                 model=model, seed=TUNING_SEED, learning_rate=rate, read_price=middle,
-                n_steps=args.steps // 2, eval_every_steps=max(1, args.steps // 6), part="validation", **sizes,
+                n_steps=args.steps // 2, warmup_steps=min(100, args.steps // 6), part="validation",
+                eval_every_steps=max(1, args.steps // 6), **sizes,
             )
             for model in args.models
             for rate in args.rates
         ]  # fmt: skip
-        rates = best_rates(run(tuning) if len(args.rates) > 1 else [])
+        rates = best_rates(run(tuning)) if len(args.rates) > 1 else dict.fromkeys(args.models, args.rates[0])
         print(rates, file=sys.stderr)
+        if diverged := set(args.models) - rates.keys():
+            print(f"{', '.join(diverged)}: diverged at all of --rates; give lower ones", file=sys.stderr)
+            return 1
         # All models and prices of a seed before the next seed.
         configs = [
             TextRunConfig(
-                model=model, seed=seed, learning_rate=rates.get(model, args.rates[0]), read_price=price,
-                n_steps=args.steps, eval_every_steps=max(1, args.steps // 6), **sizes,
+                model=model, seed=seed, learning_rate=rates[model], read_price=price,
+                n_steps=args.steps, warmup_steps=min(100, args.steps // 6),
+                eval_every_steps=max(1, args.steps // 6), **sizes,
             )
             for seed in args.seeds
             for model in args.models

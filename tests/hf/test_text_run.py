@@ -71,6 +71,24 @@ def test_out_of_time_it_stops_at_a_checkpoint_and_goes_on(text, tmp_path):
     assert run_text(TINY, text, tmp_path, deadline=0.0)["series"][-1]["step"] == 6
 
 
+def test_a_run_of_other_settings_is_not_taken_for_this_one(text, tmp_path):
+    with pytest.raises(TimeoutError):
+        run_text(TINY, text, tmp_path, deadline=0.0)
+    other = dataclasses.replace(TINY, learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"seed0\.pt is of a run with other settings \({'learning_rate': 0\.001}\)"):
+        run_text(other, text, tmp_path)
+    run_text(TINY, text, tmp_path)
+    with pytest.raises(ValueError, match=r"seed0\.json is of a run with other settings"):
+        run_text(other, text, tmp_path)
+    assert run_text(dataclasses.replace(TINY, device="meta"), text, tmp_path)["config"]["device"] == "cpu"
+
+
+def test_too_little_held_out_text_is_seen_before_anything_is_trained(text, tmp_path):
+    with pytest.raises(ValueError, match=r"600 tokens .* 65 windows of context = 16"):
+        run_text(dataclasses.replace(TINY, part="validation"), text, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_routers_are_one_for_all_or_one_for_each():
     assert CRAMForCausalLMConfig(num_hidden_layers=2, router=["always", "never"]).routers() == ["always", "never"]
     with pytest.raises(ValueError, match="names 1 layers of 2"):
@@ -91,8 +109,6 @@ def test_what_is_chosen_by_validation_text_is_not_tested_on_it(text, monkeypatch
         text_run.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
     tokens = torch.cat(seen).flatten()
     assert torch.equal(tokens, longer.held_out[: len(tokens)].long())  # one after the other, each once
-    with pytest.raises(ValueError, match=r"600 tokens .* 65 windows of context = 16"):
-        text_run.held_out(model, text, dataclasses.replace(TINY, part="validation"))
 
 
 class AtOnce:
@@ -142,11 +158,14 @@ def test_a_rate_at_which_a_run_diverges_is_not_chosen(tmp_path, monkeypatch):
     def run_text(config, *_):
         if config.learning_rate > 0.1 or (config.part == "test" and config.seed == 1):
             raise FloatingPointError("the loss is not finite")
-        return {"config": dataclasses.asdict(config), "series": [{"nats_per_token": -config.learning_rate}]}
+        nats = float("nan") if config.learning_rate == 0.05 else -config.learning_rate
+        return {"config": dataclasses.asdict(config), "series": [{"nats_per_token": nats}]}
 
     monkeypatch.setattr(tool, "run_text", run_text)
-    argv = ["text_run.py", str(tmp_path), "--models", "llama", "--rates", "0.01", "0.02", "1.0"]
+    argv = ["text_run.py", str(tmp_path), "--models", "llama", "--rates", "0.01", "0.05", "0.02", "1.0"]
     monkeypatch.setattr(sys, "argv", argv)
     assert tool.main() == 0
     monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "0", "1"])
+    assert tool.main() == 1
+    monkeypatch.setattr(sys, "argv", [*argv[:-4], "1.0", "2.0"])
     assert tool.main() == 1

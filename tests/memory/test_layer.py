@@ -306,6 +306,8 @@ def test_random_router_reads_at_its_rate_and_oracle_reads_what_it_is_told():
     assert trace.attended.float().mean().item() == pytest.approx(0.25, abs=0.06)
     told = torch.rand(gaps.shape) < 0.1
     assert torch.equal(make("oracle")(x, gaps, routing=Routing(oracle_reads=told)).trace.attended, told)
+    across = told.T.contiguous().T  # the same reads, laid out by token
+    assert torch.equal(make("oracle")(x, gaps, routing=Routing(oracle_reads=across)).trace.attended, told)
     with pytest.raises(ValueError, match="oracle_reads"):
         make("oracle")(x, gaps)
 

@@ -151,12 +151,16 @@ def run_text(
         deadline: by `time.time()`; none after it, the run stops at its next checkpoint.
 
     Raises:
+        ValueError: when the folder holds a run of this name and another config, or there is too little held-out text.
         FloatingPointError: when the loss is not finite.
         TimeoutError: when the deadline has passed; called again, the run goes on.
     """
     record_path, checkpoint = out / f"{config.name}.json", out / f"{config.name}.pt"
+    looked_at(text, config)
     if record_path.exists():
-        return records.read_json(record_path)
+        record = records.read_json(record_path)
+        _check_same(config, record["config"], record_path)
+        return record
     device = torch.device(config.device)
     model = config.build()
     nn.Module.to(model, device)
@@ -164,6 +168,7 @@ def run_text(
     run: dict[str, Any] = {"step": 0, "series": [], "elapsed_s": 0.0}
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint)
+        _check_same(config, saved["config"], checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         run = saved["run"]
@@ -189,6 +194,7 @@ def run_text(
             run["series"].append(row)
             run["elapsed_s"] = time.perf_counter() - start
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
+            saved["config"] = to_dict(config)
             save_checkpoint(checkpoint, saved)
             if log is not None:
                 log(f"{config.name} {row} {run['elapsed_s']:.0f} s")
@@ -206,6 +212,15 @@ def run_text(
     return record
 
 
+def _check_same(config: TextRunConfig, other: dict[str, Any], path: Path) -> None:
+    """A run may go on elsewhere, and only as what it was."""
+    asked = to_dict(config)
+    if changed := {
+        field: other.get(field) for field in asked if field != "device" and asked[field] != other.get(field)
+    }:
+        raise ValueError(f"{path} is of a run with other settings ({changed}); give another folder, or delete it")
+
+
 def _rate(config: TextRunConfig, step: int) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -220,23 +235,29 @@ def _windows(stream: Tensor, config: TextRunConfig, step: int) -> Tensor:
     return torch.stack([stream[s : s + config.context] for s in starts.tolist()]).long()
 
 
-@torch.no_grad()
-def held_out(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = 16) -> dict[str, Any]:
-    """Nats a token on held-out text by the gates' own rule, and the share of tokens that attend, by layer.
+def looked_at(text: PreparedText, config: TextRunConfig, n_batches: int = 16) -> Tensor:
+    """The windows of the held-out text's part, (N, T): for the test the first so many batches, for validation the next.
 
     Raises:
-        ValueError: when there is too little text for any window of this part.
+        ValueError: when there is too little text for any.
     """
-    model.eval()
     windows = text.held_out[: len(text.held_out) // config.context * config.context].view(-1, config.context).long()
     n_windows = n_batches * config.batch_size
-    windows = windows[:n_windows] if config.part == "test" else windows[n_windows : 2 * n_windows]
-    if not len(windows):
+    part = windows[:n_windows] if config.part == "test" else windows[n_windows : 2 * n_windows]
+    if not len(part):
         n_wanted = 1 + (0 if config.part == "test" else n_windows)
         raise ValueError(
             f'{len(text.held_out)} tokens of held-out text are too few for part = "{config.part}": '
             f"{n_wanted} windows of context = {config.context} are needed; give more text, or a lower batch_size"
         )
+    return part
+
+
+@torch.no_grad()
+def held_out(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = 16) -> dict[str, Any]:
+    """Nats a token on held-out text by the gates' own rule, and the share of tokens that attend, by layer."""
+    model.eval()
+    windows = looked_at(text, config, n_batches)
     shares = torch.zeros(config.n_layers, dtype=torch.float64)
     seen: list[float] = []
 

@@ -193,7 +193,7 @@ class CRAMLayer(Mixer):
             present = None if some is None else some.there
             aux["consolidation"] = self._consolidation(of_readers(h), found, present)
         known = quality(of_readers(answer), found, self.config.router.sigma).to(h.dtype)
-        unknown = torch.full_like(reads, torch.nan, dtype=h.dtype)
+        unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
         if some is not None:
             known = put_onto(known, some, unknown)
         elif reader is not None:
