@@ -30,6 +30,8 @@ def test_entries_are_taken_and_put_back():
     is_chosen = torch.tensor([[True, False, True], [False, True, False]])[..., None]
     assert torch.equal(selection.put(taken, chosen, 3), h * is_chosen)
     assert torch.equal(selection.put_onto(taken, chosen, -h), torch.where(is_chosen, h, -h))
+    assert selection.put_onto(taken.bfloat16(), chosen, -h).dtype == h.dtype
+    assert selection.take(h[..., 0] > 4, chosen).tolist() == [[False, False], [True, False]]
 
 
 @kernels.wanted
@@ -69,6 +71,25 @@ def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
         results.append([*outputs, *torch.autograd.grad(total, [h, found, onto])])
     for fast, slow in zip(*results, strict=True):
         assert torch.allclose(fast, slow, atol=1e-6)
+
+
+@kernels.wanted
+@kernels.protest
+@pytest.mark.parametrize(("n_batch", "n_tokens", "most"), [(1, 1, 1), (1, 40, 9), (3, 40, 9)])
+def test_kernels_read_what_is_not_laid_out_in_order(n_batch, n_tokens, most):
+    """Entries across, and gradients that are one number expanded."""
+    chosen = selection._first_tokens(chosen_tokens(n_batch + 1, n_tokens)[:-1], most)
+    chosen = selection.Chosen(*chosen)
+    h = torch.randn(n_tokens, n_batch, 6, device=DEVICE).transpose(0, 1).requires_grad_()
+    found = torch.randn(6, n_batch, most, device=DEVICE).permute(1, 2, 0).requires_grad_()
+    taken = selection._take(h, *chosen, 0)
+    y = selection._put(chosen.rank, chosen.token, chosen.there, found, h)
+    assert torch.equal(taken, selection.take(h.cpu(), selection.Chosen(*(t.cpu() for t in chosen))).to(DEVICE))
+    to_taken, (to_found, to_h) = torch.autograd.grad(taken.sum(), h)[0], torch.autograd.grad(y.sum(), [found, h])
+    is_chosen = (to_taken == 1).all(dim=-1)
+    assert torch.equal(is_chosen.sum(dim=1), chosen.there.sum(dim=1))
+    assert torch.equal(to_h, 1 - to_taken)
+    assert torch.equal(to_found, chosen.there[..., None].expand_as(found).float())
 
 
 @kernels.wanted

@@ -176,7 +176,7 @@ class CRAMLayer(Mixer):
             reads = reads & (some.rank <= routing.bounds.reads)
             chosen = chosen & reads
             found = self.episodic.read_first(h, some, written)
-            y = working + put_onto(found.to(answer.dtype), some, answer)
+            y = working + put_onto(found, some, answer)
         elif len(reader := reads.flatten().nonzero().squeeze(-1)) == reads.numel():  # which waits for the device
             reader, found = None, self.episodic.read(h, None, written).flatten(0, 1)  # plain attention, no gather
             y = working.flatten(0, 1) + found
@@ -192,7 +192,7 @@ class CRAMLayer(Mixer):
         if self.training:
             present = None if some is None else some.there
             aux["consolidation"] = self._consolidation(of_readers(h), found, present)
-        known = quality(of_readers(answer), found, self.config.router.sigma).to(h.dtype)
+        known = quality(of_readers(answer.detach()), found, self.config.router.sigma).to(h.dtype)
         unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
         if some is not None:
             known = put_onto(known, some, unknown)

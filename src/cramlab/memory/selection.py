@@ -26,12 +26,13 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 class Chosen(NamedTuple):
-    """Tokens of each sequence in order, filled up to equal length.
+    """The first R of the chosen tokens of each sequence in order, filled up to equal length.
 
     Attributes:
         token: their numbers, the last token where filled up, int64 (B, R).
         there: which are not filled up, bool (B, R); None: none is.
-        rank: how many were chosen up to and including each token of the sequence, int64 (B, T); None: not counted.
+        rank: how many were chosen up to and including each token of the sequence, int64 (B, T), by which kernels know
+            the tokens; None: not counted.
     """
 
     token: Tensor
@@ -59,13 +60,16 @@ def first_tokens(chosen: Tensor, most: int | None) -> Chosen:
 
 
 def take(entries: Tensor, chosen: Chosen, absent: int = 0) -> Tensor:
-    """The entries (B, T, ...) of the chosen tokens, (B, R, ...); a number that stands for them where filled up."""
+    """The entries (B, T, ...) of the chosen tokens, (B, R, ...); `absent` where filled up."""
     token, there, rank = chosen
     if rank is not None and there is not None and fused.usable(entries):
         return _take(entries, token, there, rank, absent)
-    place = _places(Chosen(token, None, None), entries.shape[1])
-    found = entries.flatten(0, 1).index_select(0, place).unflatten(0, token.shape)
-    return found if there is None else found.where(there.view(there.shape + (1,) * (found.dim() - 2)), absent)
+    if entries.dim() == 2:
+        found = entries.gather(1, token)
+    else:
+        place = _places(Chosen(token, None, None), entries.shape[1])
+        found = entries.flatten(0, 1).index_select(0, place).unflatten(0, token.shape)
+    return found if there is None else found.masked_fill(~there.view(there.shape + (1,) * (found.dim() - 2)), absent)
 
 
 def put(found: Tensor, chosen: Chosen, n_tokens: int) -> Tensor:
@@ -79,8 +83,9 @@ def put(found: Tensor, chosen: Chosen, n_tokens: int) -> Tensor:
 
 
 def put_onto(found: Tensor, chosen: Chosen, onto: Tensor) -> Tensor:
-    """As `put`; of `onto` (B, T, ...) at all other tokens."""
+    """As `put`; of `onto` (B, T, ...) at all other tokens, in its type."""
     token, there, rank = chosen
+    found = found.to(onto.dtype)
     if rank is not None and there is not None and fused.usable(found):
         return _put(rank, token, there, found, onto)
     y = torch.cat([onto.flatten(0, 1), onto.new_zeros(1, *onto.shape[2:])])
@@ -90,9 +95,10 @@ def put_onto(found: Tensor, chosen: Chosen, onto: Tensor) -> Tensor:
 
 def _places(chosen: Chosen, n_tokens: int) -> Tensor:
     """The tokens counted over all sequences, (B R,); one beyond them all where filled up."""
-    token, there, _ = chosen
-    place = token + n_tokens * torch.arange(len(token), device=token.device)[:, None]
-    return (place if there is None else place.where(there, len(token) * n_tokens)).flatten()
+    place, there, _ = chosen
+    if len(place) > 1:
+        place = place + n_tokens * torch.arange(len(place), device=place.device)[:, None]
+    return (place if there is None else place.where(there, len(place) * n_tokens)).flatten()
 
 
 @torch.library.custom_op("cramlab::running_sum", mutates_args=(), schema="(Tensor x) -> Tensor")
