@@ -98,7 +98,7 @@ def main() -> int:
         tuning = [
             TextRunConfig(
                 model=model, seed=TUNING_SEED, learning_rate=rate, read_price=middle,
-                n_steps=args.steps // 2, warmup_steps=min(100, args.steps // 6), part="validation",
+                n_steps=max(1, args.steps // 2), warmup_steps=min(100, args.steps // 6), part="validation",
                 eval_every_steps=max(1, args.steps // 6), **sizes,
             )
             for model in args.models

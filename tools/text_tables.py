@@ -47,18 +47,12 @@ def table(records: list[dict[str, Any]]) -> str:
         ]  # fmt: skip
         rows.append((statistics.fmean(share), f"| {' | '.join(cells)} |"))
     columns = [
-        "model",
-        "price, nats",
-        "rate",
-        "seeds",
-        "nats a token, held out",
-        "attention_frac",
-        "by layer",
-        "tokens",
-    ]
-    head = f"| {' | '.join(columns)} | parameters |"
+        "model", "price, nats", "rate", "seeds", "nats a token, held out", "attention_frac", "by layer", "tokens",
+        "parameters",
+    ]  # fmt: skip
+    head = f"| {' | '.join(columns)} |"
     lines = [row for _, row in sorted(rows, reverse=True)]
-    return "\n".join([head, "| --- " * (1 + len(columns)) + "|", *lines])
+    return "\n".join([head, "| --- " * len(columns) + "|", *lines])
 
 
 def tuning_table(records: list[dict[str, Any]]) -> str:

@@ -78,8 +78,7 @@ def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
 @pytest.mark.parametrize(("n_batch", "n_tokens", "most"), [(1, 1, 1), (1, 40, 9), (3, 40, 9)])
 def test_kernels_read_what_is_not_laid_out_in_order(n_batch, n_tokens, most):
     """Entries across, and gradients that are one number expanded."""
-    chosen = selection._first_tokens(chosen_tokens(n_batch + 1, n_tokens)[:-1], most)
-    chosen = selection.Chosen(*chosen)
+    chosen = selection.Chosen(*selection._first_tokens(chosen_tokens(n_batch + 1, n_tokens)[:-1], most))
     h = torch.randn(n_tokens, n_batch, 6, device=DEVICE).transpose(0, 1).requires_grad_()
     found = torch.randn(6, n_batch, most, device=DEVICE).permute(1, 2, 0).requires_grad_()
     taken = selection._take(h, *chosen, 0)

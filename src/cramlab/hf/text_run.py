@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cramlab import records
-from cramlab.config import to_dict
+from cramlab.config import differing, to_dict
 from cramlab.files import load_checkpoint, save_checkpoint, write_json
 from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.hf.pretrain import PreparedText
@@ -37,8 +37,8 @@ class TextRunConfig:
     The rate rises over `warmup_steps` and falls along a cosine to a tenth.
 
     Attributes:
-        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or every eighth: the
-            fifth of these, as in Jamba ("hybrid"), or the first ("hybrid-first").
+        model: "cram"; "llama"; or CRAM blocks of which all read ("dense"), none ("recurrent"), or one in eight: the
+            fifth, as in Jamba ("hybrid"), or the first ("hybrid-first").
         seed: of weights, batches and audits.
         vocab_size: of the tokenizer.
         context: tokens a sequence.
@@ -193,9 +193,8 @@ def run_text(
             row = {"step": run["step"], "n_tokens": run["step"] * tokens.numel()} | held_out(model, text, config)
             run["series"].append(row)
             run["elapsed_s"] = time.perf_counter() - start
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
-            saved["config"] = to_dict(config)
-            save_checkpoint(checkpoint, saved)
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(checkpoint, weights | {"run": run, "config": to_dict(config)})
             if log is not None:
                 log(f"{config.name} {row} {run['elapsed_s']:.0f} s")
             if deadline is not None and time.time() > deadline and run["step"] < config.n_steps:
@@ -214,10 +213,9 @@ def run_text(
 
 def _check_same(config: TextRunConfig, other: dict[str, Any], path: Path) -> None:
     """A run may go on elsewhere, and only as what it was."""
-    asked = to_dict(config)
-    if changed := {
-        field: other.get(field) for field in asked if field != "device" and asked[field] != other.get(field)
-    }:
+    changed = differing(other, to_dict(config))
+    changed.pop("device", None)
+    if changed:
         raise ValueError(f"{path} is of a run with other settings ({changed}); give another folder, or delete it")
 
 

@@ -67,7 +67,7 @@ def take(entries: Tensor, chosen: Chosen, absent: int = 0) -> Tensor:
     if entries.dim() == 2:
         found = entries.gather(1, token)
     else:
-        place = _places(Chosen(token, None, None), entries.shape[1])
+        place = _places(chosen._replace(there=None), entries.shape[1])
         found = entries.flatten(0, 1).index_select(0, place).unflatten(0, token.shape)
     return found if there is None else found.masked_fill(~there.view(there.shape + (1,) * (found.dim() - 2)), absent)
 
