@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cramlab import records
 from cramlab.config import ConfigError, nearest
-from cramlab.files import only_process_in, write_json
-from cramlab.tasks.irregular import SOURCES, IrregularData, load, split_people
+from cramlab.files import only_process_in
+from cramlab.tasks.irregular import SOURCES, load
+from cramlab.tasks.irregular.series import VISITS_KEPT, cut_off
 from cramlab.training.boosting import NAME as BOOSTING
-from cramlab.training.boosting import fit_boosting
-from cramlab.training.irregular import MODELS, FitConfig, Start, fit
-from cramlab.training.irregular_transfer import RATE_FROM, WAYS, Carried, begin
-
-KIND, VERSION = "irregular", 1
-FILE = "irregular.json"
+from cramlab.training.irregular import MODELS, FitConfig
+from cramlab.training.irregular_study import Study
+from cramlab.training.irregular_transfer import WAYS, Carried
 
 
 def add_irregular(commands: Any) -> None:
@@ -49,35 +44,51 @@ def add_irregular(commands: Any) -> None:
 
 
 def run_irregular(args: argparse.Namespace) -> None:
-    """Every model (or way of carrying one over) and seed, one after the other; a document that is there is kept."""
+    """Every model (or way of carrying one over) and seed, one after the other; a finished document is kept."""
     if args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds} must be 1 or more")
+    if args.source is None and args.ways is not None:
+        raise ConfigError("--ways is of carrying a model over; give --source RUN as well")
     carried = None if args.source is None else Carried.read(args.source)
+    if carried is not None and args.models is not None:
+        raise ConfigError(f"--models is not for --source, whose model is {carried.mixer}; leave it out")
     if carried is None:
         kinds = _listed("--models", args.models, (*MODELS, BOOSTING))
-        if args.ways is not None:
-            raise ConfigError("--ways is of carrying a model over; give --source RUN as well")
     else:
-        if args.models is not None:
-            raise ConfigError(f"--models is not for --source, whose model is {carried.mixer}; leave it out")
-        kinds = [f"{carried.mixer}-{way}" for way in _listed("--ways", args.ways, WAYS[carried.mixer])]
-    places = {(k, s): args.out / args.data / f"{k}-seed{s}" / FILE for s in range(args.seeds) for k in kinds}
+        kinds = _listed("--ways", args.ways, WAYS[carried.mixer])
+    study = Study(load(args.data, args.path), args.out / args.data, FitConfig(), carried)
+    places = {(kind, seed): study.path(kind, seed) for seed in range(args.seeds) for kind in kinds}
     if not args.resume and (held := [path for path in places.values() if path.exists()]):
         raise FileExistsError(f"{held[0]} is there already; continue with --resume or choose another --out")
-    data = load(args.data, args.path)
+    study.check(kinds, args.seeds)
+    _print_notes(study)
     for (kind, seed), path in places.items():
         with only_process_in(path.parent):
-            if path.exists():
-                continue
-            if carried is None:
-                document = run_one(data, kind, seed, FitConfig())
-            else:
-                document = carry_one(data, carried, kind.removeprefix(f"{carried.mixer}-"), seed, places)
-            write_json(path, document)
-        test = document["test"]
-        quality = f"accuracy {test['accuracy']:.3f}" if test["auc"] is None else f"AUC {test['auc']:.3f}"
-        reads = "" if test.get("reads_frac") is None else f", reads {test['reads_frac']:.3f}"
-        print(f"{args.data} {kind} seed {seed}: {quality}{reads}, {document['seconds']:.0f} s", flush=True)
+            held = study.held(kind, seed)
+            document = study.make(kind, seed) if held is None else held
+        _print_document(f"{args.data} {path.parent.name}", document, kept=held is not None)
+
+
+def _print_notes(study: Study) -> None:
+    """What was left out of the data, and what batches leave out."""
+    cut = cut_off(study.data.series)
+    if cut["n_series"]:
+        print(
+            f"{study.data.name}: {cut['n_series']:,} series are longer than the {VISITS_KEPT} visits that models see: "
+            f"the first {cut['n_visits']:,} visits are cut off, with {cut['n_labels']:,} labels"
+        )
+    for note in study.data.notes:
+        print(f"{study.data.name}: {note}")
+
+
+def _print_document(name: str, document: dict[str, Any], *, kept: bool) -> None:
+    test = document["test"]
+    quality = f"accuracy {test['accuracy']:.3f}" if test["auc"] is None else f"AUC {test['auc']:.3f}"
+    if reason := test.get("auc_undefined"):
+        quality += f", no AUC: {reason}"
+    reads = "" if test.get("reads_frac") is None else f", reads {test['reads_frac']:.3f}"
+    time = "is there already" if kept else f"{document['seconds']:.0f} s"
+    print(f"{name}: {quality}{reads}, {time}", flush=True)
 
 
 def _listed(option: str, text: str | None, known: Sequence[str]) -> list[str]:
@@ -87,38 +98,3 @@ def _listed(option: str, text: str | None, known: Sequence[str]) -> list[str]:
         if name not in known:
             raise ConfigError(f'{option}: "{name}" is unknown{nearest(name, known)}')
     return names
-
-
-def carry_one(
-    data: IrregularData, carried: Carried, way: str, seed: int, places: Mapping[tuple[str, int], Path]
-) -> dict[str, Any]:
-    """One way of carrying a model over; returns its document."""
-    rate = None
-    if way == "random":
-        path = places.get((f"{carried.mixer}-{RATE_FROM}", seed))
-        if path is None or not path.exists():
-            raise ConfigError(f'--ways: "random" reads as often as "{RATE_FROM}" does; give that before it')
-        rate = records.read_json(path)["test"]["attention_frac"]
-    start, config = begin(carried, way, FitConfig(), rate=rate)
-    document = run_one(data, carried.mixer, seed, config, start)
-    return document | {"way": way, "source": carried.about()}
-
-
-def run_one(
-    data: IrregularData, model: str, seed: int, config: FitConfig, start: Start | None = None
-) -> dict[str, Any]:
-    """Fits one model on the seed's own split; returns its document."""
-    splits = split_people(data.series, seed)
-    found = fit_boosting(data, splits, seed) if model == BOOSTING else fit(data, splits, model, config, seed, start)
-    about = {
-        "name": data.name,
-        "what": data.what,
-        "origin": data.origin,
-        "channels": list(data.channels),
-        "statics": list(data.statics),
-        "n_series": {name: len(series) for name, series in splits.items()},
-    }
-    head = records.header(torch.device("cpu"))
-    return records.finite(
-        {**head, "kind": KIND, "version": VERSION, "model": model, "seed": seed, "data": about} | found
-    )

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cramlab.tasks.irregular import DataError, IrregularData, Series
+from cramlab.tasks.irregular import DataError, IrregularData, Series, check_splits
 from cramlab.training.irregular import label_metrics
 
 NAME = "gradient-boosting"
 DEPTHS = (2, 3, 5)
+TREES = {"learning_rate": 0.05, "max_iter": 300, "min_samples_leaf": 10, "l2_regularization": 1.0}
 
 
 def summary(one: Series, at: int) -> np.ndarray:
@@ -36,9 +37,12 @@ def summary(one: Series, at: int) -> np.ndarray:
 def fit_boosting(data: IrregularData, splits: dict[str, list[Series]], seed: int) -> dict[str, Any]:
     """Trees whose depth and number validation chooses; metrics as of `irregular.fit`, without attention.
 
+    Summaries that no training person has, as those of a channel that was never measured, are left out and counted.
+
     Raises:
-        DataError: when scikit-learn is not installed.
+        DataError: when scikit-learn is not installed, or the splits cannot teach or test anything.
     """
+    check_splits(splits)
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.metrics import log_loss
@@ -46,13 +50,12 @@ def fit_boosting(data: IrregularData, splits: dict[str, list[Series]], seed: int
         raise DataError('gradient boosting needs scikit-learn; pip install "cramlab[irregular]"') from error
     begin = time.perf_counter()
     tables = {name: _table(series) for name, series in splits.items()}
+    known = np.isfinite(tables["train"][0]).any(axis=0)
+    tables = {name: (x[:, known], y) for name, (x, y) in tables.items()}
     classes = np.arange(data.n_classes)
     tried = []
     for depth in DEPTHS:
-        trees = HistGradientBoostingClassifier(
-            max_depth=depth, learning_rate=0.05, max_iter=300, min_samples_leaf=10, l2_regularization=1.0,
-            random_state=seed,
-        )  # fmt: skip
+        trees = HistGradientBoostingClassifier(max_depth=depth, random_state=seed, **TREES)
         trees.fit(*tables["train"])
         staged = list(trees.staged_predict_proba(tables["validation"][0]))
         nats = [
@@ -74,7 +77,7 @@ def fit_boosting(data: IrregularData, splits: dict[str, list[Series]], seed: int
         "epochs": n_trees + 1,
         "best_epoch": n_trees + 1,
         "seconds": time.perf_counter() - begin,
-        "config": {"max_depth": depth, "n_trees": n_trees + 1},
+        "config": {"max_depth": depth, "n_trees": n_trees + 1, "n_features_unknown": int((~known).sum())},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from torch.nn import functional as F
 
 from cramlab.batch import Batch
 from cramlab.catalog import MIXERS
-from cramlab.config import to_dict
+from cramlab.config import ConfigError, nearest, to_dict
 from cramlab.losses import LossConfig, gate_loss, task_loss, token_losses
 from cramlab.metrics import AttentionUse, attention_use
 from cramlab.mixer import Routing
 from cramlab.model import ModelConfig, SequenceModel
 from cramlab.ranking import average_precision, interval, roc_auc
-from cramlab.tasks.irregular import IrregularData, Scaling, Series, collate
+from cramlab.tasks.irregular import IrregularData, Scaling, Series, check_splits, collate
+from cramlab.training.loop import RunFailedError
 
 MODELS = ("cram", "transformer", "recurrence", "seqboat")
 
@@ -60,10 +62,15 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        for name in ("d_model", "d_mlp", "batch_size", "max_epochs", "patience_epochs", "n_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} = {getattr(self, name)} must be at least 1")
-        if not 0 <= self.audit_frac <= 1:
+        for name in ("d_model", "d_mlp", "batch_size", "max_epochs", "patience_epochs", "n_threads", "encoding_epochs"):
+            value, least = getattr(self, name), int(name != "encoding_epochs")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"fit.{name} = {value!r} must be at least {least}, a whole number")
+        for name in ("learning_rate", "weight_decay", "audit_frac", "forecast_weight"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"fit.{name} = {value!r} must be a number from 0")
+        if self.audit_frac > 1:
             raise ValueError(f"fit.audit_frac = {self.audit_frac} is not a share; give a number from 0 to 1")
         if not self.learning_rate > 0:
             raise ValueError(f"fit.learning_rate = {self.learning_rate} must be positive")
@@ -80,6 +87,17 @@ class Start:
 
     model: ModelConfig
     prepare: Callable[[SequenceModel], None]
+
+
+def fresh_config(mixer: str, config: FitConfig) -> ModelConfig:
+    """The model of that mixer and width.
+
+    Raises:
+        ConfigError: when the catalog has no such mixer.
+    """
+    if mixer not in MIXERS:
+        raise ConfigError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
+    return ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
 
 
 def fit(
@@ -99,14 +117,24 @@ def fit(
     Returns:
         `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`; `train_visits`
         and `train_reads`, visits seen and read up to the best epoch.
+
+    Raises:
+        DataError: when the splits cannot teach or test anything.
+        ValueError: when no epoch is left after the encoding phase, so that none could be chosen.
+        RunFailedError: when no epoch gave a finite validation loss.
     """
     begin = time.perf_counter()
+    check_splits(splits)
+    if config.max_epochs <= config.encoding_epochs:
+        raise ValueError(
+            f"fit.max_epochs = {config.max_epochs} must exceed fit.encoding_epochs = {config.encoding_epochs}, "
+            "in which no weights are chosen"
+        )
+    model_config = fresh_config(mixer, config) if start is None else start.model
     torch.set_num_threads(config.n_threads)
     scaling = Scaling.of(splits["train"])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
-        model_config = fresh if start is None else start.model
         model = SequenceModel(model_config, data.input_spec)
     if start is not None:
         start.prepare(model)
@@ -126,6 +154,8 @@ def fit(
             use_at_best = use
         if not encoding and epoch - max(best_epoch, config.encoding_epochs) >= config.patience_epochs:
             break
+    if not best_epoch:
+        raise RunFailedError(f"no epoch of {epoch} gave a finite validation loss; lower fit.learning_rate")
     model.load_state_dict(best_weights)
     return {
         "validation": measure(model, batches["validation"], data),
@@ -199,7 +229,7 @@ def _validation_loss(model: SequenceModel, batches: list[Batch], losses: LossCon
 
 
 @torch.no_grad()
-def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> dict[str, float | int | None]:
+def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> dict[str, float | int | str | None]:
     """Under the rule that decoding uses: how labels are ranked, next values forecast, and how many visits attend."""
     model.eval()
     use, probabilities, labels, errors, still = AttentionUse(), [], [], [], []
@@ -217,15 +247,20 @@ def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> 
     return found | use.fracs() | {"n_tokens": use.n_tokens, "forecast_skill_ratio": ratio, "n_forecasts": len(error)}
 
 
-def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> dict[str, float | int | None]:
+def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> dict[str, float | int | str | None]:
     """Accuracy; for two classes AUC with its interval and average precision.
 
     Args:
-        probabilities: (N, n_classes).
-        labels: (N,).
+        probabilities: (N, n_classes), finite.
+        labels: (N,), one at least.
         n_classes: of the label.
+
+    Returns:
+        Where AUC and average precision are None, `auc_undefined` says why.
     """
-    found: dict[str, float | int | None] = {
+    if not len(labels) or not np.isfinite(probabilities).all():
+        raise ValueError(f"{len(labels)} labels and probabilities that are not all finite make no figure")
+    found: dict[str, float | int | str | None] = {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
         "n_labels": len(labels),
         "n_positive": int((labels == 1).sum()),
@@ -234,9 +269,11 @@ def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int)
         "auc_high": None,
         "average_precision": None,
     }
-    if n_classes == 2:
-        scores = probabilities[:, 1]
-        low, high = interval(roc_auc, scores, labels)
-        found |= {"auc": roc_auc(scores, labels), "auc_low": low, "auc_high": high,
-                  "average_precision": average_precision(scores, labels)}  # fmt: skip
-    return found
+    if n_classes != 2:
+        return found | {"auc_undefined": f"there are {n_classes} classes"}
+    if len(np.unique(labels)) == 1:
+        return found | {"auc_undefined": f"all {len(labels)} labels are {labels[0]}"}
+    scores = probabilities[:, 1]
+    low, high = interval(roc_auc, scores, labels)
+    return found | {"auc": roc_auc(scores, labels), "auc_low": low, "auc_high": high,
+                    "average_precision": average_precision(scores, labels)}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from cramlab import records
+from cramlab.batch import InputSpec
 from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, from_dict
 from cramlab.files import load_checkpoint
@@ -37,34 +39,40 @@ class Carried:
         model: its config.
         layers: its averaged weights without embedding and heads.
         record: of its run.
+        sha256: of its checkpoint and record.
     """
 
     mixer: str
     model: ModelConfig
     layers: dict[str, Tensor]
     record: dict[str, Any]
+    sha256: str
 
     @classmethod
     def read(cls, folder: Path) -> Carried:
         """From the folder of a finished run.
 
         Raises:
-            ConfigError: when there is none, or its mixer is none that is carried.
+            ConfigError: when there is none, its mixer is none that is carried, or its checkpoint is of another model.
         """
-        if not (folder / "record.json").exists():
+        files = folder / "checkpoint.pt", folder / "record.json"
+        if not all(file.is_file() for file in files):
             raise ConfigError(f"--source {folder} holds no finished run; cramlab run transfer trains one")
         record = records.read(folder / "record.json")
         if record["mixer"] not in WAYS:
             raise ConfigError(f"--source {folder} is a run of {record['mixer']}; give one of {' or '.join(WAYS)}")
         like = ModelConfig(mixer=MIXERS[record["mixer"]]())
-        averaged = load_checkpoint(folder / "checkpoint.pt")["average"]
+        averaged = load_checkpoint(folder / "checkpoint.pt").get("average", {})
         weights = {name.removeprefix("module."): value for name, value in averaged.items()}
-        return cls(
+        carried = cls(
             mixer=record["mixer"],
             model=from_dict(record["config"]["model"], like),
             layers={name: value for name, value in weights.items() if name.startswith(_LAYERS)},
             record=record,
+            sha256=hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         )
+        carried.load(SequenceModel(carried.model, InputSpec(vocab_sizes=(), n_continuous=1, n_classes=2)))
+        return carried
 
     def about(self) -> dict[str, Any]:
         """What a document says of its source."""
@@ -73,8 +81,19 @@ class Carried:
         return {name: self.record[name] for name in names} | {"train_reads": round(read)}
 
     def load(self, model: SequenceModel) -> None:
-        """Puts the layers' weights into a model of the same layers."""
-        model.load_state_dict(model.state_dict() | self.layers)
+        """Puts the layers' weights into a model of the same layers.
+
+        Raises:
+            ConfigError: when they are others, or hold numbers that are not finite.
+        """
+        state = model.state_dict()
+        wanted = {name: value.shape for name, value in state.items() if name.startswith(_LAYERS)}
+        held = {name: value.shape for name, value in self.layers.items()}
+        if wrong := sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name)):
+            raise ConfigError(f"the source's checkpoint is of another model than its record (differs in {wrong[0]})")
+        if wrong := [name for name, value in self.layers.items() if not value.isfinite().all()]:
+            raise ConfigError(f"the source's checkpoint holds numbers that are not finite (in {wrong[0]})")
+        model.load_state_dict(state | self.layers)
 
 
 def begin(carried: Carried, way: str, config: FitConfig, *, rate: float | None = None) -> tuple[Start, FitConfig]:

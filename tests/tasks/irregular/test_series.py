@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from cramlab.config import ConfigError
-from cramlab.tasks.irregular import DataError, IrregularData, Scaling, Series, collate, split_people
+from cramlab.tasks.irregular import (
+    DataError,
+    IrregularData,
+    Scaling,
+    Series,
+    collate,
+    split_people,
+)  # fmt: skip
 from cramlab.tasks.irregular.series import cut_off
 
 NAN = np.nan

@@ -25,7 +25,6 @@ import torch
 from cramlab.batch import Batch, InputSpec
 from cramlab.config import ConfigError
 
-SPLIT_SHARES = (0.6, 0.2, 0.2)
 VISITS_KEPT = 64  # of a series, in a batch: the last ones
 LARGEST = 1e30  # of values and times, so that sums of squares stay finite
 
@@ -197,37 +196,6 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     mean = np.where(known, stacked, 0.0).sum(axis=0) / n
     variance = np.where(known, (stacked - mean) ** 2, 0.0).sum(axis=0) / n
     return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
-
-
-def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]:
-    """Train, validation and test, by person, with the same share of the rarest label in each.
-
-    Raises:
-        DataError: when there are too few people for three splits.
-    """
-    people: dict[str, list[Series]] = {}
-    for one in series:
-        people.setdefault(one.person, []).append(one)
-    if len(people) < 5:
-        raise DataError(f"{len(people)} people are too few for three splits; give at least 5")
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(303,)))
-    strata: dict[int, list[str]] = {}
-    for person in sorted(people):
-        strata.setdefault(max(int(one.labels.max()) for one in people[person]), []).append(person)
-    ranked = []
-    for names in strata.values():
-        order = rng.permutation(len(names))
-        ranked += [((rank + 0.5) / len(names), names[i]) for rank, i in enumerate(order)]
-    ends = np.cumsum(SPLIT_SHARES)
-    found: dict[str, list[Series]] = {"train": [], "validation": [], "test": []}
-    for place, person in sorted(ranked):
-        name = list(found)[int(np.searchsorted(ends[:-1], place, side="right"))]
-        found[name] += people[person]
-    if empty := [name for name, some in found.items() if not some]:
-        raise DataError(
-            f"{len(people)} people of {len(strata)} kinds leave no one for {' and '.join(empty)}; give more people"
-        )
-    return found
 
 
 def cut_off(series: Sequence[Series], *, most: int = VISITS_KEPT) -> dict[str, int]:

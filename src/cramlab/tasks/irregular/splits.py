@@ -1,0 +1,67 @@
+"""Who trains, who chooses and who tests: splits by person, and whether they can do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cramlab.tasks.irregular.series import VISITS_KEPT, DataError, Series
+
+SPLIT_SHARES = (0.6, 0.2, 0.2)
+
+
+def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]:
+    """Train, validation and test, by person, with the same share of the rarest label in each.
+
+    Raises:
+        DataError: when there are too few people for three splits.
+    """
+    people: dict[str, list[Series]] = {}
+    for one in series:
+        people.setdefault(one.person, []).append(one)
+    if len(people) < 5:
+        raise DataError(f"{len(people)} people are too few for three splits; give at least 5")
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(303,)))
+    strata: dict[int, list[str]] = {}
+    for person in sorted(people):
+        strata.setdefault(max(int(one.labels.max()) for one in people[person]), []).append(person)
+    ranked = []
+    for names in strata.values():
+        order = rng.permutation(len(names))
+        ranked += [((rank + 0.5) / len(names), names[i]) for rank, i in enumerate(order)]
+    ends = np.cumsum(SPLIT_SHARES)
+    found: dict[str, list[Series]] = {"train": [], "validation": [], "test": []}
+    for place, person in sorted(ranked):
+        name = list(found)[int(np.searchsorted(ends[:-1], place, side="right"))]
+        found[name] += people[person]
+    if empty := [name for name, some in found.items() if not some]:
+        raise DataError(
+            f"{len(people)} people of {len(strata)} kinds leave no one for {' and '.join(empty)}; give more people"
+        )
+    return found
+
+
+def check_splits(splits: Mapping[str, Sequence[Series]]) -> None:
+    """Whether a model can be trained, chosen and tested on splits.
+
+    Args:
+        splits: "train", "validation" and "test".
+
+    Raises:
+        DataError: when one is missing, empty or without a label in the visits that batches keep, a person is in two of
+            them, or all training labels are of one class.
+    """
+    names = ("train", "validation", "test")
+    if missing := [name for name in names if not splits.get(name)]:
+        raise DataError(f"no series in {' and '.join(missing)}; give people for {', '.join(names)}")
+    where: dict[str, str] = {}
+    for name in names:
+        if both := sorted({one.person for one in splits[name]} & where.keys()):
+            raise DataError(f'person "{both[0]}" is in {where[both[0]]} and in {name}; split by person')
+        where |= dict.fromkeys((one.person for one in splits[name]), name)
+        classes = {int(label) for one in splits[name] for label in one.labels[-VISITS_KEPT:] if label >= 0}
+        if not classes:
+            raise DataError(f"nobody in {name} has a label in the last {VISITS_KEPT} visits; there is nothing to learn")
+        if name == "train" and len(classes) == 1:
+            raise DataError(f"all training labels are {classes.pop()}; give people of two classes at least")
