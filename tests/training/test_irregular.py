@@ -1,6 +1,7 @@
 """Planted data: who only looks at the last visit cannot know the label, who looks back can."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 
 from cramlab import records
-from cramlab.cli import main
+from cramlab.config import ConfigError
 from cramlab.losses import LossConfig
 from cramlab.model import SequenceModel
-from cramlab.tasks.irregular import IrregularData, Scaling, Series, collate, split_people
+from cramlab.tasks.irregular import DataError, IrregularData, Scaling, Series, collate, split_people
 from cramlab.training import irregular
 from cramlab.training.boosting import fit_boosting, summary
 from cramlab.training.irregular import FitConfig, fit, label_metrics, training_loss
+from cramlab.training.loop import RunFailedError
 
 TINY = FitConfig(d_model=64, d_mlp=32, max_epochs=8, encoding_epochs=2, learning_rate=3e-3)
 
@@ -87,32 +89,82 @@ def test_boosting_finds_a_label_that_its_summaries_hold():
     assert found["n_parameters"] is None
 
 
-def test_accuracy_alone_for_more_classes():
+def changed(data, **arrays):
+    """The same data with other values or labels, by visits."""
+    series = tuple(dataclasses.replace(one, **{n: make(i, one) for n, make in arrays.items()})
+                   for i, one in enumerate(data.series))  # fmt: skip
+    return dataclasses.replace(data, series=series)
+
+
+def never(channel):
+    """Values in which one channel was never measured."""
+    return lambda i, one: np.where(np.arange(2) == channel, np.nan, one.values)
+
+
+def test_boosting_leaves_out_summaries_that_nobody_has():
+    data = planted(250)
+    found = fit_boosting(changed(data, values=never(1)), split_people(changed(data, values=never(1)).series, 0), 0)
+    assert found["config"]["n_features_unknown"] == 6  # its count, which is zero, is known
+    assert found["test"]["auc"] is not None
+
+
+@pytest.mark.parametrize("make", [never(0), never(1), lambda i, one: np.ones_like(one.values)])
+def test_channels_never_measured_or_constant_give_finite_figures(make):
+    data = changed(planted(60), values=make)
+    found = fit(data, split_people(data.series, 0), "cram", FitConfig(max_epochs=2, encoding_epochs=1), 0)
+    assert all(np.isfinite(found[name]["auc"]) for name in ("validation", "test"))
+
+
+@pytest.mark.parametrize("label", [1, -1])
+def test_labels_of_one_class_or_none_are_refused_by_every_model(label):
+    data = changed(planted(60), labels=lambda i, one: np.append(one.labels[:-1], label))
+    splits = split_people(data.series, 0)
+    with pytest.raises(DataError, match=r"all training labels are 1|nobody in train has a label"):
+        fit_boosting(data, splits, 0)
+    with pytest.raises(DataError, match=r"all training labels are 1|nobody in train has a label"):
+        fit(data, splits, "recurrence", FitConfig(), 0)
+
+
+def test_an_auc_that_is_not_defined_says_why():
     found = label_metrics(np.array([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]]), np.array([2, 1]), 3)
     assert found["accuracy"] == 0.5
-    assert found["auc"] is None
+    assert (found["auc"], found["auc_undefined"]) == (None, "there are 3 classes")
+    found = label_metrics(np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([1, 1]), 2)
+    assert (found["accuracy"], found["auc"], found["average_precision"]) == (0.5, None, None)
+    assert found["auc_undefined"] == "all 2 labels are 1"
+    assert "auc_undefined" not in label_metrics(np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([0, 1]), 2)
+    for probabilities, labels in ((np.full((2, 2), np.nan), np.array([0, 1])), (np.empty((0, 2)), np.empty(0))):
+        with pytest.raises(ValueError, match="make no figure"):
+            label_metrics(probabilities, labels, 2)
 
 
-def test_the_command_writes_resumes_and_refuses(tmp_path, monkeypatch, capsys):
+def test_untrained_weights_are_never_measured(monkeypatch):
     data = planted(60)
-    monkeypatch.setattr("cramlab.cli_irregular.load", lambda name, path: data)
-    monkeypatch.setattr("cramlab.cli_irregular.FitConfig", lambda: FitConfig(max_epochs=2, encoding_epochs=1))
-    command = ["irregular", "--data", "pbcseq", "--models", "recurrence,gradient-boosting", "--seeds", "1"]
-    command += ["--out", str(tmp_path)]
-    assert main(command) == 0
-    path = tmp_path / "pbcseq" / "recurrence-seed0" / "irregular.json"
-    document = json.loads(path.read_text())
-    assert document["kind"] == "irregular"
-    assert document["data"]["n_series"] == {"train": 36, "validation": 12, "test": 12}
-    assert main(command) == 1
-    assert "is there already" in capsys.readouterr().err
-    assert main([*command, "--resume"]) == 0
-    assert json.loads(path.read_text()) == document
-    assert main([*command[:-2], "--models", "jamba", "--out", str(tmp_path / "x")]) == 2
-    assert "model" in capsys.readouterr().err
+    splits = split_people(data.series, 0)
+    with pytest.raises(ValueError, match=r"max_epochs = 2 must exceed fit\.encoding_epochs = 2"):
+        fit(data, splits, "recurrence", FitConfig(max_epochs=2, encoding_epochs=2), 0)
+    with pytest.raises(ConfigError, match='mixer "crom" is unknown; did you mean "cram"'):
+        fit(data, splits, "crom", TINY, 0)
+    monkeypatch.setattr(irregular, "_validation_loss", lambda *args: np.nan)
+    with pytest.raises(RunFailedError, match="no epoch of 2 gave a finite validation loss"):
+        fit(data, splits, "recurrence", FitConfig(max_epochs=2, encoding_epochs=0, patience_epochs=2), 0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("d_model", 0), ("audit_frac", 2.0), ("learning_rate", 0.0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_model", 0),
+        ("d_mlp", 1.5),
+        ("max_epochs", True),
+        ("encoding_epochs", -1),
+        ("audit_frac", 2.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", np.inf),
+        ("weight_decay", np.nan),
+        ("forecast_weight", -1.0),
+        ("forecast_weight", "1"),
+    ],
+)
 def test_bad_fits_are_named(field, value):
     with pytest.raises(ValueError, match=rf"fit\.{field}"):
         FitConfig(**{field: value})

@@ -9,10 +9,12 @@ import torch
 from cramlab.cli import main
 from cramlab.config import ConfigError
 from cramlab.experiments.transfer import source_config
+from cramlab.files import load_checkpoint
 from cramlab.model import SequenceModel
 from cramlab.tasks.irregular import split_people
 from cramlab.training import train
 from cramlab.training.irregular import FitConfig, fit
+from cramlab.training.irregular_study import Study
 from cramlab.training.irregular_transfer import WAYS, Carried, begin
 
 from .test_irregular import planted
@@ -78,3 +80,29 @@ def test_the_command_carries_and_names_what_cannot_be(folder, tmp_path, monkeypa
         assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="holds no finished run"):
         Carried.read(tmp_path)
+
+
+def test_documents_of_another_source_are_not_taken(folder, tmp_path):
+    carried = Carried.read(folder)
+    study = Study(planted(40), tmp_path, SHORT, carried)
+    study.make("embedding", 0)
+    assert study.held("embedding", 0) is not None
+    with pytest.raises(FileExistsError, match=r"differs in asked.source_sha256\)"):
+        dataclasses.replace(study, carried=dataclasses.replace(carried, sha256="0" * 64)).make("random", 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda average: average.popitem(), "checkpoint is of another model than its record"),
+        (lambda average: average.clear(), "checkpoint is of another model than its record"),
+        (lambda average: next(v for n, v in average.items() if "layers." in n).fill_(torch.nan), "are not finite"),
+    ],
+)
+def test_sources_whose_checkpoint_is_of_something_else_are_named(folder, tmp_path, monkeypatch, damage, message):
+    state = load_checkpoint(folder / "checkpoint.pt")
+    average = {name: value for name, value in state["average"].items() if "layers." in name}
+    damage(average)
+    monkeypatch.setattr("cramlab.training.irregular_transfer.load_checkpoint", lambda path: {"average": average})
+    with pytest.raises(ConfigError, match=message):
+        Carried.read(folder)
