@@ -5,7 +5,7 @@ import torch
 
 from cramlab.batch import Predictions
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, task_loss, token_losses
-from cramlab.metrics import AttentionUse, attention_use, consolidation_ratio, score
+from cramlab.metrics import AttentionUse, attention_use, consolidation_ratio, count, score
 from cramlab.mixer import Trace
 from cramlab.tasks.srcd import TINY
 from cramlab.tasks.srcd_oracles import oracle
@@ -105,11 +105,37 @@ def test_score_counts_what_is_right():
     assert score(shifted, batch).dynamics_mse == pytest.approx(4.0)
 
 
-def test_predictions_of_another_shape_are_refused():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda level, logits: (level[:1], logits), r"predictions\.level has shape \(1, 64\); give \(2, 64\)"),
+        (lambda level, logits: (level[..., None], logits), r"predictions\.level has shape \(2, 64, 1\)"),
+        (lambda level, logits: (level, logits[..., 0]), r"predictions\.logits has shape .*give \(2, 64, n_classes\)"),
+        (lambda level, logits: (level, logits[..., :1]), r"logits has 1 classes, but an answer is class \d+; give"),
+        (lambda level, logits: (level.long(), logits), r"predictions\.level is torch.int64; give .* floating-point"),
+        (lambda level, logits: (level, logits.numpy()), r"predictions\.logits is ndarray; give a tensor"),
+        (lambda level, logits: (level, logits.bool()), r"predictions\.logits is torch.bool"),
+        (lambda level, logits: (level.to("meta"), logits), r"predictions\.level is on meta, the batch on cpu"),
+        (
+            lambda level, logits: (level * torch.inf, logits),
+            r"predictions\.level is not finite at 128 of the 128 tokens",
+        ),
+        (lambda level, logits: (level, logits * torch.nan), r"predictions\.logits is NaN at \d+ of the \d+ tokens"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_named(change, message):
+    batch = batch_of(2)
+    with pytest.raises(ValueError, match=message):
+        score(Predictions(*change(*oracle(TINY, batch))), batch)
+
+
+def test_what_is_not_scored_may_be_anything():
     batch = batch_of(2)
     right = oracle(TINY, batch)
-    with pytest.raises(ValueError, match=r"predictions\.level"):
-        score(Predictions(level=right.level[:1], logits=right.logits), batch)
+    unasked = torch.where(batch.retrieval_mask[..., None], right.logits, torch.nan)
+    assert score(Predictions(right.level, unasked), batch) == score(right, batch) == count(right, batch)
+    ruled_out = torch.where(right.logits > 0, 0.0, -torch.inf)
+    assert score(Predictions(right.level, ruled_out), batch).retrieval_acc() == 1.0
 
 
 def test_three_shares_stay_apart_and_padding_is_not_counted():

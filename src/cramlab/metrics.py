@@ -56,15 +56,49 @@ def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
 def score(predictions: Predictions, batch: Batch) -> Scores:
     """Compares predictions with a batch's targets, over all tokens and over each of its slices.
 
+    Args:
+        predictions: `level`, float (B, T), and `logits`, float (B, T, n_classes), on the batch's device. They are read
+            only at the tokens that the batch's masks name.
+        batch: of B sequences of T tokens.
+
     Raises:
-        ValueError: when the predictions do not have the batch's shape.
+        ValueError: naming what is not of that kind, shape or device, is no number where it is read, or has too few
+            classes.
     """
+    _check(predictions, batch)
+    return count(predictions, batch)
+
+
+def _check(predictions: Predictions, batch: Batch) -> None:
     shape = batch.retrieval_target.shape
-    if predictions.level.shape != shape or predictions.logits.shape[:2] != shape:
+    for name, wanted in (("level", shape), ("logits", (*shape, "n_classes"))):
+        found = getattr(predictions, name, None)
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"predictions.{name} is {kind}; give a tensor of floating-point numbers")
+        if found.device != batch.retrieval_target.device:
+            raise ValueError(
+                f"predictions.{name} is on {found.device}, the batch on {batch.retrieval_target.device}; move one"
+            )
+        if found.ndim != len(wanted) or found.shape[:2] != shape:
+            raise ValueError(f"predictions.{name} has shape {tuple(found.shape)}; give ({', '.join(map(str, wanted))})")
+    for name, mask in (("level", batch.dynamics_mask), ("logits", batch.retrieval_mask)):
+        read = getattr(predictions, name)[mask]
+        wrong = read.isnan() if name == "logits" else ~read.isfinite()  # -inf is a class that is ruled out
+        if wrong.any():
+            tokens = int(wrong.reshape(len(wrong), -1).any(dim=1).sum())
+            kind = "NaN" if name == "logits" else "not finite"
+            raise ValueError(f"predictions.{name} is {kind} at {tokens} of the {len(wrong)} tokens that are scored")
+    answers = batch.retrieval_target[batch.retrieval_mask]
+    if len(answers) and predictions.logits.shape[-1] <= (last := int(answers.max())):
         raise ValueError(
-            f"predictions.level has shape {tuple(predictions.level.shape)} and predictions.logits "
-            f"{tuple(predictions.logits.shape)}; give {tuple(shape)} and {(*shape, 'n_classes')}"
+            f"predictions.logits has {predictions.logits.shape[-1]} classes, but an answer is class {last}; "
+            f"give {last + 1} at least"
         )
+
+
+def count(predictions: Predictions, batch: Batch) -> Scores:
+    """`score` of predictions that are known to fit, without waiting for the device more than once."""
     hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
     masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
     error = (predictions.level.detach() - batch.dynamics_target).double().square()

@@ -13,7 +13,7 @@ from torch import nn
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.metrics import AttentionUse, Scores, attention_use, score
+from cramlab.metrics import AttentionUse, Scores, attention_use, count
 from cramlab.mixer import Routing
 from cramlab.tasks.srcd import Split, SRCDConfig
 from cramlab.training.load import load_run
@@ -97,7 +97,7 @@ def evaluate(
         batch = batch.to(device)
         routing = Routing(read_all=read_all, oracle_reads=batch.oracle_reads, generator=generator)
         output = model(batch, routing=routing)
-        scores = scores + score(output.predictions, batch)
+        scores = scores + count(output.predictions, batch)
         use = use + attention_use(output.traces, batch.valid)
         n_oracle += int((batch.oracle_reads & batch.valid).sum())
     model.train(was_training)
