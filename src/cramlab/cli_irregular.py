@@ -39,7 +39,7 @@ def add_irregular(commands: Any) -> None:
     parser.add_argument("--ways", metavar="A,B", help="what of --source is carried and trained (default: all ways)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of splits and weights (default: 5)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the documents")
-    parser.add_argument("--resume", action="store_true", help="keep the documents that are there")
+    parser.add_argument("--resume", action="store_true", help="keep finished documents of the same data and settings")
     parser.set_defaults(command=run_irregular)
 
 

@@ -1,11 +1,14 @@
 import json
+import sys
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
 
+from cramlab.tasks.copying import CopyingConfig
 from cramlab.tasks.export import FIELDS, content_hash, export
+from cramlab.tasks.relabelling import RelabellingConfig
 from cramlab.tasks.srcd import TINY, collate, sample
 
 
@@ -40,8 +43,30 @@ def test_hash_changes_with_content(tmp_path):
     assert first["sha256"] != second["sha256"]
 
 
-def test_other_endings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\.npz or \.parquet"):
-        export(TINY, tmp_path / "a.csv", seed=0, split="test", n_sequences=1)
-    with pytest.raises(ValueError, match="n_sequences"):
-        export(TINY, tmp_path / "a.npz", seed=0, split="test", n_sequences=0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "a.csv"}, r"\.npz or \.parquet"),
+        ({"path": "folder.npz"}, "is a folder; give the name of a file"),
+        ({"n_sequences": 0}, "n_sequences = 0 must be at least 1"),
+        ({"n_sequences": 1.5}, "n_sequences = 1.5 must be a whole number"),
+        ({"seed": -1}, "seed = -1 must be a whole number from 0"),
+        ({"seed": True}, "seed = True"),
+        ({"split": "dev"}, 'split "dev" is unknown; give one of train, validation, test'),
+        ({"config": CopyingConfig(seq_len=64)}, "config is a CopyingConfig; export writes .* SRCDConfig"),
+        ({"config": RelabellingConfig(seq_len=64)}, "config is a RelabellingConfig"),
+    ],
+)
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(tmp_path, changes, message):
+    (tmp_path / "folder.npz").mkdir()
+    asked = {"config": TINY, "path": "a.npz", "seed": 0, "split": "test", "n_sequences": 1} | changes
+    with pytest.raises(ValueError, match=message):
+        export(asked.pop("config"), tmp_path / asked.pop("path"), **asked)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.npz"]
+
+
+def test_parquet_without_its_package_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("cramlab.tasks.export.sample", None)
+    with pytest.raises(ImportError, match=r"install \"cramlab\[parquet\]\""):
+        export(TINY, tmp_path / "a.parquet", seed=0, split="test", n_sequences=1)

@@ -272,6 +272,48 @@ def test_unknown_split_is_refused():
         SMALL.dataset(seed=0, split="dev", batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed = -1 must be a whole number from 0"),
+        ({"seed": 0.5}, "seed = 0.5"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"batch_size": True}, "batch_size = True"),
+        ({"start": -1}, "start = -1"),
+    ],
+)
+def test_streams_that_do_not_exist_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL.dataset(**{"seed": 0, "split": "test", "batch_size": 2} | changes)
+    with pytest.raises(ValueError, match="index = -1"):
+        sample(SMALL, seed=0, split="test", index=-1)
+    with pytest.raises(ValueError, match='split "dev" is unknown'):
+        sample(SMALL, seed=0, split="dev", index=0)
+
+
+def test_sequences_that_make_no_batch_are_named():
+    one = sample(TINY, seed=0, split="test", index=0)
+    for samples, message in (
+        ([], "give at least one sequence"),
+        ([one, {n: v for n, v in one.items() if n != "gap"}], r'samples\[1\]\["gap"\] is not there; the config gives'),
+        ([one | {"level": one["level"][:-1]}], r'samples\[0\]\["level"\] has shape \(63,\)'),
+        ([one | {"key": one["key"][:, :3]}], r'"key"\] has shape \(64, 3\); the config gives \(64, 16\)'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collate(TINY, samples)
+
+
+def test_predictors_refuse_batches_of_another_config():
+    batch = TINY.dataset(seed=0, split="test", batch_size=2).batch(0)
+    other = dataclasses.replace(TINY, key_mode="token")
+    with pytest.raises(ValueError, match=r"batch has 2 discrete and 17 continuous channels, .* 3 and 1"):
+        oracle(other, batch)
+    with pytest.raises(ValueError, match="give the config that made the batch"):
+        floor("memoriser", other, batch, seed=0)
+    with pytest.raises(ValueError, match='floor "best" is unknown; give one of majority, last_value, memoriser'):
+        floor("best", TINY, batch, seed=0)
+
+
 def test_workers_of_a_loader_share_the_stream():
     data = TINY.dataset(seed=0, split="train", batch_size=2)
     loaded = itertools.islice(DataLoader(data, batch_size=None, num_workers=2), 4)

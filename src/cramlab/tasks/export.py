@@ -11,7 +11,7 @@ import numpy as np
 
 from cramlab.files import partial_path, put_in_place, write_json
 from cramlab.metrics import Scores, score
-from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, collate, sample
+from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, check_stream, collate, sample
 from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc, oracle
 
 FIELDS = {
@@ -57,13 +57,22 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         The datasheet, as written to `PATH.datasheet.json`.
 
     Raises:
-        ValueError: for another ending or fewer than one sequence.
+        ValueError: for another ending, a folder, fewer than one sequence, a split or seed that does not exist, or the
+            config of another task than SRCD.
+        ImportError: for Parquet without pyarrow.
     """
     path = Path(path)
+    if type(config) is not SRCDConfig:
+        raise ValueError(f"config is a {type(config).__name__}; export writes the sequences of an SRCDConfig")
     if path.suffix not in (".npz", ".parquet"):
         raise ValueError(f'path "{path}" ends in "{path.suffix}"; give a name that ends in .npz or .parquet')
+    if path.is_dir():
+        raise ValueError(f'path "{path}" is a folder; give the name of a file')
+    check_stream(split, seed=seed, n_sequences=n_sequences)
     if n_sequences < 1:
         raise ValueError(f"n_sequences = {n_sequences} must be at least 1")
+    if path.suffix == ".parquet":
+        _pyarrow()
     samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
     arrays = {name: np.stack([s[name] for s in samples]) for name in FIELDS}
     partial = partial_path(path)
@@ -104,12 +113,17 @@ def _oracle_acc(config: SRCDConfig, samples: list[dict[str, np.ndarray]]) -> flo
     return total.retrieval_acc() if total.n_queries["all"] else None
 
 
-def _write_parquet(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError('writing Parquet needs pyarrow; install "cramlab[parquet]" or export to .npz') from error
+    return pyarrow
+
+
+def _write_parquet(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    pyarrow = _pyarrow()
     n_sequences, seq_len = arrays["kind"].shape
     columns: dict[str, Any] = {
         "sequence": np.repeat(np.arange(n_sequences), seq_len),

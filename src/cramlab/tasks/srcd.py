@@ -40,6 +40,10 @@ FLOW, WRITE, QUERY = 0, 1, 2
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _PATTERN_STREAM = 101  # spawn key of the stream that draws the recurring patterns; splits use 0, 1, 2
+_ARRAYS = (
+    "kind", "value", "key_id", "key", "gap", "horizon", "level", "next_level", "answer", "recurring", "novel",
+    "rebound", "pattern",
+)  # fmt: skip
 _SPLIT_SHARES = (6, 1, 1)  # how the (key, value) pairs of novel token keys are shared out among the splits
 
 
@@ -213,6 +217,19 @@ def _stochastic_round(rng: np.random.Generator, x: float) -> int:
     return math.floor(x) + int(rng.random() < x - math.floor(x))
 
 
+def check_stream(split: str, **numbers: int) -> None:
+    """Whether a split and numbers of seeds and sequences can be drawn from.
+
+    Raises:
+        ValueError: naming the argument, its value and the fix.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split "{split}" is unknown; give one of {", ".join(SPLITS)}')
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
+            raise ValueError(f"{name} = {number!r} must be a whole number from 0")
+
+
 def sample(config: SRCDConfig, *, seed: int, split: Split, index: int) -> dict[str, np.ndarray]:
     """One sequence as named arrays: a function of its arguments alone, whatever any global random state.
 
@@ -225,7 +242,11 @@ def sample(config: SRCDConfig, *, seed: int, split: Split, index: int) -> dict[s
     Returns:
         `kind`, `value`, `key_id` (-1: none), `key` (N, key_dim), `gap`, `horizon`, `level`, `next_level`, `answer`
         (-1: none), `recurring`, `novel`, `rebound` (bool), `write_position` and `pattern` (-1: none); all of length N.
+
+    Raises:
+        ValueError: when there is no such split, seed or index.
     """
+    check_stream(split, seed=seed, index=index)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index)))
     n = config.seq_len
     n_queries = min(_stochastic_round(rng, config.query_frac * n), n // 2)
@@ -330,12 +351,14 @@ class SRCDDataset(IterableDataset[Batch]):
         split: "train", "validation" or "test".
         batch_size: sequences a batch.
         start: index of the first sequence.
+
+    Raises:
+        ValueError: when there is no such split, seed, batch size or start.
     """
 
     def __init__(self, config: SRCDConfig, *, seed: int, split: Split, batch_size: int, start: int = 0) -> None:
         super().__init__()
-        if split not in SPLITS:
-            raise ValueError(f'split "{split}" is unknown; give one of {", ".join(SPLITS)}')
+        check_stream(split, seed=seed, start=start, batch_size=batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         self.config, self.seed, self.batch_size, self.start = config, seed, batch_size, start
@@ -359,7 +382,19 @@ class SRCDDataset(IterableDataset[Batch]):
 
 
 def collate(config: SRCDConfig, samples: list[dict[str, np.ndarray]]) -> Batch:
-    """Stacks sequences from `sample` into a `Batch`; also how exported arrays become one again."""
+    """Stacks sequences from `sample` into a `Batch`; also how exported arrays become one again.
+
+    Raises:
+        ValueError: when there is none, one lacks an array, or lengths or key dimensions differ from the config's.
+    """
+    if not samples:
+        raise ValueError("samples = [] makes no batch; give at least one sequence")
+    for i, one in enumerate(samples):
+        for name in _ARRAYS:
+            shape = (config.seq_len, config.key_dim) if name == "key" else (config.seq_len,)
+            if name not in one or np.shape(one[name]) != shape:
+                found = f"has shape {np.shape(one[name])}" if name in one else "is not there"
+                raise ValueError(f'samples[{i}]["{name}"] {found}; the config gives {shape}')
 
     def stack(name: str, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.stack([s[name] for s in samples])).to(dtype)

@@ -17,7 +17,12 @@ FloorName = Literal["majority", "last_value", "memoriser"]
 
 
 def oracle(config: SRCDConfig, batch: Batch) -> Predictions:
-    """The best possible answer: looks every queried key up among the earlier writes and knows the law of the level."""
+    """The best possible answer: looks every queried key up among the earlier writes and knows the law of the level.
+
+    Raises:
+        ValueError: when the batch has other channels than the config's sequences.
+    """
+    _check_channels(config, batch)
     write = batch.discrete[..., 0] == WRITE
     earlier = torch.ones(batch.gaps.shape[1], batch.gaps.shape[1], dtype=torch.bool).tril(-1)
     candidates = write[:, None] & earlier  # (B, T, T): rows ask, columns were written
@@ -41,13 +46,29 @@ def floor(name: FloorName, config: SRCDConfig, batch: Batch, *, seed: int) -> Pr
         config: the generator.
         batch: from the same generator.
         seed: of the run, which draws the patterns.
+
+    Raises:
+        ValueError: when the name is unknown, or the batch has other channels than the config's sequences.
     """
+    _check_channels(config, batch)
     predictors: dict[FloorName, Callable[[SRCDConfig, Batch, int], Tensor]] = {
         "majority": _majority,
         "last_value": _last_value,
         "memoriser": _memoriser,
     }
+    if name not in predictors:
+        raise ValueError(f'floor "{name}" is unknown; give one of {", ".join(predictors)}')
     return _predictions(config, batch, predictors[name](config, batch, seed))
+
+
+def _check_channels(config: SRCDConfig, batch: Batch) -> None:
+    spec = config.input_spec
+    wanted = len(spec.vocab_sizes), spec.n_continuous
+    if (held := (batch.discrete.shape[-1], batch.continuous.shape[-1])) != wanted:
+        raise ValueError(
+            f"the batch has {held[0]} discrete and {held[1]} continuous channels, sequences of the config "
+            f"{wanted[0]} and {wanted[1]}; give the config that made the batch"
+        )
 
 
 def _majority_value(config: SRCDConfig, seed: int) -> int:

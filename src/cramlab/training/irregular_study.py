@@ -29,6 +29,7 @@ from cramlab.training.irregular_transfer import RATE_FROM, Carried, begin
 
 KIND, VERSION = "irregular", 1
 FILE = "irregular.json"
+_NO_RATE = f'--ways: "random" reads as often as "{RATE_FROM}" does; give that before it'
 _WAY_OUT = "move it away and run again, or choose another --out"
 
 
@@ -68,7 +69,7 @@ class Study:
                 held = self.held(kind, seed)
                 rate_known = rate_known or kind == RATE_FROM
                 if kind == "random" and held is None and not rate_known and self.held(RATE_FROM, seed) is None:
-                    raise ConfigError(f'--ways: "random" reads as often as "{RATE_FROM}" does; give that before it')
+                    raise ConfigError(_NO_RATE)
                 if held is None:
                     check_splits(split_people(self.data.series, seed))
 
@@ -131,8 +132,11 @@ class Study:
 
     def _rate(self, kind: str, seed: int) -> float | None:
         """How often the random router reads: as often as the carried one does."""
-        held = self.held(RATE_FROM, seed) if kind == "random" else None
-        return None if held is None else held["test"]["attention_frac"]
+        if kind != "random":
+            return None
+        if (held := self.held(RATE_FROM, seed)) is None:
+            raise ConfigError(_NO_RATE)
+        return held["test"]["attention_frac"]
 
     def _head(self, kind: str, seed: int) -> dict[str, Any]:
         """What a document says of its question, and what it rests on."""

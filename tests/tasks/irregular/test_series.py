@@ -129,6 +129,7 @@ def test_bad_series_are_named(field, value, message):
         ("n_classes", 2.0, "n_classes = 2.0"),
         ("time_unit", 0.0, "time_unit = 0.0; give a positive"),
         ("time_unit", NAN, "time_unit = nan"),
+        ("series", (one(), one("b"), one()), 'series 0 and 2, both of person "a", are the same; keep one'),
         ("series", [one()], "series is list; give a tuple of Series"),
         ("series", (one(label=2),), "holds 2; data.n_classes = 2, so give classes up to 1"),
     ],

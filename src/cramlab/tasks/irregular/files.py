@@ -93,6 +93,8 @@ def physionet2012(path: Path | None) -> IrregularData:
         origin=f"PhysioNet 2012, {len(series)} stays of {names}",
         notes=counted(
             (len(stays) - len(asked), f"stays left out: died within the {HOURS:.0f} hours that are looked at"),
+            (sum(outcomes[record].died and not outcomes[record].dated for record in asked),
+             "deaths of which no Survival is known, so that they may have been within those hours"),
             (n_others, "files left out: no outcome is known"),
             (sum(stay.visits.replaced for stay in read), _REPLACED),
             (sum(stay.n_negative for stay in read), "negative values other than -1 taken as not measured"),
@@ -102,11 +104,27 @@ def physionet2012(path: Path | None) -> IrregularData:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Of a stay: whether it ended in death, and whether that was within the hours that are looked at."""
+    """How a stay ended.
+
+    Attributes:
+        row: that says so.
+        died: whether in death.
+        survival: days until the death, -1 for none; NaN: not said.
+    """
 
     row: Row
     died: int
-    early: bool
+    survival: float
+
+    @property
+    def early(self) -> bool:
+        """Whether the death was within the hours that are looked at."""
+        return bool(self.died) and self.survival * 24 < HOURS
+
+    @property
+    def dated(self) -> bool:
+        """Whether the day of the death is known."""
+        return not np.isnan(self.survival)
 
 
 def _physionet_outcomes(files: list[Path]) -> dict[str, _Outcome]:
@@ -125,7 +143,7 @@ def _physionet_outcomes(files: list[Path]) -> dict[str, _Outcome]:
                 raise row.wrong("Survival", "the day of death, as In-hospital_death is 1")
             if not died and 0 <= survival < stay:
                 raise row.wrong("Survival", f"at least Length_of_stay, {stay:g}, as In-hospital_death is 0")
-            found[record] = _Outcome(row, died, bool(died) and survival * 24 < HOURS)
+            found[record] = _Outcome(row, died, survival)
     return found
 
 

@@ -105,7 +105,7 @@ class IrregularData:
         notes: what whoever made it from tables left out or had to decide, in words and numbers.
 
     Raises:
-        DataError: when a series does not fit channels, statics or classes.
+        DataError: when a series does not fit channels, statics or classes, or is there twice.
     """
 
     name: str
@@ -132,7 +132,8 @@ class IrregularData:
             raise DataError(f"data.time_unit = {self.time_unit!r}; give a positive number")
         if not isinstance(self.series, tuple) or not all(isinstance(one, Series) for one in self.series):
             raise DataError(f"data.series is {type(self.series).__name__}; give a tuple of Series")
-        for one in self.series:
+        seen: dict[tuple[str, bytes], int] = {}
+        for i, one in enumerate(self.series):
             for name, held, wanted in (
                 ("values", one.values.shape[1], len(self.channels)),
                 ("statics", len(one.statics), len(self.statics)),
@@ -146,6 +147,11 @@ class IrregularData:
                     f'series.labels of person "{one.person}" holds {one.labels.max()}; '
                     f"data.n_classes = {self.n_classes}, so give classes up to {self.n_classes - 1}"
                 )
+            numbers = b"".join(array.tobytes() for array in (one.times, one.values, one.labels))
+            first = seen.setdefault((one.person, numbers), i)
+            # Two stays may agree in a single value by chance, but hardly in more.
+            if first != i and np.isfinite(one.values).sum() > 2:
+                raise DataError(f'series {first} and {i}, both of person "{one.person}", are the same; keep one')
 
     def digest(self) -> str:
         """SHA-256 over all that figures can depend on: names, classes, unit of time and every number."""
