@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cramlab.cli_cost import measured_shares, surroundings
-from cramlab.config import override
+from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 from cramlab.mixer import Routing
 from cramlab.model import SequenceModel
@@ -15,8 +15,7 @@ from cramlab.training.evaluate import split_batches
 
 def tiny(*overrides, mixer="cram"):
     config = run_config(mixer=mixer, size="tiny", seed=0)
-    for assignment in ("training.n_validation_tokens=2048", *overrides):
-        config = override(config, assignment)
+    config = overridden(config, ["training.n_validation_tokens=2048", *overrides])
     torch.manual_seed(0)
     model = SequenceModel(config.model, config.task.input_spec).eval()
     for name, gate in model.named_modules():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cramlab.audit.config import AuditConfig
-from cramlab.config import ConfigError, config_hash, from_dict, override, to_dict
+from cramlab.config import ConfigError, config_hash, from_dict, overridden, to_dict
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.srcd_sweeps import SIZES
@@ -47,9 +47,9 @@ def test_hash_is_a_function_of_the_values():
     ],
 )
 def test_override_changes_one_field(assignment, get, value):
-    changed = override(CRAM, assignment)
+    changed = overridden(CRAM, [assignment])
     assert get(changed) == value
-    assert override(changed, assignment) == changed
+    assert overridden(changed, [assignment]) == changed
     differing = [a != b for a, b in zip(_flat(to_dict(CRAM)), _flat(to_dict(changed)), strict=True)]
     assert sum(differing) <= 1
 
@@ -75,18 +75,18 @@ def _flat(data):
 )
 def test_bad_overrides_say_what_to_do(assignment, message):
     with pytest.raises(ConfigError, match=message):
-        override(CRAM, assignment)
+        overridden(CRAM, [assignment])
 
 
 def test_layers_of_an_audit_are_numbers_or_all():
-    assert override(AuditConfig(), "layers=0,3").layers == (0, 3)
-    assert override(AuditConfig(layers=(0, 3)), "layers=none").layers is None
-    assert override(AuditConfig(), "replaced_fracs=.5").replaced_fracs == (0.5,)
+    assert overridden(AuditConfig(), ["layers=0,3"]).layers == (0, 3)
+    assert overridden(AuditConfig(layers=(0, 3)), ["layers=none"]).layers is None
+    assert overridden(AuditConfig(), ["replaced_fracs=.5"]).replaced_fracs == (0.5,)
 
 
 def test_values_that_a_config_refuses_are_refused_on_override():
     with pytest.raises(ValueError, match=r"training\.max_steps = 0"):
-        override(CRAM, "training.max_steps=0")
+        overridden(CRAM, ["training.max_steps=0"])
 
 
 def test_unknown_fields_and_types_are_refused_on_reading():

@@ -11,7 +11,7 @@ import pytest
 
 from cramlab import records
 from cramlab.cli import _parser
-from cramlab.config import override
+from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,7 @@ def test_shell_lines_are_understood():
     assert len(lines) >= 5
     for line in lines:
         args = _parser().parse_args(line[1:])
-        for assignment in getattr(args, "overrides", []):
-            override(run_config(mixer="cram", size="small", seed=1), assignment)
+        overridden(run_config(mixer="cram", size="small", seed=1), getattr(args, "overrides", []))
 
 
 def test_make_commands_exist_and_ci_runs_the_test_command():

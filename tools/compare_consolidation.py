@@ -28,7 +28,7 @@ import torch
 from cramlab import records
 from cramlab.audit import read_corpus
 from cramlab.audit.resume import Stages, identity
-from cramlab.config import override, to_dict
+from cramlab.config import overridden, to_dict
 from cramlab.files import write_json
 from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
 from cramlab.hf.consolidation_folder import read_record
@@ -238,8 +238,7 @@ def main() -> None:
     if args.start is not None and (args.router_steps or args.lora_steps or args.further_text):
         parser.error("with --from nothing is learned: leave out --router-steps, --lora-steps and --further-text")
     config = RetrofitConfig() if args.start is None else config_before(read_record(args.start), args.start)
-    for assignment in args.overrides:
-        config = override(config, assignment)
+    config = overridden(config, args.overrides)
     pretrained, corpus = load(args.model), read_corpus(args.text)
     further = None if args.further_text is None else read_corpus(args.further_text)
     model = pretrained.model.to(args.device)

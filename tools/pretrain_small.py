@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cramlab.audit import read_corpus
-from cramlab.config import override
+from cramlab.config import overridden
 from cramlab.hf.pretrain import STEP_FILE, PretrainConfig, prepare, pretrain
 
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, one process each")
     args = parser.parse_args()
 
-    config = functools.reduce(override, args.set, PretrainConfig())
+    config = overridden(PretrainConfig(), args.set)
     documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
     text = prepare(documents, args.out, config.vocab_size, args.held_out_frac)
     configs = [dataclasses.replace(config, mixer=mixer, seed=seed) for mixer in args.mixers for seed in args.seeds]

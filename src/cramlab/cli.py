@@ -22,7 +22,7 @@ from cramlab.cli_consolidate import USAGE_ERRORS as CONSOLIDATE_ERRORS
 from cramlab.cli_consolidate import add_consolidate
 from cramlab.cli_cost import print_cost
 from cramlab.cli_irregular import add_irregular
-from cramlab.config import ConfigError, nearest, override
+from cramlab.config import ConfigError, nearest, overridden
 from cramlab.experiments import EXPERIMENTS, Study
 from cramlab.files import write_text
 from cramlab.model import SequenceModel
@@ -170,8 +170,7 @@ def _study(name: str, size: str, seed: int | None) -> Study:
 def _overridden(configs: list[RunConfig], overrides: list[str]) -> list[RunConfig]:
     """The runs with all --set changes, each of which must be something that a model can be built with."""
     try:  # a config or model that refuses a value says which field and why
-        for assignment in overrides:
-            configs = [override(config, assignment) for config in configs]
+        configs = [overridden(config, overrides) for config in configs]
         with torch.device("meta"):
             for config in configs:
                 SequenceModel(config.model, config.task.input_spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
 from cramlab.audit.text import Corpus
 from cramlab.cli_display import Display
-from cramlab.config import ConfigError, override
+from cramlab.config import overridden
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
 from cramlab.hf.loading import LoadError, load, name_of
@@ -68,20 +67,10 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _config(args: argparse.Namespace) -> AuditConfig:
     """The config that the flags ask for."""
-    flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens}
-    config = AuditConfig()
-    try:
-        for assignment in [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides]:
-            config = override(config, assignment)
-        if args.layers is not None:
-            if not re.fullmatch(r"\d+(,\d+)*", args.layers):
-                raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
-            config = dataclasses.replace(config, layers=tuple(map(int, args.layers.split(","))))
-    except (AuditError, ConfigError):
-        raise
-    except ValueError as error:
-        raise AuditError(str(error)) from error
-    return config
+    if args.layers is not None and not re.fullmatch(r"\d+(,\d+)*", args.layers):
+        raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
+    flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens, "layers": args.layers}
+    return overridden(AuditConfig(), [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides])
 
 
 def _audit(args: argparse.Namespace) -> None:

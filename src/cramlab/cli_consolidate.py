@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cramlab.audit import read_corpus
 from cramlab.cli_display import Display
-from cramlab.config import ConfigError, differing, override, to_dict
+from cramlab.config import differing, overridden, to_dict
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import LoadError, load
 from cramlab.retrofit.config import RetrofitConfig
@@ -69,14 +69,7 @@ def _config(overrides: list[str], start: Path | None = None) -> RetrofitConfig:
         from cramlab.retrofit.consolidate import config_before
 
         config = config_before(read_record(start), start)
-    try:
-        for assignment in overrides:
-            config = override(config, assignment)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConsolidationError(str(error)) from error
-    return config
+    return overridden(config, overrides)
 
 
 def _consolidate(args: argparse.Namespace) -> None:

@@ -1,21 +1,110 @@
-"""Configs as frozen dataclasses: to and from plain data, `path=value` overrides, a hash."""
+"""Configs as frozen dataclasses: checked when made, to and from plain data, `path=value` overrides, a hash."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+
+import pydantic
+import pydantic.dataclasses
+from annotated_types import Interval
 
 T = TypeVar("T")
+
+# What a field may hold. Upper bounds are far from any use: beyond them memory or 32 bits end, or a loop does not.
+Size = Annotated[int, Interval(ge=1, le=2**20)]
+Layers = Annotated[int, Interval(ge=1, le=1024)]
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+Count = Annotated[int, Interval(ge=1, le=2**40)]
+CountOrZero = Annotated[int, Interval(ge=0, le=2**40)]
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # what every library that draws numbers takes
+Share = Annotated[float, Interval(ge=0, le=1)]
+Positive = Annotated[float, Interval(ge=1e-12, le=1e30)]
+Weight = Annotated[float, Interval(ge=0, le=1e30)]
+Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.=+-]*)?$", max_length=128)]
 
 
 class ConfigError(ValueError):
     """A field that does not exist or a value that it cannot take; the message says which and what to do."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def checked(place: str) -> Callable[[type[T]], type[T]]:
+    """Makes a frozen dataclass whose every instance has been checked: types, finiteness and ranges of all fields.
+
+    A whole number is taken for a number; nothing else is taken for what it is not: no bool, text or number of numpy
+    for a whole number, no list for a tuple, no NaN. `__post_init__` is left with what binds several fields together.
+
+    Args:
+        place: path of its fields in `--set`, for messages; empty: none.
+
+    Raises:
+        ConfigError: from the class, when an instance is made, naming the field, the value and the fix.
+    """
+
+    def make(cls: type[T]) -> type[T]:
+        strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=strict)(cls)
+        unchecked = made.__init__
+
+        def init(self: Any, *args: Any, **values: Any) -> None:
+            try:
+                unchecked(self, *args, **values)
+            except pydantic.ValidationError as error:
+                raise ConfigError(_explained(error, type(self), place)) from None
+
+        made.__init__ = functools.wraps(unchecked)(init)
+        return made
+
+    return make
+
+
+_LIMITS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+
+
+def _explained(error: pydantic.ValidationError, kind: Any, place: str) -> str:
+    """The first error that pydantic found while making an instance of `kind`, in one line."""
+    found = error.errors(include_url=False)
+    first = found[0]
+    if first["type"] == "value_error":  # of `__post_init__`, which names the field itself
+        return str(first["ctx"]["error"])
+    if not first["loc"] or not isinstance(first["loc"][0], str):
+        return f"{kind.__name__} takes fields by name alone, as in {kind.__name__}(field=value)"
+    field, *within = first["loc"]
+    path = _join(place, field) + "".join(f"[{i}]" for i in within if isinstance(i, int))
+    hints = typing.get_type_hints(kind)
+    if field not in hints:
+        return f'field "{path}" is unknown: {kind.__name__} has no "{field}"{nearest(field, hints)}'
+    if first["type"] == "missing":
+        return f"{path} is missing; give {_asked_for(hints[field])}"
+    value = _shown(first["input"])
+    if len(found) == 1 and first["type"] in _LIMITS:
+        word, limit = _LIMITS[first["type"]]
+        nothing = ", or None" if type(None) in get_args(hints[field]) else ""
+        return f"{path} = {value} must be {word} {first['ctx'][limit]:,}{nothing}"
+    if first["type"] == "finite_number":
+        return f"{path} = {value} must be finite; give {_asked_for(hints[field])}"
+    if first["type"] in ("string_pattern_mismatch", "string_too_long"):
+        return f"{path} = {value} is no plain name; give letters, digits and . _ - = + in it"
+    return f"{path} = {value} does not fit; give {_asked_for(hints[field])}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, in one short line of plain characters."""
+    text = json.dumps(value) if isinstance(value, str) else ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -54,25 +143,31 @@ def from_dict(data: Any, like: T) -> T:
     """The inverse of `to_dict`, guided by a config of the same shape.
 
     Args:
-        data: plain data.
-        like: a config whose nested types are the wanted ones; its values are replaced.
+        data: plain data, whatever it may hold.
+        like: a config whose nested types are the wanted ones. Fields that are younger than the data keep its values.
 
     Raises:
-        ConfigError: when a field or type is unknown.
+        ConfigError: when a field or type is unknown, a field without a default is missing, or a value does not fit.
     """
     return _restore(data, like, "")
 
 
 def _restore(data: Any, like: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(like):
-        if data.get("type") != type(like).__name__:
-            raise ConfigError(f"{path or 'config'} is a {data.get('type')}, not a {type(like).__name__}")
-        known = {f.name for f in dataclasses.fields(like)}
-        for name in data.keys() - known - {"type"}:
-            raise ConfigError(f"{_join(path, name)} is unknown{nearest(name, known)}")
-        values = {n: _restore(data[n], getattr(like, n), _join(path, n)) for n in known if n in data}
-        return dataclasses.replace(like, **values)  # type: ignore[type-var]
+    if dataclasses.is_dataclass(like) and (data is not None or not path):  # a group may be left out, its class decides
+        if not isinstance(data, dict) or data.get("type") != type(like).__name__:
+            found = data.get("type") if isinstance(data, dict) else _shown(data)
+            raise ConfigError(f"{path or 'config'} is a {found}, not a {type(like).__name__}")
+        fields = {f.name: f for f in dataclasses.fields(like)}
+        for name in sorted(data.keys() - fields.keys() - {"type"}):
+            raise ConfigError(f"{_join(path, name)} is unknown{nearest(name, fields)}")
+        for name, field in fields.items():
+            if name not in data and field.default is field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{_join(path, name)} is missing")
+        values = {n: _restore(data[n], getattr(like, n), _join(path, n)) for n in fields if n in data}
+        return dataclasses.replace(like, **values)
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):
+        if not isinstance(data, list):
+            raise ConfigError(f"{path} = {_shown(data)} does not fit; give a list")
         kinds = like if len(like) == len(data) else like[:1] * len(data)  # of one kind, or one for each place
         return tuple(_restore(data[i], kind, f"{path}[{i}]") for i, kind in enumerate(kinds))
     return tuple(data) if isinstance(data, list) else data
@@ -82,38 +177,55 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def override(config: T, assignment: str) -> T:
-    """The config with one field changed by an assignment such as `model.mixer.router.name=never`.
+def overridden(config: T, assignments: Iterable[str]) -> T:
+    """The config with fields changed by assignments such as `model.mixer.router.name=never`.
+
+    All are applied together and the result is checked once, so that their order does not matter.
 
     Raises:
-        ConfigError: naming the field, the value and the fix.
+        ConfigError: naming the field, the value and the fix; also when a field is set twice.
     """
-    path, equals, text = assignment.partition("=")
-    if not equals or not path:
-        raise ConfigError(f'--set "{assignment}" is no assignment; write path=value, as in training.learning_rate=1e-3')
-    return _override(config, path.split("."), text, path)
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(
+                f"--set {_shown(assignment)} is no assignment; write path=value, as in training.learning_rate=1e-3"
+            )
+        *groups, last = path.split(".")
+        group, within = config, changes
+        for i, name in enumerate(groups):
+            group, within = _field(group, groups[: i + 1], path), within.setdefault(name, {})
+            if not dataclasses.is_dataclass(group):
+                raise ConfigError(f'field "{path}" is unknown: "{name}" has no fields of its own')
+        if dataclasses.is_dataclass(inner := _field(group, [*groups, last], path)):
+            names = ", ".join(f.name for f in dataclasses.fields(inner))
+            raise ConfigError(f'field "{path}" is a group; set one of its fields: {names}')
+        if last in within:
+            raise ConfigError(f"{path} is set twice; set it once")
+        within[last] = _parse(text, typing.get_type_hints(type(group))[last], path)
+    return _changed(config, changes)
 
 
-def _override(config: Any, names: list[str], text: str, path: str) -> Any:
-    name, rest = names[0], names[1:]
-    fields = {f.name for f in dataclasses.fields(config)}
-    if name not in fields:
-        raise ConfigError(f'field "{path}" is unknown: {type(config).__name__} has no "{name}"{nearest(name, fields)}')
-    value = getattr(config, name)
-    if rest:
-        if not dataclasses.is_dataclass(value):
-            raise ConfigError(f'field "{path}" is unknown: "{name}" has no fields of its own')
-        new = _override(value, rest, text, path)
-    else:
-        if dataclasses.is_dataclass(value):
-            inner = ", ".join(f.name for f in dataclasses.fields(value))
-            raise ConfigError(f'field "{path}" is a group; set one of its fields: {inner}')
-        new = _parse(text, typing.get_type_hints(type(config))[name], path)
-    return dataclasses.replace(config, **{name: new})
+def _field(group: Any, names: list[str], path: str) -> Any:
+    """The value of the last of `names` in its group."""
+    fields = {f.name for f in dataclasses.fields(group)}
+    if names[-1] not in fields:
+        raise ConfigError(
+            f"field {_shown(path)} is unknown: {type(group).__name__} has no {_shown(names[-1])}"
+            f"{nearest(names[-1], fields)}"
+        )
+    return getattr(group, names[-1])
+
+
+def _changed(config: Any, changes: dict[str, Any]) -> Any:
+    """The config with new values; those of a group are a dict."""
+    new = {n: _changed(getattr(config, n), c) if isinstance(c, dict) else c for n, c in changes.items()}
+    return dataclasses.replace(config, **new) if new else config
 
 
 def _parse(text: str, kind: Any, path: str) -> Any:
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    options = _options(kind)
     for option in options:
         if option is type(None) and text.lower() in ("none", "null"):
             return None
@@ -133,7 +245,16 @@ def _parse(text: str, kind: Any, path: str) -> Any:
                 return tuple(_parse(part.strip(), entry, path) for part in text.split(",") if part.strip())
             except ConfigError:
                 continue
-    raise ConfigError(f'{path} = "{text}" does not fit; give {" or ".join(_describe(o) for o in options)}')
+    raise ConfigError(f"{path} = {_shown(text)} does not fit; give {_asked_for(kind)}")
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _asked_for(kind: Any) -> str:
+    """What a field of this type takes, in words."""
+    return " or ".join(_describe(option) for option in _options(kind))
 
 
 def _entry(kind: Any) -> Any:
@@ -149,4 +270,7 @@ def _describe(kind: Any) -> str:
         return "none"
     if get_origin(kind) is Literal:
         return ", ".join(f'"{v}"' for v in get_args(kind))
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(kind, str(kind))
+    if get_origin(kind) is tuple:
+        return f"a tuple, each {_asked_for(get_args(kind)[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    return names.get(kind, f"a {getattr(kind, '__name__', kind)}")

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cramlab.batch import Batch, Predictions
+from cramlab.config import Share, Weight, checked
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("training.loss")
 class LossConfig:
     """Weights and prices. Terms that a mixer does not return are left out.
 
@@ -30,25 +31,17 @@ class LossConfig:
         capacity_weight: of the hinge on the share of tokens that pass a mixture-of-depths router.
     """
 
-    dynamics_weight: float = 1.0
-    read_price: float = 0.1
-    gate_weight: float = 1.0
-    benefit_cap: float = 2.0
-    retrieval_emphasis: float = 10.0
-    no_read_weight: float = 0.5
-    no_read_floor: float = 0.0
-    consolidation_weight: float = 1.0
-    episodic_price: float = 0.1
-    semantic_reward: float = 0.1
-    capacity_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"training.loss.{name} = {value} must be 0 or more")
-        if self.no_read_floor > 1:
-            raise ValueError(f"training.loss.no_read_floor = {self.no_read_floor} is not a share; give 0 to 1")
+    dynamics_weight: Weight = 1.0
+    read_price: Weight = 0.1
+    gate_weight: Weight = 1.0
+    benefit_cap: Weight = 2.0
+    retrieval_emphasis: Weight = 10.0
+    no_read_weight: Weight = 0.5
+    no_read_floor: Share = 0.0
+    consolidation_weight: Weight = 1.0
+    episodic_price: Weight = 0.1
+    semantic_reward: Weight = 0.1
+    capacity_weight: Weight = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

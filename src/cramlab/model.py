@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.batch import Batch, InputSpec, Predictions
+from cramlab.config import ConfigError, Layers, Size, checked
 from cramlab.mixer import MixerConfig, MixerOutput, Routing, Trace
 
 _CACHED_TOKENS = 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model")
 class ModelConfig:
     """Everything around the mixer is the same for all mixers.
 
@@ -29,21 +30,19 @@ class ModelConfig:
     """
 
     mixer: MixerConfig | tuple[MixerConfig, ...]
-    d_model: int = 128
-    n_layers: int = 1
-    d_mlp: int = 256
-    n_frequencies: int = 12
+    d_model: Size = 128
+    n_layers: Layers = 1
+    d_mlp: Size = 256
+    n_frequencies: Size = 12
     norm: Literal["pre", "post"] = "pre"
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        for name in ("d_model", "n_layers", "d_mlp", "n_frequencies"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
-        if self.norm not in ("pre", "post"):
-            raise ValueError(f'model.norm = "{self.norm}" is unknown; give "pre" or "post"')
         if self.mixer == ():
-            raise ValueError("model.mixer = () holds no mixer; give one, or a pattern of several")
+            raise ConfigError("model.mixer = () holds no mixer; give one, or a pattern of several")
+        for mixer in self.mixer if isinstance(self.mixer, tuple) else (self.mixer,):
+            if not dataclasses.is_dataclass(mixer) or isinstance(mixer, type):
+                raise ConfigError(f"model.mixer = {mixer!r} is no config of a mixer; give one, such as CRAMConfig()")
 
     def mixer_of(self, layer: int) -> MixerConfig:
         """The config of a layer's mixer, counted from 0."""

@@ -12,7 +12,7 @@ import torch
 
 from cramlab import records
 from cramlab.catalog import CRAM_RATE, MIXERS
-from cramlab.config import override
+from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 from cramlab.files import load_checkpoint, only_process_in, save_checkpoint
 from cramlab.memory import CRAMConfig
@@ -31,10 +31,7 @@ from cramlab.training.loop import (
 
 
 def tiny(mixer="cram", seed=0, *overrides):
-    config = run_config(mixer=mixer, size="tiny", seed=seed)
-    for assignment in overrides:
-        config = override(config, assignment)
-    return config
+    return overridden(run_config(mixer=mixer, size="tiny", seed=seed), overrides)
 
 
 def curve(record):
@@ -44,7 +41,7 @@ def curve(record):
 @pytest.mark.parametrize("mixer", ["cram", "transformer"])
 def test_gates_have_an_optimizer_of_their_own_and_nothing_is_left_out(mixer):
     config = tiny(mixer, 0, *(["model.mixer.episodic.write=salience"] if mixer == "cram" else []))
-    config = override(config, "training.semantic_rate=10")
+    config = overridden(config, ["training.semantic_rate=10"])
     model = SequenceModel(config.model, config.task.input_spec)
     together, *apart = _parameter_groups(model, config.training)
     gates = {id(p) for name, p in model.named_parameters() if ".gate." in name or ".salience." in name}
@@ -60,10 +57,10 @@ def test_gates_have_an_optimizer_of_their_own_and_nothing_is_left_out(mixer):
 @pytest.mark.parametrize("encoding", [False, True])
 def test_every_parameter_has_a_gradient_on_every_step(mixer, opened, encoding):
     """Whether everybody or nobody reads and writes; data parallel would wait for ever for one that has none."""
-    config = override(override(tiny(mixer), "training.audit_frac=0"), "training.audit_supervised_frac=0")
+    config = tiny(mixer, 0, "training.audit_frac=0", "training.audit_supervised_frac=0")
     if isinstance(config.model.mixer, CRAMConfig):
-        config = override(config, "model.mixer.episodic.write=salience")
-        config = override(config, "model.mixer.episodic.write_audit_frac=0")
+        episodic = ("model.mixer.episodic.write=salience", "model.mixer.episodic.write_audit_frac=0")
+        config = overridden(config, episodic)
     torch.manual_seed(0)
     model, run = SequenceModel(config.model, config.task.input_spec).train(), new_progress({}, encoding=encoding)
     for name, gate in model.named_modules():
@@ -187,7 +184,7 @@ def test_a_gradient_or_validation_that_is_no_number_stops_the_run_too(tmp_path):
     """One huge step at the very end: the loss before it was fine, the weights after it are not."""
     config = tiny("transformer", 0, "training.learning_rate=1e30", "training.warmup_steps=0", "training.max_steps=1")
     with pytest.raises(RunFailedError, match="is not finite at step 1"):
-        train(override(config, "training.cooldown_steps=0"), tmp_path)
+        train(overridden(config, ["training.cooldown_steps=0"]), tmp_path)
     assert records.read(tmp_path / "record.json")["status"] == "failed"
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -265,7 +262,7 @@ def test_the_rate_cools_down_when_validation_stops_improving(tmp_path):
     config = tiny(
         "transformer", 0, "training.learning_rate=1e-9", "training.max_steps=500", "training.patience_evals=2"
     )
-    config = override(override(config, "training.encoding_target=0"), "training.cooldown_steps=20")
+    config = overridden(config, ["training.encoding_target=0", "training.cooldown_steps=20"])
     record = train(config, tmp_path)
     assert record["cooldown_from_step"] is not None
     assert record["n_steps"] == record["cooldown_from_step"] + 20 < 500

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cramlab.config import override
+from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 from cramlab.training import RunFailedError, train
 from cramlab.training.ray_jobs import run_jobs_on_ray
@@ -12,10 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
 def short(mixer, *overrides):
-    config = run_config(mixer=mixer, size="tiny", seed=0)
-    for assignment in ("training.max_steps=20", *overrides):
-        config = override(config, assignment)
-    return config
+    return overridden(run_config(mixer=mixer, size="tiny", seed=0), ["training.max_steps=20", *overrides])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
+
+from cramlab.config import Positive, Seed, Size, checked
 
 _TEN_TO_NINETY = 2 * np.log(9.0)  # 10-90% width of a logistic of scale 1
 _INFLATION = 1.15  # of resampled residuals: without it, 95% intervals cover 90% of planted steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("")
 class DetectorConfig:
     """When a fall counts as a transition.
 
@@ -26,27 +30,14 @@ class DetectorConfig:
         seed: of the bootstrap.
     """
 
-    min_fold: float = 2.0
-    max_width_frac: float = 0.1
-    min_side: int = 3
+    min_fold: Annotated[float, Interval(gt=1, le=1e6)] = 2.0
+    max_width_frac: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    min_side: Size = 3
     margin: float = 10.0
-    resolution: float = 1e-4
-    confidence: float = 0.95
-    n_resamples: int = 400
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if not self.min_fold > 1:
-            raise ValueError(f"min_fold = {self.min_fold} must be above 1, or nothing need fall")
-        for name in ("max_width_frac", "confidence"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} is no share; give a number between 0 and 1")
-        for name in ("min_side", "n_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        if not self.resolution > 0:
-            raise ValueError(f"resolution = {self.resolution} must be positive; give about 1 / tokens of a validation")
+    resolution: Positive = 1e-4
+    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
+    n_resamples: Size = 400
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)

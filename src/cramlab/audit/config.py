@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval
+
+from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size, checked
+
+_OpenShare = Annotated[float, Interval(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("audit")
 class AuditConfig:
     """Everything that an audit's figures depend on, besides model, text and code.
 
@@ -26,35 +32,24 @@ class AuditConfig:
         seed: of the split, the shuffled control, the random tokens and the bootstrap.
     """
 
-    context: int = 512
-    contexts_per_document: int = 4
-    fit_tokens: int = 100_000
-    validation_tokens: int = 20_000
-    test_tokens: int = 40_000
-    causal_tokens: int = 4_096
-    batch_tokens: int = 1_024
-    layers: tuple[int, ...] | None = None
-    strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    replaced_fracs: tuple[float, ...] = (0.25, 0.5, 0.75)
-    ngram: int = 3
-    n_bootstrap: int = 1_000
-    confidence: float = 0.95
-    seed: int = 0
+    context: Annotated[int, Interval(ge=4, le=2**20)] = 512
+    contexts_per_document: Count = 4
+    fit_tokens: Count = 100_000
+    validation_tokens: Count = 20_000
+    test_tokens: Count = 40_000
+    causal_tokens: CountOrZero = 4_096
+    batch_tokens: Count = 1_024
+    layers: tuple[Annotated[int, Interval(ge=0, le=2**20)], ...] | None = None
+    strengths: tuple[Positive, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    replaced_fracs: tuple[_OpenShare, ...] = (0.25, 0.5, 0.75)
+    ngram: Size = 3
+    n_bootstrap: Annotated[int, Interval(ge=1, le=1_000_000)] = 1_000
+    confidence: _OpenShare = 0.95
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        least_of = {"context": 4, "causal_tokens": 0, "seed": 0} | dict.fromkeys(
-            ("contexts_per_document", "fit_tokens", "validation_tokens", "test_tokens", "batch_tokens", "ngram",
-             "n_bootstrap"), 1,
-        )  # fmt: skip
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"audit.{name} = {getattr(self, name)} must be at least {least}")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"audit.strengths = {self.strengths} must be positive numbers, at least one")
-        if any(not 0 < frac < 1 for frac in self.replaced_fracs):
-            raise ValueError(f"audit.replaced_fracs = {self.replaced_fracs} must lie between 0 and 1")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"audit.confidence = {self.confidence} must lie between 0 and 1, as in 0.95")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise ValueError(f"audit.layers = {self.layers} must be layer numbers from 0, or None for all")
+        for name in ("strengths", "replaced_fracs", "layers"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ConfigError(f"audit.{name} = {values} must hold at least one value, and each of them once")

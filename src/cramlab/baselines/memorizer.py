@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class MemorizerConfig:
     """A token-wise MLP in the mixer's place.
 
@@ -20,12 +20,7 @@ class MemorizerConfig:
         d_hidden: hidden width; 256 gives full attention's number of parameters at the default width of 128.
     """
 
-    d_hidden: int = 256
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.d_hidden < 1:
-            raise ValueError(f"model.mixer.d_hidden = {self.d_hidden} must be at least 1")
+    d_hidden: Size = 256
 
     def build(self, d_model: int) -> Memorizer:
         """A fresh layer."""

@@ -7,16 +7,18 @@ all models here share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from cramlab.baselines.selected import SelectedAttention, SelectedCache
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class MixtureOfDepthsConfig:
     """A threshold router and attention among the tokens that pass it.
 
@@ -25,15 +27,8 @@ class MixtureOfDepthsConfig:
         capacity: share of tokens that may pass without a penalty, 0 to 1; the paper's best is 0.125.
     """
 
-    n_heads: int = 4
-    capacity: float = 0.125
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.n_heads < 1:
-            raise ValueError(f"model.mixer.n_heads = {self.n_heads} must be at least 1")
-        if not 0 < self.capacity <= 1:
-            raise ValueError(f"model.mixer.capacity = {self.capacity} is no share; give a number above 0, up to 1")
+    n_heads: Size = 4
+    capacity: Annotated[float, Interval(gt=0, le=1)] = 0.125
 
     def build(self, d_model: int) -> MixtureOfDepths:
         """A fresh layer."""

@@ -6,7 +6,6 @@ Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Differs: plain Py
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.baselines.packing import last_tokens, pack
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class RecurrenceConfig:
     """Sizes, as in Mamba-2 with one group.
 
@@ -28,16 +28,10 @@ class RecurrenceConfig:
         d_conv: tokens seen by the convolution before the recurrence.
     """
 
-    d_state: int = 64
-    expand: int = 2
-    d_head: int = 64
-    d_conv: int = 4
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name in ("d_state", "expand", "d_head", "d_conv"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.mixer.{name} = {getattr(self, name)} must be at least 1")
+    d_state: Size = 64
+    expand: Size = 2
+    d_head: Size = 64
+    d_conv: Size = 4
 
     def build(self, d_model: int) -> SelectiveRecurrence:
         """A fresh layer."""

@@ -6,7 +6,7 @@ is the selective one of `recurrence.py` instead of a moving average; attention h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from cramlab.baselines.attention import check_heads
 from cramlab.baselines.recurrence import RecurrenceConfig, RecurrenceState
 from cramlab.baselines.selected import SelectedAttention, SelectedCache
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class SeqBoatConfig:
     """A recurrence, a router and attention among the activated tokens.
 
@@ -27,13 +28,8 @@ class SeqBoatConfig:
         recurrence: of every token.
     """
 
-    n_heads: int = 4
+    n_heads: Size = 4
     recurrence: RecurrenceConfig = field(default_factory=RecurrenceConfig)
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.n_heads < 1:
-            raise ValueError(f"model.mixer.n_heads = {self.n_heads} must be at least 1")
 
     def build(self, d_model: int) -> SeqBoat:
         """A fresh layer."""

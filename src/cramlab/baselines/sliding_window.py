@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,10 +10,11 @@ from torch.nn import functional as F
 
 from cramlab.baselines.attention import attend, check_heads
 from cramlab.baselines.packing import last_tokens, pack
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class SlidingWindowConfig:
     """Causal attention over a window.
 
@@ -23,14 +23,8 @@ class SlidingWindowConfig:
         window: tokens seen, the token itself included.
     """
 
-    n_heads: int = 4
-    window: int = 64
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name in ("n_heads", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.mixer.{name} = {getattr(self, name)} must be at least 1")
+    n_heads: Size = 4
+    window: Size = 64
 
     def build(self, d_model: int) -> SlidingWindowAttention:
         """A fresh layer."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cramlab.baselines.attention import attend, check_heads
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class TransformerConfig:
     """Multi-head causal self-attention.
 
@@ -20,12 +20,7 @@ class TransformerConfig:
         n_heads: attention heads.
     """
 
-    n_heads: int = 4
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.n_heads < 1:
-            raise ValueError(f"model.mixer.n_heads = {self.n_heads} must be at least 1")
+    n_heads: Size = 4
 
     def build(self, d_model: int) -> CausalAttention:
         """A fresh layer."""

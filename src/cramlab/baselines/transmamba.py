@@ -6,7 +6,6 @@ first token on, which is what their memory converter computes at the switch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from torch.nn import functional as F
 from cramlab.baselines.attention import attend, check_heads
 from cramlab.baselines.packing import pack
 from cramlab.baselines.recurrence import selective_scan
+from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class TransMambaConfig:
     """Attention up to a position, recurrence from there.
 
@@ -28,14 +28,8 @@ class TransMambaConfig:
         switch_at: tokens of a sequence that attend.
     """
 
-    n_heads: int = 4
-    switch_at: int = 128
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name in ("n_heads", "switch_at"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.mixer.{name} = {getattr(self, name)} must be at least 1")
+    n_heads: Size = 4
+    switch_at: Size = 128
 
     def build(self, d_model: int) -> TransMamba:
         """A fresh layer."""

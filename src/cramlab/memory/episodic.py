@@ -6,13 +6,13 @@ part of the buffer that it can see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.config import Count, Positive, Share, Size, checked
 from cramlab.memory import fused_read, launches
 from cramlab.memory.salience import SalienceGate
 from cramlab.memory.selection import Chosen, first_tokens, put, running_sum, take
@@ -64,7 +64,7 @@ class Written(NamedTuple):
     full: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer.episodic")
 class EpisodicMemoryConfig:
     """Sizes of the episodic memory, and what is written.
 
@@ -78,24 +78,11 @@ class EpisodicMemoryConfig:
         write_audit_frac: share of the tokens refused by the gate that is written anyway in training, 0 to 1.
     """
 
-    n_heads: int = 4
-    capacity: int | None = 4096
+    n_heads: Size = 4
+    capacity: Count | None = 4096
     write: WriteRule = "all"
-    write_price: float = 0.02
-    write_audit_frac: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.n_heads < 1:
-            raise ValueError(f"episodic.n_heads = {self.n_heads} must be at least 1")
-        if self.capacity is not None and self.capacity < 1:
-            raise ValueError(f"episodic.capacity = {self.capacity} must be at least 1, or None to keep everything")
-        if self.write not in WriteRule.__args__:  # type: ignore[attr-defined]
-            raise ValueError(f'episodic.write = "{self.write}" is unknown; give "all" or "salience"')
-        if not self.write_price > 0:
-            raise ValueError(f"episodic.write_price = {self.write_price} must be positive")
-        if not 0 <= self.write_audit_frac <= 1:
-            raise ValueError(f"episodic.write_audit_frac = {self.write_audit_frac} is not a share; give 0 to 1")
+    write_price: Positive = 0.02
+    write_audit_frac: Share = 0.1
 
 
 class EpisodicMemory(nn.Module):

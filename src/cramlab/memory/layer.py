@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cramlab.config import checked
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
@@ -18,7 +19,7 @@ from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemory
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer")
 class CRAMConfig:
     """A CRAM layer. The defaults are our best; `CRAMConfig.paper()` is the layer as the paper writes it.
 

@@ -6,19 +6,19 @@ state. `always`, `never`, `random` and `oracle` are controls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.config import Positive, Share, Size, checked
 from cramlab.mixer import Path, Routing
 
 RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer.router")
 class RouterConfig:
     """Which router, and its sizes.
 
@@ -30,21 +30,9 @@ class RouterConfig:
     """
 
     name: RouterName = "benefit"
-    d_hidden: int = 64
-    random_frac: float = 0.05
-    sigma: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        names = RouterName.__args__  # type: ignore[attr-defined]
-        if self.name not in names:
-            raise ValueError(f'router.name = "{self.name}" is unknown; give one of {", ".join(names)}')
-        if self.d_hidden < 1:
-            raise ValueError(f"router.d_hidden = {self.d_hidden} must be at least 1")
-        if not 0 <= self.random_frac <= 1:
-            raise ValueError(f"router.random_frac = {self.random_frac} is not a share; give a number from 0 to 1")
-        if not self.sigma > 0:
-            raise ValueError(f"router.sigma = {self.sigma} must be positive")
+    d_hidden: Size = 64
+    random_frac: Share = 0.05
+    sigma: Positive = 1.0
 
 
 class BenefitGate(nn.Module):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.config import Positive, Size, checked
 
-@dataclass(frozen=True, kw_only=True)
+
+@checked("model.mixer.semantic")
 class AdapterConfig:
     """Low-rank adapter.
 
@@ -19,12 +20,7 @@ class AdapterConfig:
             d_model = 128, cannot hold a hundred arbitrary facts.
     """
 
-    rank: int | None = 256
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"semantic.rank = {self.rank} must be at least 1, or None for d_model / 16")
+    rank: Size | None = 256
 
     def build(self, d_model: int) -> Adapter:
         """A fresh adapter."""
@@ -57,7 +53,7 @@ class Adapter(nn.Module):
         return float((first + full) * 2 * d_model * self.rank)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer.semantic")
 class SlotsConfig:
     """Learned key-value slots.
 
@@ -68,17 +64,9 @@ class SlotsConfig:
             a hundredth in their cosine, the nearest strangers by a tenth.
     """
 
-    n_slots: int = 256
-    d_match: int = 32
-    sharpness: float = 20.0
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name in ("n_slots", "d_match"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"semantic.{name} = {getattr(self, name)} must be at least 1")
-        if not self.sharpness > 0:
-            raise ValueError(f"semantic.sharpness = {self.sharpness} must be positive")
+    n_slots: Size = 256
+    d_match: Size = 32
+    sharpness: Positive = 20.0
 
     def build(self, d_model: int) -> Slots:
         """Fresh slots."""
@@ -122,7 +110,7 @@ class Slots(nn.Module):
         return float(2 * d_match * (first * d_model + full * n_slots) + full * 2 * n_slots * d_model)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer.semantic")
 class NothingConfig:
     """No semantic memory, for the control that has the price of reads alone."""
 

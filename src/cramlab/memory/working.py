@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cramlab.config import ConfigError, Positive, Size, checked
 from cramlab.memory import fused_scan
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
@@ -115,7 +116,7 @@ def _decays(gaps: Tensor, rates: Tensor, width: int) -> Tensor:
     return decays.expand(*decays.shape[:-1], width // len(rates)).flatten(-2)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("model.mixer.working")
 class WorkingMemoryConfig:
     """Sizes of the working memory. All ours: the paper leaves h(0), K and dt open.
 
@@ -127,23 +128,19 @@ class WorkingMemoryConfig:
         refine_dt: dt of Eq. 2.
     """
 
-    d_state: int = 64
-    n_timescales: int = 8
-    longest: float = 1000.0
-    refine_steps: int = 1
-    refine_dt: float = 0.5
+    d_state: Size = 64
+    n_timescales: Size = 8
+    longest: Annotated[float, Interval(ge=1, le=1e9)] = 1000.0
+    refine_steps: Annotated[int, Interval(ge=0, le=1024)] = 1
+    refine_dt: Positive = 0.5
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if self.n_timescales < 1 or self.d_state % self.n_timescales:
-            raise ValueError(
-                f"working.d_state = {self.d_state} is no multiple of working.n_timescales = {self.n_timescales}; "
-                "change one of them"
+        if self.d_state % self.n_timescales:
+            raise ConfigError(
+                f"model.mixer.working.d_state = {self.d_state} is no multiple of "
+                f"model.mixer.working.n_timescales = {self.n_timescales}; change one of them"
             )
-        if not 1 <= self.longest <= 1e9:
-            raise ValueError(f"working.longest = {self.longest} must lie between 1 and 1e9 time units")
-        if self.refine_steps < 0:
-            raise ValueError(f"working.refine_steps = {self.refine_steps} must be 0 or more")
 
 
 class WorkingMemory(nn.Module):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size, checked
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("retrofit")
 class RetrofitConfig:
     """Everything that a consolidation depends on, besides model, text and code.
 
@@ -42,68 +46,49 @@ class RetrofitConfig:
         seed: of the split and of all sampling.
     """
 
-    context: int = 1024
-    window: int = 64
-    n_sinks: int = 4
-    fit_documents: int = 64
-    sensitivity_documents: int = 12
-    layers_per_document: int = 8
-    gate_documents: int = 32
-    validation_documents: int = 12
-    calibration_documents: int = 64
-    test_documents: int = 24
-    tokens_per_document: int = 256
-    strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    max_rank: int = 64
-    adapter_bytes: int = 4_000_000
-    units: int = 32
-    local_steps: int = 32
-    end_steps: int = 64
-    end_loss: str = "kl"
-    batch_contexts: int = 1
-    learning_contexts: int = 1024
-    learning_rate: float = 1e-3
+    context: Size = 1024
+    window: Size = 64
+    n_sinks: Annotated[int, Interval(ge=0, le=2**20)] = 4
+    fit_documents: Size = 64
+    sensitivity_documents: Size = 12
+    layers_per_document: Size = 8
+    gate_documents: Size = 32
+    validation_documents: Size = 12
+    calibration_documents: Size = 64
+    test_documents: Size = 24
+    tokens_per_document: Count = 256
+    strengths: tuple[Positive, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    max_rank: Annotated[int, Interval(ge=0, le=2**20)] = 64
+    adapter_bytes: CountOrZero = 4_000_000
+    units: Annotated[int, Interval(ge=0, le=2**20)] = 32
+    local_steps: CountOrZero = 32
+    end_steps: CountOrZero = 64
+    end_loss: Literal["kl", "nats"] = "kl"
+    batch_contexts: Size = 1
+    learning_contexts: Count = 1024
+    learning_rate: Positive = 1e-3
     learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 1.0)
-    delta: float = 0.1
-    bound_factor: float = 5.0
-    seed: int = 0
+    delta: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    bound_factor: Annotated[float, Interval(gt=1, le=1e6)] = 5.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        least_of = {"seed": 0, "n_sinks": 0, "adapter_bytes": 0, "max_rank": 0, "units": 0, "local_steps": 0,
-                    "end_steps": 0} | dict.fromkeys(
-            ("context", "window", "fit_documents", "sensitivity_documents", "layers_per_document", "gate_documents",
-             "validation_documents", "calibration_documents", "test_documents", "tokens_per_document", "batch_contexts",
-             "learning_contexts"), 1,
-        )  # fmt: skip
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"retrofit.{name} = {getattr(self, name)} must be at least {least}")
         if self.context <= self.window + self.n_sinks + 1:
-            raise ValueError(
+            raise ConfigError(
                 f"retrofit.context = {self.context} leaves nothing far beyond window {self.window} and {self.n_sinks} "
                 "first tokens; lengthen it, or shorten the window"
             )
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"retrofit.strengths = {self.strengths} must be positive numbers, at least one")
+        if not self.strengths:
+            raise ConfigError("retrofit.strengths = () holds none; give at least one")
         for name, most in (("skipped_fracs", 1.0), ("learning_fracs", 0.999)):
             fracs = getattr(self, name)
             if not fracs or list(fracs) != sorted(set(fracs)) or not 0 < fracs[0] <= fracs[-1] <= most:
-                raise ValueError(f"retrofit.{name} = {fracs} must be shares above 0, at most {most:g}, ascending")
-        if self.end_loss not in END_LOSSES:
-            raise ValueError(f'retrofit.end_loss = "{self.end_loss}" must be one of {", ".join(END_LOSSES)}')
-        for name in ("learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"retrofit.{name} = {getattr(self, name)} must be above 0")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"retrofit.delta = {self.delta} must lie between 0 and 1, as in 0.1")
-        if not self.bound_factor > 1:
-            raise ValueError(f"retrofit.bound_factor = {self.bound_factor} must be above 1")
+                raise ConfigError(f"retrofit.{name} = {fracs} must be shares above 0, at most {most:g}, ascending")
 
 
-END_LOSSES = ("kl", "nats")
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
 GROUPS = (*PARTS, "learning", "further")  # the last two as contexts, for gradients
 HELD_OUT = PARTS[:3]  # no weight is learned from these

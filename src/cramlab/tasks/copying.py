@@ -15,17 +15,17 @@ heart: every query has to be looked up. Inputs and answers have SRCD's shape, so
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 
 from cramlab.batch import Batch
+from cramlab.config import ConfigError, Share, checked
 from cramlab.tasks.srcd import QUERY, SPLITS, WRITE, Split, SRCDConfig, SRCDDataset, collate, sample
 
 _CODE_STREAM, _VALUE_STREAM = 202, 203  # spawn keys: of the places' codes, of the values
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("task")
 class CopyingConfig(SRCDConfig):
     """SRCD's level, gaps and channels; half of the tokens write, the other half asks.
 
@@ -35,17 +35,17 @@ class CopyingConfig(SRCDConfig):
         recurring_frac: always 0: a key comes again, its value does not.
     """
 
-    query_frac: float = 0.5
-    write_frac: float = 0.5
-    recurring_frac: float = 0.0
+    query_frac: Share = 0.5
+    write_frac: Share = 0.5
+    recurring_frac: Share = 0.0
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
         super().__post_init__()
         if self.key_mode != "vector":
-            raise ValueError(f'task.key_mode = "{self.key_mode}" is not for copying; give "vector"')
+            raise ConfigError(f'task.key_mode = "{self.key_mode}" is not for copying; give "vector"')
         if self.seq_len % 2:
-            raise ValueError(f"task.seq_len = {self.seq_len} is odd; copying needs two halves")
+            raise ConfigError(f"task.seq_len = {self.seq_len} is odd; copying needs two halves")
 
     def dataset(self, *, seed: int, split: Split, batch_size: int, start: int = 0) -> CopyingDataset:
         """See `SRCDConfig.dataset`."""

@@ -7,18 +7,18 @@ has only the names to learn.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cramlab.batch import Batch
+from cramlab.config import checked
 from cramlab.tasks.srcd import Split, SRCDConfig, SRCDDataset
 
 _STREAM = 204  # spawn key of the permutation
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("task")
 class RelabellingConfig(SRCDConfig):
     """SRCD's fields; the new names are the same for all seeds and lengths."""
 

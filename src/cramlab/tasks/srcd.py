@@ -26,14 +26,16 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cramlab.batch import Batch, InputSpec
+from cramlab.config import ConfigError, Share, Size, checked
 
 VERSION = 1
 FLOW, WRITE, QUERY = 0, 1, 2
@@ -44,10 +46,11 @@ _ARRAYS = (
     "kind", "value", "key_id", "key", "gap", "horizon", "level", "next_level", "answer", "recurring", "novel",
     "rebound", "pattern",
 )  # fmt: skip
+_Scale = Annotated[float, Interval(ge=0, le=1e6)]
 _SPLIT_SHARES = (6, 1, 1)  # how the (key, value) pairs of novel token keys are shared out among the splits
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("task")
 class SRCDConfig:
     """Every choice of the generator. Marked (paper) where the paper fixes it; the others are ours, with the reason.
 
@@ -71,77 +74,60 @@ class SRCDConfig:
             to one split: six eighths to train, one each to validation and test. Known shortcut: who knows this
             rule (ours, `_split_of_binding`) guesses novel test values at 8 in 64 instead of 1 in 64.
         n_values: possible values of a binding. 64: chance is 1.6%, far from every figure of interest.
-        decay: of the level (paper: 0.95).
+        decay: of the level (paper: 0.95); at most 0.9999, as a sequence is preceded by what its level remembers.
         beta: size of the drive. 0.5: a model that knows only the drive's mean has almost three times the error.
         omega: angular frequency of the drive, radians a time unit. 0.3: 99% of the gaps lie within one period and
             99.9% within five, so that a smooth function approximator can reach the noise floor.
-        gap_shape: of the Pareto law of gaps, smallest gap 1 (paper: 1.5; the scale is ours).
+        gap_shape: of the Pareto law of gaps, smallest gap 1 (paper: 1.5; the scale is ours). At least 0.5: below,
+            a gap can exceed what 32 bits hold.
         noise_std: of the level. 0.1: the best possible mean squared error is 0.01.
     """
 
-    seq_len: int = 2048
-    query_frac: float = 0.05
-    recurring_frac: float = 0.7
-    n_patterns: int = 100
-    write_frac: float = 0.10
-    rebind_frac: float = 0.0
+    seq_len: Annotated[int, Interval(ge=2, le=2**20)] = 2048
+    query_frac: Share = 0.05
+    recurring_frac: Share = 0.7
+    n_patterns: Size = 100
+    write_frac: Share = 0.10
+    rebind_frac: Share = 0.0
     key_mode: Literal["vector", "token"] = "vector"
-    key_dim: int = 16
-    key_noise: float = 0.02
-    n_novel_keys: int = 1024
-    n_values: int = 64
-    decay: float = 0.95
-    beta: float = 0.5
-    omega: float = 0.3
-    gap_shape: float = 1.5
-    noise_std: float = 0.1
+    key_dim: Annotated[int, Interval(ge=1, le=4096)] = 16
+    key_noise: _Scale = 0.02
+    n_novel_keys: Size = 1024
+    n_values: Annotated[int, Interval(ge=2, le=2**20)] = 64
+    decay: Annotated[float, Interval(ge=0, le=0.9999)] = 0.95
+    beta: _Scale = 0.5
+    omega: _Scale = 0.3
+    gap_shape: Annotated[float, Interval(ge=0.5, le=1e6)] = 1.5
+    noise_std: _Scale = 0.1
 
     def __post_init__(self) -> None:
         """Refuses what cannot be generated; each error names the field, the value and the fix."""
-        for name in ("query_frac", "recurring_frac", "write_frac", "rebind_frac"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"task.{name} = {value} is not a share; give a number from 0 to 1")
-        for name in ("seq_len", "n_patterns", "key_dim", "n_novel_keys"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name} = {getattr(self, name)} must be at least 1")
-        if self.n_values < 2:
-            raise ValueError(f"task.n_values = {self.n_values} must be at least 2")
         if self.key_mode == "token" and self.n_values < 2 * sum(_SPLIT_SHARES):
-            raise ValueError(
+            raise ConfigError(
                 f"task.n_values = {self.n_values} is too few to share bindings among the splits; "
                 f"give at least {2 * sum(_SPLIT_SHARES)}"
             )
-        if self.key_mode not in ("vector", "token"):
-            raise ValueError(f'task.key_mode = "{self.key_mode}" is unknown; give "vector" or "token"')
         if self.write_frac < self.query_frac:
-            raise ValueError(
+            raise ConfigError(
                 f"task.write_frac = {self.write_frac} is below task.query_frac = {self.query_frac}, but every query "
                 "needs a binding of its own; raise write_frac"
             )
         if self.write_frac + self.query_frac > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"task.write_frac + task.query_frac = {self.write_frac + self.query_frac} exceeds 1; lower one"
             )
         mean = self.recurring_frac * self.query_frac * self.seq_len
         most = math.ceil(mean + 4 * math.sqrt(mean * (1 - self.recurring_frac)))  # hardly ever exceeded
         if most > self.n_patterns:
-            raise ValueError(
+            raise ConfigError(
                 f"task.n_patterns = {self.n_patterns} is too few: up to {most} recurring queries of one sequence must "
                 "differ; raise n_patterns, or lower seq_len, query_frac or recurring_frac"
             )
         if self.key_mode == "token" and self.write_frac * self.seq_len + 1 > self.n_novel_keys:
-            raise ValueError(
+            raise ConfigError(
                 f"task.n_novel_keys = {self.n_novel_keys} is fewer than the bindings of one sequence; "
                 f"give at least {math.ceil(self.write_frac * self.seq_len) + 1}"
             )
-        for name in ("beta", "omega", "noise_std", "key_noise"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"task.{name} = {getattr(self, name)} must be finite and not negative")
-        if not (math.isfinite(self.gap_shape) and self.gap_shape > 0):
-            raise ValueError(f"task.gap_shape = {self.gap_shape} must be finite and positive")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"task.decay = {self.decay} must be at least 0 and below 1, or levels grow without bound")
 
     @property
     def input_spec(self) -> InputSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,19 @@ from torch.nn import functional as F
 
 from cramlab.batch import Batch
 from cramlab.catalog import MIXERS
-from cramlab.config import ConfigError, nearest, to_dict
+from cramlab.config import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    Positive,
+    Share,
+    Size,
+    Threads,
+    Weight,
+    checked,
+    nearest,
+    to_dict,
+)
 from cramlab.losses import LossConfig, gate_loss, task_loss, token_losses
 from cramlab.metrics import AttentionUse, attention_use
 from cramlab.mixer import Routing
@@ -28,7 +39,7 @@ from cramlab.training.loop import RunFailedError
 MODELS = ("cram", "transformer", "recurrence", "seqboat")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("fit")
 class FitConfig:
     """The same for every model.
 
@@ -47,33 +58,26 @@ class FitConfig:
         n_threads: CPU threads.
     """
 
-    d_model: int = 64
-    d_mlp: int = 128
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    max_epochs: int = 40
-    patience_epochs: int = 6
-    encoding_epochs: int = 4
-    audit_frac: float = 0.2
+    d_model: Size = 64
+    d_mlp: Size = 128
+    batch_size: Size = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: Weight = 0.05
+    max_epochs: Count = 40
+    patience_epochs: Count = 6
+    encoding_epochs: CountOrZero = 4
+    audit_frac: Share = 0.2
     audit_labels: bool = True
-    forecast_weight: float = 0.5
-    n_threads: int = 1
+    forecast_weight: Weight = 0.5
+    n_threads: Threads = 1
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        for name in ("d_model", "d_mlp", "batch_size", "max_epochs", "patience_epochs", "n_threads", "encoding_epochs"):
-            value, least = getattr(self, name), int(name != "encoding_epochs")
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"fit.{name} = {value!r} must be at least {least}, a whole number")
-        for name in ("learning_rate", "weight_decay", "audit_frac", "forecast_weight"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"fit.{name} = {value!r} must be a number from 0")
-        if self.audit_frac > 1:
-            raise ValueError(f"fit.audit_frac = {self.audit_frac} is not a share; give a number from 0 to 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"fit.learning_rate = {self.learning_rate} must be positive")
+        if self.max_epochs <= self.encoding_epochs:
+            raise ConfigError(
+                f"fit.max_epochs = {self.max_epochs} must exceed fit.encoding_epochs = {self.encoding_epochs}, "
+                "in which no weights are chosen"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +124,10 @@ def fit(
 
     Raises:
         DataError: when the splits cannot teach or test anything.
-        ValueError: when no epoch is left after the encoding phase, so that none could be chosen.
         RunFailedError: when no epoch gave a finite validation loss.
     """
     begin = time.perf_counter()
     check_splits(splits)
-    if config.max_epochs <= config.encoding_epochs:
-        raise ValueError(
-            f"fit.max_epochs = {config.max_epochs} must exceed fit.encoding_epochs = {config.encoding_epochs}, "
-            "in which no weights are chosen"
-        )
     model_config = fresh_config(mixer, config) if start is None else start.model
     torch.set_num_threads(config.n_threads)
     scaling = Scaling.of(splits["train"])

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
+from annotated_types import Interval
+
+from cramlab.config import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    Name,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Threads,
+    Weight,
+    checked,
+)
 from cramlab.losses import LossConfig
 from cramlab.model import ModelConfig
 from cramlab.tasks.srcd import SRCDConfig
 
-ACCELERATORS = ("cpu", "cuda", "mps", "auto")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
+Accelerator = Literal["cpu", "cuda", "mps", "auto"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+SeqLen = Annotated[int, Interval(ge=2, le=2**20)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("training.stages[]")
 class Stage:
     """One length of the curriculum.
 
@@ -25,19 +42,13 @@ class Stage:
             have left its encoding phase.
     """
 
-    seq_len: int | None = None
-    batch_size: int = 16
-    max_steps: int = 1000
-    until: float | None = None
-
-    def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
-        for name in ("batch_size", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.stages[].{name} = {getattr(self, name)} must be at least 1")
+    seq_len: SeqLen | None = None
+    batch_size: Size = 16
+    max_steps: Count = 1000
+    until: Share | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("training")
 class TrainingConfig:
     """How a model is trained; the same for every mixer.
 
@@ -69,60 +80,44 @@ class TrainingConfig:
         loss: weights and prices.
         log_every_steps: steps between two rows of the record's series.
         n_threads: CPU threads.
-        accelerator: of Lightning Fabric, one of `ACCELERATORS`.
-        precision: of Lightning Fabric, one of `PRECISIONS`.
+        accelerator: of Lightning Fabric.
+        precision: of Lightning Fabric.
     """
 
     stages: tuple[Stage, ...] = (Stage(),)
-    max_steps: int = 1000
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    average_decay: float = 0.99
-    cooldown_steps: int = 200
-    grad_clip: float = 1.0
-    eval_every_steps: int = 50
-    patience_evals: int = 6
-    n_validation_tokens: int = 16_384
-    n_test_tokens: int = 65_536
-    test_seq_lens: tuple[int, ...] = ()
-    encoding_target: float = 0.95
-    audit_frac: float = 0.05
-    audit_supervised_frac: float = 1.0
-    temperature: float = 1.0
-    semantic_rate: float = 1.0
-    price_ramp_steps: int = 200
+    max_steps: Count = 1000
+    learning_rate: Positive = 2e-3
+    weight_decay: Weight = 0.01
+    warmup_steps: CountOrZero = 50
+    average_decay: Share = 0.99
+    cooldown_steps: CountOrZero = 200
+    grad_clip: Positive = 1.0
+    eval_every_steps: Count = 50
+    patience_evals: Count = 6
+    n_validation_tokens: Count = 16_384
+    n_test_tokens: CountOrZero = 65_536
+    test_seq_lens: tuple[SeqLen, ...] = ()
+    encoding_target: Share = 0.95
+    audit_frac: Share = 0.05
+    audit_supervised_frac: Share = 1.0
+    temperature: Positive = 1.0
+    semantic_rate: Positive = 1.0
+    price_ramp_steps: CountOrZero = 200
     loss: LossConfig = field(default_factory=LossConfig)
-    log_every_steps: int = 10
-    n_threads: int = 1
-    accelerator: str = "cpu"
-    precision: str = "32-true"
+    log_every_steps: Count = 10
+    n_threads: Threads = 1
+    accelerator: Accelerator = "cpu"
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
         if not self.stages:
-            raise ValueError("training.stages is empty; give at least one Stage()")
-        positive = ("max_steps", "eval_every_steps", "patience_evals", "n_validation_tokens")
-        for name in (*positive, "log_every_steps", "n_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "semantic_rate", "grad_clip", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be positive")
-        for name in ("audit_frac", "audit_supervised_frac", "encoding_target", "average_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"training.{name} = {getattr(self, name)} is not a share; give a number from 0 to 1")
-        for name, known in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f'training.{name} = "{getattr(self, name)}" is unknown; give one of {", ".join(known)}'
-                )
-        for name in ("warmup_steps", "cooldown_steps", "price_ramp_steps", "weight_decay", "n_test_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be 0 or more")
+            raise ConfigError("training.stages is empty; give at least one Stage()")
+        if len(set(self.test_seq_lens)) < len(self.test_seq_lens):
+            raise ConfigError(f"training.test_seq_lens = {self.test_seq_lens} holds a length twice; give each once")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("")
 class RunConfig:
     """One run: everything that its result depends on, besides code and hardware.
 
@@ -137,19 +132,24 @@ class RunConfig:
         training: how.
     """
 
-    experiment: str
-    size: str
-    mixer: str
-    seed: int
+    experiment: Name
+    size: Name
+    mixer: Name
+    seed: Seed
     task: SRCDConfig
     model: ModelConfig
     training: TrainingConfig
-    variant: str = ""
+    variant: Name = ""
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if self.seed < 0:
-            raise ValueError(f"seed = {self.seed} must be 0 or more")
+        lengths = {f"training.stages[{i}].seq_len": stage.seq_len for i, stage in enumerate(self.training.stages)}
+        lengths |= {f"training.test_seq_lens[{i}]": n for i, n in enumerate(self.training.test_seq_lens)}
+        for path, seq_len in lengths.items():
+            try:
+                self.task_with(seq_len)
+            except ConfigError as error:
+                raise ConfigError(f"{path} = {seq_len} is no length for the task: {error}") from error
 
     @property
     def name(self) -> str:
@@ -163,4 +163,8 @@ class RunConfig:
 
     def task_at(self, stage: Stage) -> SRCDConfig:
         """The task at the stage's length."""
-        return self.task if stage.seq_len is None else dataclasses.replace(self.task, seq_len=stage.seq_len)
+        return self.task_with(stage.seq_len)
+
+    def task_with(self, seq_len: int | None) -> SRCDConfig:
+        """The task at another length; None: at its own."""
+        return self.task if seq_len is None else dataclasses.replace(self.task, seq_len=seq_len)

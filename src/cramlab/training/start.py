@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from cramlab.config import ConfigError
+from cramlab.config import ConfigError, Name, checked
 from cramlab.files import load_checkpoint
 from cramlab.model import SequenceModel
 from cramlab.training.run import RunConfig
@@ -14,7 +13,7 @@ HEADS = ("norm.", "level_head.", "answer_head.")
 EMBEDDING = ("embedding.",)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("")
 class TransferConfig(RunConfig):
     """A run that starts from another.
 
@@ -23,7 +22,7 @@ class TransferConfig(RunConfig):
         trainable: beginnings of the names of the parameters that are trained; empty: all of them.
     """
 
-    source: str = ""
+    source: Name = ""
     trainable: tuple[str, ...] = ()
 
     @property
