@@ -1,13 +1,26 @@
+import dataclasses
 import json
+import math
+import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cramlab import records
+from cramlab.analysis.transition import DetectorConfig
 from cramlab.audit.config import AuditConfig
 from cramlab.config import ConfigError, config_hash, from_dict, overridden, to_dict
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.srcd_sweeps import SIZES
-from cramlab.training.run import RunConfig
+from cramlab.losses import LossConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, SlotsConfig, WorkingMemoryConfig
+from cramlab.model import ModelConfig
+from cramlab.retrofit.config import RetrofitConfig
+from cramlab.tasks.srcd import SRCDConfig
+from cramlab.training.irregular import FitConfig
+from cramlab.training.run import RunConfig, Stage, TrainingConfig
 
 CRAM = run_config(mixer="cram", size="tiny", seed=0)
 
@@ -42,7 +55,7 @@ def test_hash_is_a_function_of_the_values():
         ("task.rebind_frac=0.2", lambda c: c.task.rebind_frac, 0.2),
         ("task.key_mode=token", lambda c: c.task.key_mode, "token"),
         ("training.loss.read_price=0", lambda c: c.training.loss.read_price, 0.0),
-        ("training.test_seq_lens=512, 1024", lambda c: c.training.test_seq_lens, (512, 1024)),
+        ("training.test_seq_lens=48, 96", lambda c: c.training.test_seq_lens, (48, 96)),
         ("training.test_seq_lens=", lambda c: c.training.test_seq_lens, ()),
     ],
 )
@@ -96,3 +109,142 @@ def test_unknown_fields_and_types_are_refused_on_reading():
         from_dict(data, CRAM)
     with pytest.raises(ConfigError, match="TransformerConfig"):
         from_dict(to_dict(run_config(mixer="transformer", size="tiny", seed=0)), CRAM)
+
+
+TOGETHER = [
+    ("model.mixer.working.d_state=60", "model.mixer.working.n_timescales=6"),
+    ("task.query_frac=0.2", "task.write_frac=0.3"),
+    ("task.seq_len=2048", "task.n_patterns=100"),
+    ("training.test_seq_lens=512", "task.n_patterns=40"),
+]
+
+
+@pytest.mark.parametrize("pair", TOGETHER)
+def test_settings_that_fit_together_are_taken_in_any_order(pair):
+    assert overridden(CRAM, pair) == overridden(CRAM, pair[::-1]) != CRAM
+    assert overridden(CRAM, []) == CRAM
+
+
+def test_settings_of_an_audit_fit_together_too():
+    pair = ("window=100", "context=200")
+    assert overridden(RetrofitConfig(context=80), pair) == overridden(RetrofitConfig(context=80), pair[::-1])
+
+
+def test_of_one_field_set_twice_the_last_counts():
+    changed = overridden(CRAM, ["training.max_steps=3", "task.seq_len=32", "training.max_steps=4"])
+    assert (changed.training.max_steps, changed.task.seq_len) == (4, 32)
+
+
+CLASSES = [SRCDConfig, ModelConfig, TrainingConfig, Stage, LossConfig, CRAMConfig, WorkingMemoryConfig, AdapterConfig,
+           SlotsConfig, AuditConfig, RetrofitConfig, FitConfig, DetectorConfig, RunConfig]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1.5j, {}, object(), [1]])
+def test_no_field_takes_what_no_field_can_hold(kind, wrong):
+    given = {"mixer": CRAMConfig()} if kind is ModelConfig else vars(CRAM) if kind is RunConfig else {}
+    for field in dataclasses.fields(kind):
+        with pytest.raises(ConfigError, match=field.name):
+            kind(**given | {field.name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "wrong", "says"),
+    [
+        (TrainingConfig, "max_steps", 1.5, "training.max_steps = 1.5 does not fit; give a whole number"),
+        (TrainingConfig, "max_steps", True, "give a whole number"),
+        (TrainingConfig, "max_steps", np.int64(64), "training.max_steps = np.int64(64) does not fit"),
+        (TrainingConfig, "max_steps", "64", 'training.max_steps = "64" does not fit'),
+        (TrainingConfig, "learning_rate", True, "give a number"),
+        (TrainingConfig, "learning_rate", 1e-300, "must be at least 1e-12"),
+        (TrainingConfig, "learning_rate", 10**400, "give a number"),
+        (TrainingConfig, "n_threads", 1_000_000, "must be at most 1,024"),
+        (TrainingConfig, "accelerator", "gpu", 'training.accelerator = "gpu" does not fit; give "cpu", "cuda"'),
+        (TrainingConfig, "test_seq_lens", (-1,), "training.test_seq_lens = (-1,) must each be at least 2"),
+        (TrainingConfig, "test_seq_lens", [64], "give values parted by commas"),
+        (TrainingConfig, "test_seq_lens", (64, 64), "give each once"),
+        (TrainingConfig, "stages", (), "training.stages is empty"),
+        (TrainingConfig, "stages", "x", "each a Stage"),
+        (TrainingConfig, "loss", None, "give a LossConfig"),
+        (TrainingConfig, "loss", to_dict(LossConfig()), "give a LossConfig"),
+        (TrainingConfig, "colour", 1, 'has no "colour"'),
+        (WorkingMemoryConfig, "refine_dt", -1.0, "model.mixer.working.refine_dt = -1.0 must be at least 1e-12"),
+        (AdapterConfig, "rank", 0, "must be at least 1, or None"),
+        (SRCDConfig, "seq_len", 1, "task.seq_len = 1 must be at least 2"),
+        (SRCDConfig, "decay", 0.99999999, "task.decay = 0.99999999 must be at most 0.9999"),
+        (RetrofitConfig, "strengths", (0.1, math.nan), "retrofit.strengths = (0.1, nan) must each be finite"),
+        (RetrofitConfig, "strengths", (), "retrofit.strengths = () holds none"),
+        (RetrofitConfig, "bound_factor", 1.0, "retrofit.bound_factor = 1.0 must be above 1"),
+        (AuditConfig, "replaced_fracs", (), "audit.replaced_fracs"),
+        (AuditConfig, "layers", (3, 3), "each of them once"),
+        (FitConfig, "encoding_epochs", 40, "fit.encoding_epochs = 40"),
+        (Stage, "seq_len", 0, "training.stages[].seq_len = 0"),
+    ],
+)
+def test_configs_made_in_python_are_checked_as_set_is(kind, field, wrong, says):
+    with pytest.raises(ConfigError) as refused:
+        kind(**{field: wrong})
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", [{"mixer": "../../x"}, {"mixer": "\x1b[2J"}, {"seed": 2**63}, {"task": None},
+                                   {"variant": "a/b"}, {"experiment": ".."}])  # fmt: skip
+def test_what_names_a_folder_is_a_plain_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        dataclasses.replace(CRAM, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, "cram", CRAMConfig, (), (CRAMConfig(), 3)])
+def test_a_model_takes_configs_of_mixers(wrong):
+    with pytest.raises(ConfigError, match=r"model\.mixer"):
+        ModelConfig(mixer=wrong)
+
+
+def test_lengths_that_the_task_cannot_have_are_refused_before_a_run():
+    with pytest.raises(ConfigError, match=r"training\.test_seq_lens\[0\] = 512 .* task\.n_patterns = 16 is too few"):
+        overridden(CRAM, ["training.test_seq_lens=512"])
+
+
+def test_numbers_that_are_taken_become_plain_ones():
+    config = TrainingConfig(learning_rate=1, weight_decay=np.float32(0.5), grad_clip=np.float64(2))
+    assert [type(v) for v in (config.learning_rate, config.weight_decay, config.grad_clip)] == [float] * 3
+    assert config_hash(config) == config_hash(TrainingConfig(learning_rate=1.0, weight_decay=0.5, grad_clip=2.0))
+
+
+def test_configs_are_frozen_and_survive_pickling():
+    assert pickle.loads(pickle.dumps(CRAM)) == CRAM
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CRAM.seed = 3
+
+
+def test_records_of_before_keep_their_hashes():
+    """Wherever a config says all that one says today, it still gives the hash that its record holds."""
+    compared = 0
+    for path in records.find([Path(__file__).parent.parent / "results" / "transition"]):
+        record = json.loads(path.read_text())
+        config = from_dict(record["config"], run_config(mixer=record["mixer"], size="tiny", seed=0))
+        if to_dict(config) == record["config"]:
+            assert config_hash(config) == record["config_hash"], path
+            compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: [], r"config is a \[\], not a RunConfig"),
+        (lambda d: d | {"task": None}, "task = None"),
+        (lambda d: {k: v for k, v in d.items() if k != "task"}, "task is missing"),
+        (lambda d: d | {"seed": "x"}, 'seed = "x"'),
+        (lambda d: d | {"training": 3}, "training is a 3, not a TrainingConfig"),
+        (lambda d: d | {"model": d["model"] | {"d_model": None}}, r"model\.d_model = None"),
+        (lambda d: d | {"task": d["task"] | {"seq_len": -1}}, r"task\.seq_len = -1"),
+        (lambda d: d | {"training": d["training"] | {"stages": {}}}, r"training\.stages = {}"),
+        (lambda d: d | {"training": d["training"] | {"stages": [None]}}, r"training\.stages = \(None,\)"),
+        (lambda d: d | {"training": d["training"] | {"loss": [1]}}, r"training\.loss is a \[1\]"),
+    ],
+)
+def test_data_of_wrong_types_is_refused_by_field(change, says):
+    with pytest.raises(ConfigError, match=says):
+        from_dict(change(json.loads(json.dumps(to_dict(CRAM)))), CRAM)

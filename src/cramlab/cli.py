@@ -24,7 +24,7 @@ from cramlab.cli_cost import print_cost
 from cramlab.cli_irregular import add_irregular
 from cramlab.config import ConfigError, nearest, overridden
 from cramlab.experiments import EXPERIMENTS, Study
-from cramlab.files import write_text
+from cramlab.files import DamagedFileError, write_text
 from cramlab.model import SequenceModel
 from cramlab.progress import ProgressDisplay
 from cramlab.report.page import render
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
-    except (RunFailedError, records.RecordError, OSError) as error:
+    except (RunFailedError, DamagedFileError, OSError) as error:
         print(f"cramlab: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

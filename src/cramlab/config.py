@@ -14,20 +14,19 @@ from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform,
 
 import pydantic
 import pydantic.dataclasses
-from annotated_types import Interval
 
 T = TypeVar("T")
 
 # What a field may hold. Upper bounds are far from any use: beyond them memory or 32 bits end, or a loop does not.
-Size = Annotated[int, Interval(ge=1, le=2**20)]
-Layers = Annotated[int, Interval(ge=1, le=1024)]
-Threads = Annotated[int, Interval(ge=1, le=1024)]
-Count = Annotated[int, Interval(ge=1, le=2**40)]
-CountOrZero = Annotated[int, Interval(ge=0, le=2**40)]
-Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # what every library that draws numbers takes
-Share = Annotated[float, Interval(ge=0, le=1)]
-Positive = Annotated[float, Interval(ge=1e-12, le=1e30)]
-Weight = Annotated[float, Interval(ge=0, le=1e30)]
+Size = Annotated[int, pydantic.Field(ge=1, le=2**20)]
+Layers = Annotated[int, pydantic.Field(ge=1, le=1024)]
+Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
+Count = Annotated[int, pydantic.Field(ge=1, le=2**40)]
+CountOrZero = Annotated[int, pydantic.Field(ge=0, le=2**40)]
+Seed = Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]  # what every library that draws numbers takes
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Positive = Annotated[float, pydantic.Field(ge=1e-12, le=1e30)]
+Weight = Annotated[float, pydantic.Field(ge=0, le=1e30)]
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.=+-]*)?$", max_length=128)]
 
 
@@ -58,7 +57,7 @@ def checked(place: str) -> Callable[[type[T]], type[T]]:
             try:
                 unchecked(self, *args, **values)
             except pydantic.ValidationError as error:
-                raise ConfigError(_explained(error, type(self), place)) from None
+                raise ConfigError(_explained(error, type(self), values, place)) from None
 
         made.__init__ = functools.wraps(unchecked)(init)
         return made
@@ -74,31 +73,31 @@ _LIMITS = {
 }
 
 
-def _explained(error: pydantic.ValidationError, kind: Any, place: str) -> str:
-    """The first error that pydantic found while making an instance of `kind`, in one line."""
-    found = error.errors(include_url=False)
-    first = found[0]
-    if first["type"] == "value_error":  # of `__post_init__`, which names the field itself
-        return str(first["ctx"]["error"])
-    if not first["loc"] or not isinstance(first["loc"][0], str):
+def _explained(error: pydantic.ValidationError, kind: Any, values: dict[str, Any], place: str) -> str:
+    """The first error that pydantic found in the values for an instance of `kind`, in one line."""
+    found: list[Any] = error.errors(include_url=False)
+    cause, (*within,) = found[0]["type"], found[0]["loc"]
+    if cause == "value_error":  # of `__post_init__`, which names the field itself
+        return str(found[0]["ctx"]["error"])
+    if not within or not isinstance(within[0], str):
         return f"{kind.__name__} takes fields by name alone, as in {kind.__name__}(field=value)"
-    field, *within = first["loc"]
-    path = _join(place, field) + "".join(f"[{i}]" for i in within if isinstance(i, int))
-    hints = typing.get_type_hints(kind)
+    field, hints = within[0], typing.get_type_hints(kind)
+    path = _join(place, field)
     if field not in hints:
         return f'field "{path}" is unknown: {kind.__name__} has no "{field}"{nearest(field, hints)}'
-    if first["type"] == "missing":
+    if cause == "missing":
         return f"{path} is missing; give {_asked_for(hints[field])}"
-    value = _shown(first["input"])
-    if len(found) == 1 and first["type"] in _LIMITS:
-        word, limit = _LIMITS[first["type"]]
+    given = f"{path} = {_shown(values[field])}"
+    must_be = "must each be" if isinstance(values[field], tuple) else "must be"
+    if len(found) == 1 and cause in _LIMITS:
+        word, limit = _LIMITS[cause]
         nothing = ", or None" if type(None) in get_args(hints[field]) else ""
-        return f"{path} = {value} must be {word} {first['ctx'][limit]:,}{nothing}"
-    if first["type"] == "finite_number":
-        return f"{path} = {value} must be finite; give {_asked_for(hints[field])}"
-    if first["type"] in ("string_pattern_mismatch", "string_too_long"):
-        return f"{path} = {value} is no plain name; give letters, digits and . _ - = + in it"
-    return f"{path} = {value} does not fit; give {_asked_for(hints[field])}"
+        return f"{given} {must_be} {word} {found[0]['ctx'][limit]:,}{nothing}"
+    if cause == "finite_number":
+        return f"{given} {must_be} finite; give {_asked_for(hints[field])}"
+    if cause in ("string_pattern_mismatch", "string_too_long"):
+        return f"{given} is no plain name; give letters, digits and . _ - = + in it"
+    return f"{given} does not fit; give {_asked_for(hints[field])}"
 
 
 def _shown(value: Any) -> str:
@@ -153,7 +152,8 @@ def from_dict(data: Any, like: T) -> T:
 
 
 def _restore(data: Any, like: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(like) and (data is not None or not path):  # a group may be left out, its class decides
+    is_group = dataclasses.is_dataclass(like) and not isinstance(like, type)
+    if is_group and (data is not None or not path):  # whether a group may be left out, the class around it knows
         if not isinstance(data, dict) or data.get("type") != type(like).__name__:
             found = data.get("type") if isinstance(data, dict) else _shown(data)
             raise ConfigError(f"{path or 'config'} is a {found}, not a {type(like).__name__}")
@@ -164,7 +164,7 @@ def _restore(data: Any, like: Any, path: str) -> Any:
             if name not in data and field.default is field.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{_join(path, name)} is missing")
         values = {n: _restore(data[n], getattr(like, n), _join(path, n)) for n in fields if n in data}
-        return dataclasses.replace(like, **values)
+        return dataclasses.replace(like, **values)  # type: ignore[type-var]
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):
         if not isinstance(data, list):
             raise ConfigError(f"{path} = {_shown(data)} does not fit; give a list")
@@ -180,10 +180,11 @@ def _join(path: str, name: str) -> str:
 def overridden(config: T, assignments: Iterable[str]) -> T:
     """The config with fields changed by assignments such as `model.mixer.router.name=never`.
 
-    All are applied together and the result is checked once, so that their order does not matter.
+    All are applied together and the result is checked once, so that the order of fields does not matter; where one
+    field is set several times, the last counts.
 
     Raises:
-        ConfigError: naming the field, the value and the fix; also when a field is set twice.
+        ConfigError: naming the field, the value and the fix.
     """
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -201,8 +202,6 @@ def overridden(config: T, assignments: Iterable[str]) -> T:
         if dataclasses.is_dataclass(inner := _field(group, [*groups, last], path)):
             names = ", ".join(f.name for f in dataclasses.fields(inner))
             raise ConfigError(f'field "{path}" is a group; set one of its fields: {names}')
-        if last in within:
-            raise ConfigError(f"{path} is set twice; set it once")
         within[last] = _parse(text, typing.get_type_hints(type(group))[last], path)
     return _changed(config, changes)
 

@@ -1,16 +1,25 @@
-"""Files that are either whole or not there: written beside their place, then renamed."""
+"""Files that are either whole or not there: written beside their place, then renamed; damaged ones are refused."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+class DamagedFileError(ValueError):
+    """A file that is cut, altered or another's; the message names it and the way out."""
 
 
 def partial_path(path: Path) -> Path:
@@ -26,11 +35,37 @@ def put_in_place(partial: Path, path: Path) -> None:
     partial.replace(path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what shall stand at `path`: it is put in place at the end, or nothing is left of it.
+
+    Raises:
+        OSError: naming `path`, when it cannot be written; also for a library's own error about a full disk.
+    """
     partial = partial_path(path)
-    partial.write_text(text, encoding="utf-8")
-    put_in_place(partial, path)
+    try:
+        yield partial
+        put_in_place(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        full = next((n for n in _FULL if os.strerror(n) in str(error)), None)
+        if full is not None:
+            raise OSError(full, f"{os.strerror(full)}; make room, then run it again", str(path)) from error
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically."""
+    with whole(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8; halves of characters, which it has no bytes for, become `?`."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -39,8 +74,14 @@ def write_json(path: Path, data: Any) -> None:
 
 
 @contextlib.contextmanager
-def only_process_in(folder: Path) -> Iterator[None]:
+def only_process_in(folder: Path) -> Iterator[Callable[[], None]]:
     """Holds a folder, making it if needed, against other processes; the system lets go when this one dies.
+
+    What processes that have died left half written in the folder is removed.
+
+    Yields:
+        A function that raises `FileNotFoundError` when the folder has been removed or replaced since. Call it before
+        each write: a write would make a new folder, which this process does not hold.
 
     Raises:
         FileExistsError: when another process holds it.
@@ -52,18 +93,65 @@ def only_process_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FileExistsError(f"another process is writing into {folder}; wait for it or end it") from error
-        yield
+
+        def still_held() -> None:
+            if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(handle)):
+                raise FileNotFoundError(f"{folder} was removed while it was written into; run it again")
+
+        _remove_partials(folder)
+        yield still_held
     finally:
         os.close(handle)
 
 
+def _remove_partials(folder: Path) -> None:
+    """Removes what dead processes were writing in a folder that this process holds, and in the folders in it."""
+    for partial in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
+        writer = partial.name.split(".")[-2]
+        if writer.isdecimal() and (int(writer) == os.getpid() or not _is_alive(int(writer))):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Saves tensors and plain data atomically."""
-    partial = partial_path(path)
-    torch.save(state, partial)
-    put_in_place(partial, path)
+    written = io.BytesIO()  # a full disk fails in Python, not in torch, whose error names neither cause nor file
+    torch.save(state, written)
+    write_bytes(path, written.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Loads what `save_checkpoint` wrote; executes no code that the file may hold."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Loads what `save_checkpoint` wrote; executes no code that the file may hold.
+
+    Raises:
+        DamagedFileError: when the file is cut, altered, or no checkpoint at all. Every byte is compared with its
+            checksum, which `torch.load` does not do.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                altered = archive.testzip()
+            if altered is not None:
+                raise zipfile.BadZipFile(f"the checksum of {altered} does not fit")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever zipfile, pickle and torch make of bytes that mean nothing
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DamagedFileError(
+                f"{path} is damaged or no checkpoint ({reason}); put a copy in its place, or remove it and run again"
+            ) from error
+    if not isinstance(state, dict):
+        raise DamagedFileError(f"{path} holds a {type(state).__name__}, no checkpoint; remove it and run again")
+    return state

@@ -18,7 +18,7 @@ import jsonschema
 import jsonschema.exceptions
 import torch
 
-from cramlab.files import write_json
+from cramlab.files import DamagedFileError, write_json
 
 SCHEMA_VERSION = 1
 # What may lie beside records, a run's config and the documents of audits and consolidations: their names up to a first
@@ -28,7 +28,7 @@ _NO_RECORDS_IN = {"bench", "irregular", "text"}  # timings, documents of `cramla
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
-class RecordError(ValueError):
+class RecordError(DamagedFileError):
     """A file that is no record of this version; the message says what is wrong and what to do."""
 
 
@@ -111,11 +111,19 @@ def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a broken file is named."""
+    """Reads JSON as the standard has it.
+
+    Raises:
+        RecordError: naming the file, when it is cut, no UTF-8, nested too deep, or holds NaN or an infinity.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}); it may have been cut off: run again") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def read(path: Path) -> dict[str, Any]:

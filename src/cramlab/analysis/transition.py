@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Interval
+from pydantic import Field
 
 from cramlab.config import Positive, Seed, Size, checked
 
@@ -30,12 +30,12 @@ class DetectorConfig:
         seed: of the bootstrap.
     """
 
-    min_fold: Annotated[float, Interval(gt=1, le=1e6)] = 2.0
-    max_width_frac: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    min_fold: Annotated[float, Field(gt=1, le=1e6)] = 2.0
+    max_width_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
     min_side: Size = 3
     margin: float = 10.0
     resolution: Positive = 1e-4
-    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     n_resamples: Size = 400
     seed: Seed = 0
 

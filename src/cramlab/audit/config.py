@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from annotated_types import Interval
+from pydantic import Field
 
 from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size, checked
 
-_OpenShare = Annotated[float, Interval(gt=0, lt=1)]
+_OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 @checked("audit")
@@ -32,18 +32,18 @@ class AuditConfig:
         seed: of the split, the shuffled control, the random tokens and the bootstrap.
     """
 
-    context: Annotated[int, Interval(ge=4, le=2**20)] = 512
+    context: Annotated[int, Field(ge=4, le=2**20)] = 512
     contexts_per_document: Count = 4
     fit_tokens: Count = 100_000
     validation_tokens: Count = 20_000
     test_tokens: Count = 40_000
     causal_tokens: CountOrZero = 4_096
     batch_tokens: Count = 1_024
-    layers: tuple[Annotated[int, Interval(ge=0, le=2**20)], ...] | None = None
+    layers: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] | None = None
     strengths: tuple[Positive, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     replaced_fracs: tuple[_OpenShare, ...] = (0.25, 0.5, 0.75)
     ngram: Size = 3
-    n_bootstrap: Annotated[int, Interval(ge=1, le=1_000_000)] = 1_000
+    n_bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     confidence: _OpenShare = 0.95
     seed: Seed = 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Interval
+from pydantic import Field
 from torch import Tensor, nn
 
 from cramlab.baselines.selected import SelectedAttention, SelectedCache
@@ -28,7 +28,7 @@ class MixtureOfDepthsConfig:
     """
 
     n_heads: Size = 4
-    capacity: Annotated[float, Interval(gt=0, le=1)] = 0.125
+    capacity: Annotated[float, Field(gt=0, le=1)] = 0.125
 
     def build(self, d_model: int) -> MixtureOfDepths:
         """A fresh layer."""

@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, cast
 
 import torch
-from annotated_types import Interval
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -130,8 +130,8 @@ class WorkingMemoryConfig:
 
     d_state: Size = 64
     n_timescales: Size = 8
-    longest: Annotated[float, Interval(ge=1, le=1e9)] = 1000.0
-    refine_steps: Annotated[int, Interval(ge=0, le=1024)] = 1
+    longest: Annotated[float, Field(ge=1, le=1e9)] = 1000.0
+    refine_steps: Annotated[int, Field(ge=0, le=1024)] = 1
     refine_dt: Positive = 0.5
 
     def __post_init__(self) -> None:

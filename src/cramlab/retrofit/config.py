@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Interval
+from pydantic import Field
 
 from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size, checked
 
@@ -48,7 +48,7 @@ class RetrofitConfig:
 
     context: Size = 1024
     window: Size = 64
-    n_sinks: Annotated[int, Interval(ge=0, le=2**20)] = 4
+    n_sinks: Annotated[int, Field(ge=0, le=2**20)] = 4
     fit_documents: Size = 64
     sensitivity_documents: Size = 12
     layers_per_document: Size = 8
@@ -58,9 +58,9 @@ class RetrofitConfig:
     test_documents: Size = 24
     tokens_per_document: Count = 256
     strengths: tuple[Positive, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    max_rank: Annotated[int, Interval(ge=0, le=2**20)] = 64
+    max_rank: Annotated[int, Field(ge=0, le=2**20)] = 64
     adapter_bytes: CountOrZero = 4_000_000
-    units: Annotated[int, Interval(ge=0, le=2**20)] = 32
+    units: Annotated[int, Field(ge=0, le=2**20)] = 32
     local_steps: CountOrZero = 32
     end_steps: CountOrZero = 64
     end_loss: Literal["kl", "nats"] = "kl"
@@ -70,8 +70,8 @@ class RetrofitConfig:
     learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
     temperature: Positive = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 1.0)
-    delta: Annotated[float, Interval(gt=0, lt=1)] = 0.1
-    bound_factor: Annotated[float, Interval(gt=1, le=1e6)] = 5.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    bound_factor: Annotated[float, Field(gt=1, le=1e6)] = 5.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cramlab.files import partial_path, put_in_place, write_json
+from cramlab.files import whole, write_json
 from cramlab.metrics import Scores, score
 from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, check_stream, collate, sample
 from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc, oracle
@@ -75,13 +75,12 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         _pyarrow()
     samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
     arrays = {name: np.stack([s[name] for s in samples]) for name in FIELDS}
-    partial = partial_path(path)
-    if path.suffix == ".npz":
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-    else:
-        _write_parquet(partial, arrays)
-    put_in_place(partial, path)
+    with whole(path) as partial:
+        if path.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+        else:
+            _write_parquet(partial, arrays)
     datasheet = {
         "task": "srcd",
         "version": VERSION,

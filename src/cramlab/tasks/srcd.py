@@ -30,7 +30,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Interval
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -46,7 +46,7 @@ _ARRAYS = (
     "kind", "value", "key_id", "key", "gap", "horizon", "level", "next_level", "answer", "recurring", "novel",
     "rebound", "pattern",
 )  # fmt: skip
-_Scale = Annotated[float, Interval(ge=0, le=1e6)]
+_Scale = Annotated[float, Field(ge=0, le=1e6)]
 _SPLIT_SHARES = (6, 1, 1)  # how the (key, value) pairs of novel token keys are shared out among the splits
 
 
@@ -83,21 +83,21 @@ class SRCDConfig:
         noise_std: of the level. 0.1: the best possible mean squared error is 0.01.
     """
 
-    seq_len: Annotated[int, Interval(ge=2, le=2**20)] = 2048
+    seq_len: Annotated[int, Field(ge=2, le=2**20)] = 2048
     query_frac: Share = 0.05
     recurring_frac: Share = 0.7
     n_patterns: Size = 100
     write_frac: Share = 0.10
     rebind_frac: Share = 0.0
     key_mode: Literal["vector", "token"] = "vector"
-    key_dim: Annotated[int, Interval(ge=1, le=4096)] = 16
+    key_dim: Annotated[int, Field(ge=1, le=4096)] = 16
     key_noise: _Scale = 0.02
     n_novel_keys: Size = 1024
-    n_values: Annotated[int, Interval(ge=2, le=2**20)] = 64
-    decay: Annotated[float, Interval(ge=0, le=0.9999)] = 0.95
+    n_values: Annotated[int, Field(ge=2, le=2**20)] = 64
+    decay: Annotated[float, Field(ge=0, le=0.9999)] = 0.95
     beta: _Scale = 0.5
     omega: _Scale = 0.3
-    gap_shape: Annotated[float, Interval(ge=0.5, le=1e6)] = 1.5
+    gap_shape: Annotated[float, Field(ge=0.5, le=1e6)] = 1.5
     noise_std: _Scale = 0.1
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Interval
+from pydantic import Field
 
 from cramlab.config import (
     ConfigError,
@@ -27,7 +27,7 @@ from cramlab.tasks.srcd import SRCDConfig
 
 Accelerator = Literal["cpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
-SeqLen = Annotated[int, Interval(ge=2, le=2**20)]
+SeqLen = Annotated[int, Field(ge=2, le=2**20)]
 
 
 @checked("training.stages[]")
