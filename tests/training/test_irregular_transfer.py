@@ -55,7 +55,9 @@ def test_ways_carry_and_train_what_they_say(folder, way):
 def test_training_reads_are_those_of_the_epochs_up_to_the_best(folder):
     data = planted(40)
     splits = split_people(data.series, 0)
-    start, config = begin(Carried.read(folder), "random", dataclasses.replace(SHORT, max_epochs=1, encoding_epochs=0), rate=1.0)
+    start, config = begin(
+        Carried.read(folder), "random", dataclasses.replace(SHORT, max_epochs=1, encoding_epochs=0), rate=1.0
+    )
     found = fit(data, splits, "cram", config, 0, start)
     visits = sum(len(one.times) for one in splits["train"])
     assert found["train_visits"] == found["train_reads"] == visits
