@@ -70,6 +70,11 @@ def test_physionet_2012(physionet):
         ),
         (
             "Outcomes-a.txt",
+            "RecordID,Survival,Length_of_stay,In-hospital_death\n132539,9,8,1\n",
+            'Survival holds "9", expected at most Length_of_stay, 8',
+        ),
+        (
+            "Outcomes-a.txt",
             "RecordID,In-hospital_death\n13 2539,1\n",
             'RecordID holds "13 2539", expected a whole number',
         ),

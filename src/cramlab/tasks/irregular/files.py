@@ -141,6 +141,8 @@ def _physionet_outcomes(files: list[Path]) -> dict[str, _Outcome]:
             survival, stay = (_days(row, name) for name in ("Survival", "Length_of_stay"))
             if died and survival == -1:
                 raise row.wrong("Survival", "the day of death, as In-hospital_death is 1")
+            if died and 0 <= stay < survival:
+                raise row.wrong("Survival", f"at most Length_of_stay, {stay:g}, as In-hospital_death is 1")
             if not died and 0 <= survival < stay:
                 raise row.wrong("Survival", f"at least Length_of_stay, {stay:g}, as In-hospital_death is 0")
             found[record] = _Outcome(row, died, survival)
