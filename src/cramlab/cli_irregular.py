@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cramlab.config import ConfigError, nearest
-from cramlab.files import only_process_in
 from cramlab.tasks.irregular import SOURCES, load
 from cramlab.tasks.irregular.series import VISITS_KEPT, cut_off
 from cramlab.training.boosting import NAME as BOOSTING
@@ -63,10 +62,8 @@ def run_irregular(args: argparse.Namespace) -> None:
     study.check(kinds, args.seeds)
     _print_notes(study)
     for (kind, seed), path in places.items():
-        with only_process_in(path.parent):
-            held = study.held(kind, seed)
-            document = study.make(kind, seed) if held is None else held
-        _print_document(f"{args.data} {path.parent.name}", document, kept=held is not None)
+        document, kept = study.run(kind, seed)
+        _print_document(f"{args.data} {path.parent.name}", document, kept=kept)
 
 
 def _print_notes(study: Study) -> None:

@@ -70,3 +70,12 @@ def test_parquet_without_its_package_is_refused_before_any_work(tmp_path, monkey
     monkeypatch.setattr("cramlab.tasks.export.sample", None)
     with pytest.raises(ImportError, match=r"install \"cramlab\[parquet\]\""):
         export(TINY, tmp_path / "a.parquet", seed=0, split="test", n_sequences=1)
+
+
+def test_a_datasheet_never_stands_beside_other_sequences(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    export(TINY, path, seed=0, split="test", n_sequences=1)
+    monkeypatch.setattr("cramlab.tasks.export.write_json", lambda path, data: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(TINY, path, seed=1, split="test", n_sequences=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cramlab.cli import main
+from cramlab.files import only_process_in
 from cramlab.tasks.irregular import DataError
 from cramlab.training import irregular_study
 from cramlab.training.irregular import FitConfig
@@ -23,7 +24,7 @@ LONGER = dataclasses.replace(SHORT, batch_size=32)
 def made(tmp_path_factory):
     """The bytes of a document, and the data and folder it was made with."""
     study = Study(planted(60), tmp_path_factory.mktemp("study"), SHORT)
-    study.make("recurrence", 0)
+    study.run("recurrence", 0)
     return study.path("recurrence", 0).read_bytes(), study.data
 
 
@@ -164,3 +165,15 @@ def test_long_series_and_one_class_of_test_labels_are_said(tmp_path, monkeypatch
         "1 series are longer than the 64 visits that models see: the first 6 visits are cut off, with 0 labels" in said
     )
     assert f"no AUC: all {len(splits['test'])} labels are 1" in said
+
+
+def test_the_study_goes_on_after_a_kill_and_never_in_two_processes_at_once(study):
+    folder = study.path("transformer", 0).parent
+    folder.mkdir()
+    (folder / ".irregular.json.999999999.partial").write_text("{")
+    with only_process_in(folder), pytest.raises(FileExistsError, match="another process is writing into"):
+        study.run("transformer", 0)
+    document, kept = study.run("transformer", 0)
+    assert not kept
+    assert [path.name for path in folder.iterdir()] == [irregular_study.FILE]
+    assert study.run("transformer", 0) == (document, True)

@@ -87,10 +87,10 @@ def test_the_command_carries_and_names_what_cannot_be(folder, tmp_path, monkeypa
 def test_documents_of_another_source_are_not_taken(folder, tmp_path):
     carried = Carried.read(folder)
     study = Study(planted(40), tmp_path, SHORT, carried)
-    study.make("embedding", 0)
+    study.run("embedding", 0)
     assert study.held("embedding", 0) is not None
     with pytest.raises(FileExistsError, match=r"differs in asked.source_sha256\)"):
-        dataclasses.replace(study, carried=dataclasses.replace(carried, sha256="0" * 64)).make("random", 0)
+        dataclasses.replace(study, carried=dataclasses.replace(carried, sha256="0" * 64)).run("random", 0)
 
 
 @pytest.mark.parametrize(

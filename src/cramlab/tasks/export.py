@@ -75,12 +75,6 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         _pyarrow()
     samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
     arrays = {name: np.stack([s[name] for s in samples]) for name in FIELDS}
-    with whole(path) as partial:
-        if path.suffix == ".npz":
-            with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-        else:
-            _write_parquet(partial, arrays)
     datasheet = {
         "task": "srcd",
         "version": VERSION,
@@ -99,7 +93,15 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         "floors": {"chance": chance_acc(config), "memoriser": memoriser_acc(config)},
         "licence": "Apache-2.0; synthetic, holds nothing about people",
     }
-    write_json(path.with_name(path.name + ".datasheet.json"), datasheet)
+    beside = path.with_name(path.name + ".datasheet.json")
+    with whole(path) as partial:
+        if path.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+        else:
+            _write_parquet(partial, arrays)
+        beside.unlink(missing_ok=True)  # rather none than that of the sequences before
+    write_json(beside, datasheet)
     return datasheet
 
 

@@ -18,7 +18,7 @@ import torch
 
 from cramlab import records
 from cramlab.config import ConfigError, differing, to_dict
-from cramlab.files import write_json
+from cramlab.files import only_process_in, write_json
 from cramlab.records import RecordError
 from cramlab.tasks.irregular import IrregularData, check_splits, split_people
 from cramlab.tasks.irregular.series import VISITS_KEPT, cut_off
@@ -107,8 +107,23 @@ class Study:
         unknown = [] if "SHA-256" in str(said["data"].get("origin")) else ["data_sha256, of which it says nothing"]
         return [*differing(_part(said, now), _part(now, said)), *unknown]
 
-    def make(self, kind: str, seed: int) -> dict[str, Any]:
-        """Trains one model on the seed's own split; writes and returns its document."""
+    def run(self, kind: str, seed: int) -> tuple[dict[str, Any], bool]:
+        """The document, made and written if it is not there yet, and whether it was.
+
+        Raises:
+            FileExistsError: when another process is making it, or one of something else is there.
+        """
+        path = self.path(kind, seed)
+        with only_process_in(path.parent) as still_held:
+            if (held := self.held(kind, seed)) is not None:
+                return held, True
+            document = self._make(kind, seed)
+            still_held()
+            write_json(path, document | {"sha256": _digest(document)})
+        return document, False
+
+    def _make(self, kind: str, seed: int) -> dict[str, Any]:
+        """Trains one model on the seed's own split."""
         splits = split_people(self.data.series, seed)
         if kind == boosting.NAME:
             found = boosting.fit_boosting(self.data, splits, seed)
@@ -126,9 +141,7 @@ class Study:
         head = records.header(torch.device("cpu")) | {"kind": KIND, "version": VERSION} | head
         if self.carried is not None:
             head["source"] = self.carried.about()
-        document = records.finite(head | found)
-        write_json(self.path(kind, seed), document | {"sha256": _digest(document)})
-        return document
+        return records.finite(head | found)
 
     def _rate(self, kind: str, seed: int) -> float | None:
         """How often the random router reads: as often as the carried one does."""
