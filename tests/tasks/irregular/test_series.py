@@ -91,6 +91,14 @@ def test_scaling_ignores_what_is_missing():
     assert scaling.static_std[1] == 1.0  # never known
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6])
+def test_scaling_does_not_depend_on_the_unit(unit):
+    measured = np.array([[1.4, 4.1], [NAN, 4.1], [2.1, NAN], [2.0, 4.1]])
+    plain, other = (Scaling.of([dataclasses.replace(one(), values=measured * by)]) for by in (1.0, unit))
+    assert other.channel_std[0] == pytest.approx(plain.channel_std[0] * unit)
+    assert plain.channel_std[1] == other.channel_std[1] == 1.0  # constant
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -211,6 +211,7 @@ def test_mimic_blanks_measure_nothing_and_whose_stay_ended_early_is_not_asked(tm
     ("row", "message"),
     [
         ("1,1,{0},{8},{7},0", "DEATHTIME is given, but HOSPITAL_EXPIRE_FLAG is 0"),
+        ("1,1,{0},,,1", "HOSPITAL_EXPIRE_FLAG is 1, but DEATHTIME is empty, and no DISCHTIME"),
         ("1,1,{5},{4},,0", "DISCHTIME .* is before ADMITTIME"),
         ("1,1,{5},{6},{4},1", "DEATHTIME .* is before ADMITTIME"),
         ("9,0,{0},{8},,1", "HADM_ID 0 says something else on line 2"),

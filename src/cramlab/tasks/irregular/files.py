@@ -306,6 +306,8 @@ def _admissions(path: Path) -> dict[int, _Admission]:
                 contradictions.append((row, f"{name} {moment} is before ADMITTIME {begin}"))
         if "DEATHTIME" in ends and not died:
             contradictions.append((row, "DEATHTIME is given, but HOSPITAL_EXPIRE_FLAG is 0"))
+        if died and end is None and "DEATHTIME" in row.fields:
+            contradictions.append((row, "HOSPITAL_EXPIRE_FLAG is 1, but DEATHTIME is empty, and no DISCHTIME is given"))
         held = found.setdefault(hadm, stay)
         if (held.person, held.begin, held.end, held.died) != (stay.person, begin, end, died):
             contradictions.append((row, f"HADM_ID {hadm} says something else on line {held.line}"))

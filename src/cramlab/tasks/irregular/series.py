@@ -28,6 +28,8 @@ from cramlab.config import ConfigError
 VISITS_KEPT = 64  # of a series, in a batch: the last ones
 LARGEST = 1e30  # of values and times, so that sums of squares stay finite
 
+_ROUNDING = 1e-12  # deviations below this share of the values are none
+
 
 class DataError(ConfigError):
     """Data that are missing or not what they should be; the message names where, what was expected and found."""
@@ -201,7 +203,8 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     n = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, stacked, 0.0).sum(axis=0) / n
     variance = np.where(known, (stacked - mean) ** 2, 0.0).sum(axis=0) / n
-    return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+    constant = variance <= _ROUNDING**2 * (mean**2 + variance)  # whatever the unit
+    return mean, np.where(constant, 1.0, np.sqrt(variance))
 
 
 def cut_off(series: Sequence[Series], *, most: int = VISITS_KEPT) -> dict[str, int]:
