@@ -13,11 +13,11 @@ not change their time, and neither do the numbers in a linear map, so these are 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 from pathlib import Path
 
-import static_rules
 import timing
 import torch
 from torch import nn
@@ -27,12 +27,11 @@ from cramlab import load as load_consolidated
 from cramlab import read_report, records
 from cramlab.audit import read_corpus
 from cramlab.files import write_json
-from cramlab.hf.consolidated import consolidatable_sites, install, installed
-from cramlab.hf.consolidation_folder import read_record
+from cramlab.hf.consolidation_folder import read_record, saved_layers
 from cramlab.hf.growing_cache import GrowingLayer
+from cramlab.hf.install import closed, consolidatable_sites, install
 from cramlab.hf.loading import load
 from cramlab.retrofit import baselines
-from cramlab.retrofit.learn import no_token
 
 
 class Ways:
@@ -48,6 +47,7 @@ class Ways:
         self.model, self.folder, self.tokens = model, folder, tokens
         self.record = read_record(folder)
         self.near = self.record["window"], self.record["n_sinks"]
+        self.contexts = contextlib.ExitStack()  # patches that stay closed, sub-layers that stay replaced
 
     def made(self):
         """One model a way."""
@@ -69,8 +69,7 @@ class Ways:
     def closed(self):
         """With its patch closed: the growing cache is what is left of it."""
         model = self.consolidated()
-        for layer in installed(model).values():
-            layer.active = False
+        self.contexts.enter_context(closed(model))
         return model
 
     def some(self, n, frac):
@@ -79,11 +78,10 @@ class Ways:
 
     def layers(self, frac=None):
         """Whole layers without far reads; their adapters answer."""
-        model = self.consolidated()
-        layers = list(installed(model).values())
-        n_without = self.some(len(layers), frac)
-        for i, layer in enumerate(layers):
-            layer.rule = no_token if i < n_without else baselines.every_token
+        model = self.twin()
+        _, learned = saved_layers(model, self.folder)
+        without = sorted(learned)[: self.some(len(learned), frac)]
+        install(model, baselines.some_layers(learned, without))
         return model
 
     def heads(self, frac=None):
@@ -91,19 +89,20 @@ class Ways:
         model = self.twin()
         sites = consolidatable_sites(model)
         sensitivity = self.record["learned"]["sensitivity"]
-        order = baselines.head_importance(model, sites, sensitivity, [self.tokens], *self.near).flatten().argsort()
-        windowed = torch.zeros(len(order), dtype=torch.bool)
-        windowed[order[: self.some(len(order), frac)]] = True
-        install(model, static_rules.split_heads(sites, windowed.view(len(sites), -1), *self.near))
+        importance = baselines.head_importance(model, sites, sensitivity, [self.tokens], *self.near)
+        share = self.some(importance.numel(), frac) / importance.numel()
+        install(model, baselines.static_heads(sites, importance, share, *self.near))
         return model
 
     def without(self, *, linear=False):
         """Without whole sub-layers."""
         model = self.closed()
         sites = consolidatable_sites(model)
-        for site in sites[len(sites) - self.some(len(sites), None) :]:
-            instead = nn.Linear(site.d_model, site.d_model) if linear else None
-            static_rules.replace(model, site, static_rules.Instead(instead))
+        others = {
+            i: baselines.Instead(nn.Linear(sites[i].d_model, sites[i].d_model) if linear else None)
+            for i in range(len(sites) - self.some(len(sites), None), len(sites))
+        }
+        self.contexts.enter_context(baselines.replaced(model, sites, others))
         return model
 
 

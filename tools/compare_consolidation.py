@@ -30,8 +30,9 @@ from cramlab.audit import read_corpus
 from cramlab.audit.resume import Stages, identity
 from cramlab.config import overridden, to_dict
 from cramlab.files import write_json
-from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.consolidation_folder import read_record
+from cramlab.hf.install import consolidatable_sites
 from cramlab.hf.loading import load
 from cramlab.hf.lora import lora
 from cramlab.retrofit import baselines
@@ -47,11 +48,12 @@ from cramlab.retrofit.consolidate import (
 )
 from cramlab.retrofit.distil import distilled
 from cramlab.retrofit.learn import Learner, set_gate
-from cramlab.retrofit.measure import measured, original_loss, set_threshold
+from cramlab.retrofit.measure import DocumentLoss, at_threshold, measured, original_loss
 from cramlab.retrofit.recover import recovered
 from cramlab.retrofit.text import held_out_at, parts_of, running_contexts
 
 FRACS = (0.5, 0.75, 0.9, 0.92, 1.0)
+Measure = Callable[[torch.Tensor], DocumentLoss]
 RECOVERED = (0.75, 0.9)  # shares that LoRA learns to make good
 
 
@@ -74,15 +76,15 @@ class Rules:
             self.closed, self.learned = self.candidates[CLOSED_FORM], self.candidates[self.chosen]
         self.few = parts["validation"][:3]  # importances and the oracle's thresholds come from these
 
-    def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], baselines.Layers]]]:
-        """Name, share to skip, layers; for other places without what only says how ours came about."""
+    def rows(self, *, everywhere: bool) -> Iterator[tuple[str, float, Callable[[], Measure]]]:
+        """Name, share to skip, what measures a document; for other places without what says how ours came about."""
         for frac in FRACS:
             yield "gate", frac, lambda frac=frac: self.gate("", frac)
-        yield "window", 1.0, lambda: baselines.static_window(self.sites, *self.near)
+        yield "window", 1.0, lambda: self.with_patches(baselines.static_window(self.sites, *self.near))
         for frac in (0.75, 0.9):
             yield "layers", frac, lambda frac=frac: self.layers(frac)
             yield "heads", frac, lambda frac=frac: self.heads(frac)
-            yield "random", frac, lambda frac=frac: baselines.by_chance(self.learned.layers, frac, self.config.seed)
+            yield "random", frac, lambda frac=frac: self.random(frac)
             yield "oracle", frac, lambda frac=frac: self.oracle(frac)
             if self.router_steps:
                 yield "router only", frac, lambda frac=frac: self.gate("router-only", frac)
@@ -115,31 +117,37 @@ class Rules:
             self.gradients["losses"][name] = [float(part.mean()) for part in torch.tensor(losses).chunk(20)]
         return lora(self.model, self.lora_rank, self.config.seed, self.lora)
 
-    def gate(self, name: str, frac: float) -> baselines.Layers:
+    def with_patches(self, layers: baselines.Layers) -> Measure:
+        """Measures with these patches in place."""
+        return lambda tokens: measured(self.model, tokens, layers)
+
+    def random(self, frac: float) -> Measure:
+        """Who reads is drawn by chance."""
+        return self.with_patches(baselines.by_chance(self.learned.layers, frac, self.config.seed))
+
+    def gate(self, name: str, frac: float) -> Measure:
         """What was learned last, or under that name, at its own threshold for that share."""
         if name == "router-only" and name not in self.candidates:
             self.candidates[name] = distilled(self.model, self.sites, self.config, self.parts, self.stages, self.closed,
                                               name, self.router_steps)  # fmt: skip
-        layers = self.candidates[name or self.chosen].layers
-        set_threshold(layers, self.threshold(name or self.chosen, frac))
-        return layers
+        threshold = self.threshold(name or self.chosen, frac)
+        return self.with_patches(at_threshold(self.candidates[name or self.chosen].layers, threshold))
 
     def threshold(self, name: str, frac: float) -> float:
         """From the validation documents."""
         run = Calibration(self.model, self.sites, self.config, self.parts, self.stages, self.candidates[name], name)
         return run.thresholds()[self.config.skipped_fracs.index(frac)]
 
-    def without_adapters(self, frac: float) -> baselines.Layers:
+    def without_adapters(self, frac: float) -> Measure:
         """Ours, answering with the window alone where nothing is read."""
         layers = copy.deepcopy(self.learned.layers)
         for layer in layers.values():
             (layer.constant if layer.up is None else layer.up.weight).data.zero_()
             if layer.up is not None:
                 layer.up.bias.data.zero_()
-        set_threshold(layers, self.threshold(self.chosen, frac))
-        return layers
+        return self.with_patches(at_threshold(layers, self.threshold(self.chosen, frac)))
 
-    def benefit(self, frac: float) -> baselines.Layers:
+    def benefit(self, frac: float) -> Measure:
         """Linear gates that regress the counterfactual benefit itself; their own threshold, from validation."""
         layers = copy.deepcopy(self.closed.layers)
         for site, probe in zip(self.sites, self.closed.benefit_gates, strict=True):
@@ -147,25 +155,19 @@ class Rules:
         learned = dataclasses.replace(self.closed, layers=layers)
         stages, few = Stages(None, "", None), {"validation": self.few}
         thresholds = Calibration(self.model, self.sites, self.config, few, stages, learned, "few").thresholds()
-        set_threshold(layers, thresholds[self.config.skipped_fracs.index(frac)])
-        return layers
+        return self.with_patches(at_threshold(layers, thresholds[self.config.skipped_fracs.index(frac)]))
 
-    def oracle(self, frac: float) -> baselines.Layers:
+    def oracle(self, frac: float) -> Measure:
         """Knows the error of every skip."""
-        seen: list[torch.Tensor] = []
-        make = lambda threshold, seen=None: baselines.oracle(  # noqa: E731
-            self.sites, self.learned.layers, self.learned.sensitivity, *self.near, threshold, seen
-        )
-        for tokens in self.few:
-            with patched(self.model, make(-torch.inf, seen)):
-                self.model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
-        return make(float(torch.cat(seen).sort().values[int(frac * sum(map(len, seen)))]))
+        known = self.sites, self.learned.layers, self.learned.sensitivity
+        threshold = baselines.oracle_threshold(self.model, *known, self.few, frac)
+        return self.with_patches(baselines.oracle(*known, threshold))
 
-    def layers(self, frac: float) -> baselines.Layers:
+    def layers(self, frac: float) -> Measure:
         """The layers whose far reads are worth least, by sensitivity times the error that is left."""
         left = torch.tensor(self.learned.sensitivity) * self.errors
         which = left.argsort()[: round(frac * len(self.sites))].tolist()
-        return baselines.some_layers(self.learned.layers, [self.sites[i].layer for i in which])
+        return self.with_patches(baselines.some_layers(self.learned.layers, [self.sites[i].layer for i in which]))
 
     @functools.cached_property
     def errors(self) -> torch.Tensor:
@@ -189,14 +191,15 @@ class Rules:
         fit, held_out = (self.learner.moments(part) for part in ("fit", "validation"))
         return baselines.linear_maps(self.sites, fit.moments, held_out.moments, self.config.strengths)
 
-    def heads(self, frac: float) -> baselines.Layers:
+    def heads(self, frac: float) -> Measure:
         """Whole heads."""
-        return baselines.static_heads(self.sites, self.head_importance, frac, *self.near)
+        return self.with_patches(baselines.static_heads(self.sites, self.head_importance, frac, *self.near))
 
-    def dropped(self, frac: float, *, linear: bool) -> baselines.Layers:
+    def dropped(self, frac: float, *, linear: bool) -> Measure:
         """Whole sub-layers."""
         which = self.cosine_importance.argsort()[: round(frac * len(self.sites))].tolist()
-        return baselines.dropped(self.sites, which, *self.near, self.linear_maps if linear else None)
+        instead = self.linear_maps if linear else None
+        return lambda tokens: baselines.measured_without(self.model, tokens, self.sites, which, instead)
 
 
 def places(pretrained, corpus, config, parts, args):
@@ -282,10 +285,8 @@ def _compare(path, rules, pretrained, text, further_text, documents, elsewhere) 
             continue
         start = time.perf_counter()
         with rules.around(name):
-            layers = make()
-            found = [measured(model, tokens, layers) for tokens in documents]
-        for layer in layers.values():
-            layer.rule = None
+            measure = make()
+            found = [measure(tokens) for tokens in documents]
         data["rows"].append({
             "rule": name, "asked": frac,
             "increase": [one.loss - before for one, before in zip(found, data["original"], strict=True)],

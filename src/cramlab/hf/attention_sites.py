@@ -92,8 +92,16 @@ class AttentionSite:
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
-        return next(self.out_proj.parameters()).device
+        """Where it is computed, also where its weights are kept elsewhere (accelerate's offloading)."""
+        device = next(self.out_proj.parameters()).device
+        hook = getattr(self.out_proj, "_hf_hook", None)
+        return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its numbers; 32 bits where the weights are packed."""
+        parameter = next(self.out_proj.parameters())
+        return parameter.dtype if parameter.is_floating_point() else torch.float32
 
 
 def family_of(model: nn.Module) -> Family:
@@ -174,7 +182,6 @@ def affine_map(site: AttentionSite) -> tuple[Tensor, Tensor]:
 
     Asking instead of looking at its parameters also serves modules that store them transposed, packed or quantised.
     """
-    parameter = next(site.out_proj.parameters())
-    identity = torch.eye(site.d_heads, dtype=parameter.dtype, device=parameter.device)
+    identity = torch.eye(site.d_heads, dtype=site.dtype, device=site.device)
     bias = site.out_proj(torch.zeros_like(identity[:1]))
     return (site.out_proj(identity) - bias).double(), bias[0].double()

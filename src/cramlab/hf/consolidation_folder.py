@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,18 @@ import jsonschema
 import jsonschema.exceptions
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
 from cramlab.files import partial_path, put_in_place, write_json
-from cramlab.hf.consolidated import (
-    NAME,
-    ConsolidatedAttention,
-    Counts,
-    consolidatable_sites,
-    install,
-    installed,
-)
+from cramlab.hf.attention_sites import longest_context
+from cramlab.hf.calls import NAMES, closed_here
+from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.install import consolidatable_sites, install, installed, remove
 from cramlab.hf.loading import load as load_pretrained
+from cramlab.hf.patch import Counts, FarReads
 
 FORMAT = 2
 RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
@@ -51,13 +48,24 @@ def _validate(record: Any, path: Path) -> None:
     if error is not None:
         where = ".".join(str(p) for p in error.absolute_path) or "the record"
         raise ConsolidationError(f"{path} is damaged: {where}: {error.message}; consolidate again")
+    if record.get("record_sha256", _digest(record)) != _digest(record):
+        raise ConsolidationError(
+            f"{path} was changed after it was written, so its promise no longer holds; restore it, or consolidate "
+            "again (--from FOLDER calibrates what was learned for another promise)"
+        )
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a record without this field; its threshold carries the promise."""
+    rest = {name: value for name, value in record.items() if name != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of names, shapes and values (as float32) of all parameters of the unpatched model."""
     sha = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if f".{ConsolidatedAttention.CHILD}." in name:
+        if f".{FarReads.CHILD}." in name:
             continue
         sha.update(f"{name} {tuple(parameter.shape)}\0".encode())
         sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
@@ -78,23 +86,44 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
     """
     tensors = {f"{i}.{name}": value.detach().to("cpu", torch.float32 if name in ("shift", "scale") else torch.float16)
                for i, layer in layers.items() for name, value in layer.state_dict().items()}  # fmt: skip
-    partial = partial_path(folder / WEIGHTS)
-    partial.write_bytes(to_bytes(tensors))  # `save_file` would let nobody else read it
-    put_in_place(partial, folder / WEIGHTS)
+    weights = to_bytes(tensors)
     one = next(iter(layers.values()))
     config: Any = model.config
     complete = {
         "format": FORMAT,
         "model": {"family": config.model_type, "n_layers": config.num_hidden_layers, "sha256": weights_digest(model)},
-        "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "window": one.window,
         "n_sinks": one.n_sinks,
         "threshold": None if one.threshold == float("inf") else one.threshold,
         "ranks": {str(i): layer.rank for i, layer in layers.items()},
         "units": one.units,
     } | record
+    # As it will be read: a tuple is a list then.
+    complete = json.loads(json.dumps(complete, allow_nan=False))
+    complete["record_sha256"] = _digest(complete)
     _validate(complete, folder / RECORD)
-    write_json(folder / RECORD, complete)
+    _write(folder, weights, complete)
+
+
+def _write(folder: Path, weights: bytes, record: dict[str, Any]) -> None:
+    """Puts both files in place, each of them whole."""
+    partial = partial_path(folder / WEIGHTS)
+    partial.write_bytes(weights)  # `save_file` would let nobody else read it
+    put_in_place(partial, folder / WEIGHTS)
+    write_json(folder / RECORD, record)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What was loaded, to be written beside the model when it is saved."""
+
+    weights: bytes
+    record: dict[str, Any]
+
+    def __call__(self, _: nn.Module, folder: Path) -> None:
+        """Writes the consolidation into a folder."""
+        _write(folder, self.weights, self.record)
 
 
 def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
@@ -109,9 +138,13 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
             or another family; or when a probe pass shows that the patch is not live.
     """
     loaded = load_pretrained(model).model if isinstance(model, str) else model
-    _, layers = saved_layers(loaded, Path(folder))
-    install(loaded, layers)
-    probe(loaded)
+    record, layers = saved_layers(loaded, Path(folder))
+    install(loaded, layers, _Kept((Path(folder) / WEIGHTS).read_bytes(), record))
+    try:
+        probe(loaded)
+    except BaseException:
+        remove(loaded)
+        raise
     return loaded
 
 
@@ -133,14 +166,26 @@ def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[
         )
     sites = {site.layer: site for site in consolidatable_sites(loaded)}
     tensors = _tensors(folder, record)
+    if unknown := sorted(set(map(int, record["ranks"])) - sites.keys()):
+        raise ConsolidationError(f"{folder / RECORD} is damaged: this model has no layers {unknown} to patch")
+    longest = longest_context(loaded)
+    if longest is not None and record["window"] + record["n_sinks"] >= longest:
+        raise ConsolidationError(
+            f"{folder / RECORD} has a window of {record['window']} and {record['n_sinks']} first keys, and the model "
+            f"sees {longest} tokens, so nothing is far; consolidate again"
+        )
     layers: dict[int, ConsolidatedAttention] = {}
     for name, rank in record["ranks"].items():
-        layer = ConsolidatedAttention.beside(
-            sites[int(name)], rank=rank, units=record["units"], window=record["window"], n_sinks=record["n_sinks"]
-        )
-        layer.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name})
-        layer.threshold = float("inf") if record["threshold"] is None else record["threshold"]
-        layers[int(name)] = layer.requires_grad_(False)
+        own = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name}
+        try:
+            layer = ConsolidatedAttention.beside(
+                sites[int(name)], rank=rank, units=record["units"], window=record["window"], n_sinks=record["n_sinks"]
+            )
+            layer.load_state_dict(own)
+        except RuntimeError as error:
+            raise ConsolidationError(f"{folder} is damaged: layer {name} does not fit ({error})") from error
+        threshold = float("inf") if record["threshold"] is None else record["threshold"]
+        layers[int(name)] = layer.requires_grad_(False).at(threshold)
     return record, layers
 
 
@@ -154,21 +199,29 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConsolidationError(f"{folder} holds no {RECORD}: no consolidation, or an unfinished one (--resume)")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ConsolidationError(f"{path} is damaged ({error}); consolidate again") from error
     _validate(record, path)
     return record
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
 def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != record["weights_sha256"]:
+        weights = path.read_bytes()
+        if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
             raise ConsolidationError(f"{path} is not the file that {RECORD} was written with; consolidate again")
-        return load_file(path)
+        tensors = from_bytes(weights)
     except (OSError, SafetensorError) as error:
         raise ConsolidationError(f"{path} cannot be read ({error}); consolidate again") from error
+    if broken := sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())):
+        raise ConsolidationError(f"{path} holds numbers that are not finite ({broken[0]}); consolidate again")
+    return tensors
 
 
 @torch.inference_mode()
@@ -180,14 +233,14 @@ def probe(model: nn.Module) -> None:
     """
     layers = installed(model)
     for layer in layers.values():
-        layer.counts = Counts()
+        layer.tally.reset()
     longest = max(layer.window + layer.n_sinks for layer in layers.values()) + 1
     device = next(model.parameters()).device
     model(input_ids=torch.zeros(1, longest, dtype=torch.int64, device=device), use_cache=False)
     for name, layer in layers.items():
         if layer.counts.far_tokens != longest - layer.window - layer.n_sinks:
             raise ConsolidationError(f"the patch at {name} was not asked; the model's attention does not go through it")
-        layer.counts = Counts()
+        layer.tally.reset()
 
 
 @dataclass(frozen=True)
@@ -205,8 +258,7 @@ class Report:
     @property
     def total(self) -> Counts:
         """Over all layers."""
-        fields = Counts.__dataclass_fields__
-        return Counts(**{name: sum(getattr(c, name) for c in self.layers.values()) for name in fields})
+        return sum(self.layers.values(), Counts())
 
     def __str__(self) -> str:
         """A line a layer, then the sum."""
@@ -225,6 +277,6 @@ def report(model: nn.Module) -> Report:
     """See `Report`; of a model without a patch it says that nothing is live."""
     layers = installed(model)
     config: Any = getattr(model, "config", None)
-    live = bool(layers) and getattr(config, "_attn_implementation", None) == NAME
-    live = live and all(layer.attached and layer.active for layer in layers.values())
-    return Report(live, {name: replace(layer.counts) for name, layer in layers.items()})
+    live = bool(layers) and getattr(config, "_attn_implementation", None) in NAMES.values()
+    live = live and all(layer.attached and layer not in closed_here.get() for layer in layers.values())
+    return Report(live, {name: layer.counts for name, layer in layers.items()})

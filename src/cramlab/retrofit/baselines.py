@@ -1,87 +1,82 @@
 """What consolidation is compared with: other ways to leave out the same share of far reads.
 
-Each function returns layers to install. Those built on `ObservedAttention` compute everything and choose afterwards, so
-they show a loss, never a saving.
+Rules stand in `rules`; here they are put together for a whole model. Whole sub-layers are replaced, not patched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cramlab.audit.capture import Seen, watching
+from cramlab.audit.capture import Seen as SeenByAudit
+from cramlab.audit.capture import watching
 from cramlab.audit.regression import LinearProbe, Moments, RidgePath
 from cramlab.hf.attention_sites import AttentionSite, affine_map, base_model
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
+from cramlab.hf.install import patched
+from cramlab.hf.patch import FarReads, Seen
 from cramlab.retrofit.fit import scaled, unit_scale
-from cramlab.retrofit.learn import no_token
-from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
+from cramlab.retrofit.learn import token_losses
+from cramlab.retrofit.measure import DocumentLoss
+from cramlab.retrofit.observe import observed
+from cramlab.retrofit.rules import ByChance, Oracle, StaticHeads, WindowOnly
 
-Layers = dict[int, ConsolidatedAttention]
+Layers = Mapping[int, FarReads]
+Learned = Mapping[int, ConsolidatedAttention]
 
 
 def static_window(sites: Sequence[AttentionSite], window: int, n_sinks: int) -> Layers:
     """Every token of every layer sees the window and the first tokens only."""
-    layers = {s.layer: ConsolidatedAttention.beside(s, rank=0, window=window, n_sinks=n_sinks) for s in sites}
-    for layer in layers.values():
-        layer.rule = no_token
-    return layers
+    return {site.layer: WindowOnly(window=window, n_sinks=n_sinks) for site in sites}
 
 
-def by_chance(layers: Layers, skipped_frac: float, seed: int) -> Layers:
-    """The learned layers, but who reads is drawn by lot."""
-    for i, layer in layers.items():
-        generator = torch.Generator().manual_seed(seed * 1000 + i)
-        layer.rule = lambda scores, generator=generator: (
-            torch.rand(scores.shape, generator=generator).to(scores.device) >= skipped_frac
-        )
-    return layers
+def by_chance(layers: Learned, skipped_frac: float, seed: int) -> Layers:
+    """The learned adapters, but who reads is drawn by chance."""
+    return {i: ByChance(layer, skipped_frac=skipped_frac, seed=seed * 1000 + i) for i, layer in layers.items()}
 
 
-def some_layers(layers: Layers, without: Sequence[int]) -> Layers:
+def some_layers(layers: Learned, without: Sequence[int]) -> Layers:
     """The learned layers, but whole layers read for every token and others for none."""
-    for i, layer in layers.items():
-        layer.rule = no_token if i in without else every_token
-    return layers
+    return {i: layer.at(float("inf") if i in without else -float("inf")) for i, layer in layers.items()}
 
 
-def every_token(scores: Tensor) -> Tensor:
-    """A rule by which everybody reads."""
-    return torch.ones_like(scores, dtype=torch.bool)
-
-
-def oracle(
-    sites: Sequence[AttentionSite], layers: Layers, sensitivity: Sequence[float], window: int, n_sinks: int,
-    threshold: float, seen: list[Tensor] | None = None,
-) -> Layers:  # fmt: skip
-    """Reads where skipping would cost more than a threshold by its true error: what no gate can know.
+def oracle(sites: Sequence[AttentionSite], layers: Learned, sensitivity: Sequence[float], threshold: float) -> Layers:
+    """`Oracle` everywhere.
 
     Args:
         sites: of the model.
         layers: learned adapters.
         sensitivity: nats per squared error, by site.
-        window: of all layers.
-        n_sinks: of all layers.
-        threshold: of log nats.
-        seen: takes the log nats of every far token, to choose thresholds from.
+        threshold: log nats.
     """
+    return {
+        site.layer: Oracle(site, layers[site.layer], sensitivity=nats, threshold=threshold)
+        for site, nats in zip(sites, sensitivity, strict=True)
+    }
 
-    def choose(i: int) -> Callable[[Sight], Answer]:
-        def chosen(sight: Sight) -> Answer:
-            adapted = layers[sites[i].layer].adapt(sight.features)
-            error = (added_by_far(sites[i], sight.full, sight.near) - adapted).square().sum(-1)
-            nats = (error * sensitivity[i]).clamp(min=1e-30).log()
-            if seen is not None:
-                seen.append(nats[sight.far])
-            skips = sight.far & (nats <= threshold)
-            heads = torch.where(skips[..., None, None], sight.near, sight.full)
-            return Answer(heads, torch.where(skips[..., None], adapted, 0.0), int((sight.far & ~skips).sum()))
 
-        return chosen
+def oracle_threshold(
+    model: nn.Module, sites: Sequence[AttentionSite], layers: Learned, sensitivity: Sequence[float],
+    documents: Sequence[Tensor], skipped_frac: float,
+) -> float:  # fmt: skip
+    """The threshold, log nats, at which an oracle would skip this share of the far reads of some documents (T,)."""
+    rules = oracle(sites, layers, sensitivity, -torch.inf)
+    found: list[Tensor] = []
 
-    return observed(sites, window, n_sinks, choose)
+    def look(i: int, seen: Seen) -> None:
+        rule = rules[sites[i].layer]
+        assert isinstance(rule, Oracle)
+        found.append(rule.log_nats(seen)[0][seen.far])
+
+    one = next(iter(layers.values()))
+    for tokens in documents:
+        with patched(model, observed(sites, one.window, one.n_sinks, look)):
+            base_model(model)(input_ids=tokens[None], use_cache=False)
+    ordered = torch.cat(found).sort().values
+    return float(ordered[int(skipped_frac * len(ordered))])
 
 
 def static_heads(
@@ -100,47 +95,64 @@ def static_heads(
     """
     n_windowed = round(skipped_frac * importance.numel())
     windowed = torch.zeros(importance.numel(), dtype=torch.bool)
-    windowed[importance.flatten().argsort()[:n_windowed]] = True
-    windowed = windowed.view_as(importance)
-
-    def choose(i: int) -> Callable[[Sight], Answer]:
-        def chosen(sight: Sight) -> Answer:
-            mask = (sight.far[..., None] & windowed[i].to(sight.far.device))[..., None]
-            reads = float(sight.far.sum()) * float((~windowed[i]).double().mean())
-            return Answer(torch.where(mask, sight.near, sight.full), None, reads)
-
-        return chosen
-
-    return observed(sites, window, n_sinks, choose)
+    windowed[importance.flatten().argsort()[:n_windowed].cpu()] = True
+    return {
+        site.layer: StaticHeads(of_layer, window=window, n_sinks=n_sinks)
+        for site, of_layer in zip(sites, windowed.view_as(importance), strict=True)
+    }
 
 
-def dropped(
-    sites: Sequence[AttentionSite], which: Sequence[int], window: int, n_sinks: int,
-    instead: Sequence[LinearProbe] | None = None,
-) -> Layers:  # fmt: skip
-    """Whole attention sub-layers say nothing, or what a linear map of their input says.
+class Instead(nn.Module):
+    """In place of a whole attention sub-layer: silence, or a map of what it sees. No keys or values are written.
 
     Args:
-        sites: of the model.
-        which: indices of the sites without attention.
-        window: only to count what is far.
-        n_sinks: likewise.
-        instead: by site, from what attention sees to its answer; None: nothing.
+        instead: the map; None: silence.
 
     Source: dropping, LLM-Drop (He et al. 2024); linear maps, after ReplaceMe (Shopkhoev et al. 2025).
     """
 
-    def choose(i: int) -> Callable[[Sight], Answer]:
-        def chosen(sight: Sight) -> Answer:
-            if i not in which:
-                return Answer(sight.full, None, int(sight.far.sum()))
-            hidden = sight.features[..., : sites[i].d_model]
-            bias = affine_map(sites[i])[1].to(hidden)
-            return Answer(torch.zeros_like(sight.full), (0.0 if instead is None else instead[i](hidden)) - bias, 0)
+    def __init__(self, instead: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.instead = instead
 
-        return chosen
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        """Answer (B, T, D) to what attention sees, and no weights."""
+        return torch.zeros_like(hidden_states) if self.instead is None else self.instead(hidden_states), None
 
-    return observed(sites, window, n_sinks, choose)
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, sites: Sequence[AttentionSite], instead: Mapping[int, Instead]) -> Iterator[None]:
+    """While open, the sub-layers of some sites, by index in `sites`, are something else."""
+    names = {id(module): name.rpartition(".")[::2] for name, module in model.named_modules()}
+    try:
+        for i, other in instead.items():
+            parent, child = names[id(sites[i].attention)]
+            setattr(model.get_submodule(parent), child, other)
+        yield
+    finally:
+        for i in instead:
+            parent, child = names[id(sites[i].attention)]
+            setattr(model.get_submodule(parent), child, sites[i].attention)
+
+
+def measured_without(
+    model: nn.Module, tokens: Tensor, sites: Sequence[AttentionSite], which: Sequence[int],
+    instead: Sequence[Callable[[Tensor], Tensor]] | None = None,
+) -> DocumentLoss:  # fmt: skip
+    """One document (T,) by a model without some of its attention sub-layers.
+
+    Args:
+        model: the original.
+        tokens: (T,).
+        sites: of the model.
+        which: indices of the sites without attention.
+        instead: by site, from what attention sees to its answer; None: silence.
+    """
+    others = {i: Instead(None if instead is None else instead[i]) for i in which}
+    with replaced(model, sites, others):
+        loss = float(token_losses(model, tokens).double().mean())
+    share = len(which) / len(sites)
+    return DocumentLoss(loss, share, 1 - share)
 
 
 def linear_maps(
@@ -172,7 +184,7 @@ def cosine_importance(model: nn.Module, sites: Sequence[AttentionSite], document
     """One minus the cosine between the residual stream before and after attention, (L,); LLM-Drop's rule."""
     sums, n = torch.zeros(len(sites), dtype=torch.float64), 0
 
-    def look(i: int, seen: Seen) -> None:
+    def look(i: int, seen: SeenByAudit) -> None:
         after = seen.stream + seen.answer
         sums[i] += float((1 - torch.cosine_similarity(seen.stream, after, dim=-1)).double().sum())
 
@@ -192,15 +204,12 @@ def head_importance(
     sums = torch.zeros(len(sites), n_heads, dtype=torch.float64)
     weights = [affine_map(site)[0].float().unflatten(0, (n_heads, -1)) for site in sites]  # (H, Dh, D)
 
-    def choose(i: int) -> Callable[[Sight], Answer | None]:
-        def chosen(sight: Sight) -> None:
-            difference = (sight.full - sight.near)[sight.far].float()  # (N, H, Dh)
-            squares = torch.einsum("nhd,hdm->nhm", difference, weights[i]).square().sum((0, 2))
-            sums[i] += sensitivity[i] * squares.double().cpu()
-
-        return chosen
+    def look(i: int, seen: Seen) -> None:
+        difference = (seen.full - seen.near)[seen.far].float()  # (N, H, Dh)
+        squares = torch.einsum("nhd,hdm->nhm", difference, weights[i]).square().sum((0, 2))
+        sums[i] += sensitivity[i] * squares.double().cpu()
 
     for tokens in documents:
-        with patched(model, observed(sites, window, n_sinks, choose)):
+        with patched(model, observed(sites, window, n_sinks, look)):
             base_model(model)(input_ids=tokens[None], use_cache=False)
     return sums

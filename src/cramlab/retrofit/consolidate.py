@@ -21,15 +21,16 @@ from cramlab.audit.text import Corpus
 from cramlab.config import differing, from_dict, to_dict
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite
-from cramlab.hf.consolidated import consolidatable_sites, patched
 from cramlab.hf.consolidation_folder import save, saved_layers
 from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.install import consolidatable_sites, patched
 from cramlab.hf.loading import Pretrained
+from cramlab.hf.patch import Seen
 from cramlab.retrofit.config import GROUPS, RECALIBRATED, REDRAWN, RetrofitConfig
 from cramlab.retrofit.distil import distilled, rounded
 from cramlab.retrofit.learn import Learned, Learner
-from cramlab.retrofit.measure import Rows, measured, original_loss, set_threshold
-from cramlab.retrofit.observe import Answer, Sight, observed
+from cramlab.retrofit.measure import Rows, at_threshold, measured, original_loss
+from cramlab.retrofit.observe import observed
 from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
 from cramlab.retrofit.text import held_out_of, parts_of, unused, used_documents
 
@@ -292,14 +293,11 @@ class Calibration:
         def quantiles(tokens: Tensor) -> Tensor:
             scores: list[Tensor] = []
 
-            def choose(i: int) -> Callable[[Sight], Answer | None]:
-                def chosen(sight: Sight) -> None:
-                    layer = self.learned.layers[self.sites[i].layer]
-                    scores.append(layer.scores(sight.features[sight.far]).to(tokens.device))
+            def look(i: int, seen: Seen) -> None:
+                layer = self.learned.layers[self.sites[i].layer]
+                scores.append(layer.scores(seen.features[seen.far]).to(tokens.device))
 
-                return chosen
-
-            with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose)):
+            with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, look)):
                 self.model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
             ordered = torch.cat(scores).sort().values
             return ordered[(fracs * len(ordered)).long().clamp(max=len(ordered) - 1)].double()
@@ -328,11 +326,11 @@ class Calibration:
             rows = Rows(len(self.parts[part]), 1)
             self._each(f"{part}-original", part, rows, lambda t, row: row.fill_(original_loss(self.model, t)))
             self._original[part] = rows.rows[:, 0]
-        set_threshold(self.learned.layers, threshold)
+        layers = at_threshold(self.learned.layers, threshold)
         rows = Rows(len(self.parts[part]), 3)
 
         def fill(tokens: Tensor, row: Tensor) -> None:
-            row.copy_(torch.tensor(measured(self.model, tokens, self.learned.layers), dtype=torch.float64))
+            row.copy_(torch.tensor(measured(self.model, tokens, layers), dtype=torch.float64))
 
         self._each(f"{self.name}-{part}-{name}", part, rows, fill)
         found = rows.rows.clone()
@@ -365,7 +363,6 @@ class Calibration:
                 f"on the calibration documents, and {best.upper_bound:.3g} is the least that could be promised for it. "
                 f"Raise --max-loss-increase, or give more than {len(self.parts['calibration'])} calibration documents"
             )
-        set_threshold(self.learned.layers, thresholds[passed[-1]])
         return Calibrated(fracs[passed[-1]], thresholds[passed[-1]], named)
 
     def test(self, calibrated: Calibrated) -> Tensor:
@@ -380,7 +377,7 @@ def _promised(
     calibrated = run.calibrate(promise)
     test = run.test(calibrated)
     record = _record(run, promise, pretrained, corpus, calibrated, test) | learning
-    save(out, run.learned.layers, run.model, record)
+    save(out, at_threshold(run.learned.layers, calibrated.threshold), run.model, record)
     return record
 
 

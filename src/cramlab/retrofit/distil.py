@@ -29,11 +29,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cramlab.audit.resume import Stages
 from cramlab.hf.attention_sites import AttentionSite, base_model
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.install import patched
+from cramlab.hf.patch import Decision, Seen
 from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.learn import Learned
-from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
+from cramlab.retrofit.observe import Look, added_by_far, observed
 
 _LEAST_ERROR = 1e-12
 _TOKENS_AT_ONCE = 1024  # whose logits are held in memory
@@ -46,7 +48,7 @@ MOST_GRADIENT = 1.0
 _SOURCES = 2  # of contexts, in turn: the text itself, and further text or, without any, the text itself again
 
 
-class Decision(NamedTuple):
+class Drawn(NamedTuple):
     """The reads of one layer on one batch.
 
     Attributes:
@@ -178,25 +180,20 @@ class Distiller(GradientStage):
         """One step of every layer on its own error; tokens (B, T)."""
         losses: list[Tensor] = []
 
-        def choose(i: int) -> Callable[[Sight], None]:
-            layer = self.layers[self.sites[i].layer]
-
-            def chosen(sight: Sight) -> None:
-                far = sight.far
-                with torch.enable_grad():
-                    x, code = layer.inner(sight.features[far])
-                    added = added_by_far(self.sites[i], sight.full[far], sight.near[far])
-                    error = (added - layer.answer(code)).square().sum(-1)
-                    nats = (error.detach().clamp(min=_LEAST_ERROR) * self.sensitivity[i]).log()
-                    share = error.mean() / added.square().sum(-1).mean().clamp(min=_LEAST_ERROR)
-                    loss = share + (layer.score(x, code) - nats).square().mean()
-                    loss.backward()
-                losses.append(share.detach().to(self.device))
-
-            return chosen
+        def look(i: int, seen: Seen) -> None:
+            layer, far = self.layers[self.sites[i].layer], seen.far
+            with torch.enable_grad():
+                x, code = layer.inner(seen.features[far])
+                added = added_by_far(self.sites[i], seen.full[far], seen.near[far])
+                error = (added - layer.answer(code)).square().sum(-1)
+                nats = (error.detach().clamp(min=_LEAST_ERROR) * self.sensitivity[i]).log()
+                share = error.mean() / added.square().sum(-1).mean().clamp(min=_LEAST_ERROR)
+                loss = share + (layer.score(x, code) - nats).square().mean()
+                loss.backward()
+            losses.append(share.detach().to(self.device))
 
         with self._learning(step):
-            with torch.no_grad(), self._observing(choose):
+            with torch.no_grad(), self._observing(look):
                 base_model(self.model)(input_ids=tokens, use_cache=False)
             self.history[step, 0] = float(torch.stack(losses).mean())
 
@@ -225,7 +222,7 @@ class Distiller(GradientStage):
             self.history[step, 0] = float(loss.detach())
             self._reward(step, decisions, share, temperature)
 
-    def _reward(self, step: int, decisions: list[Decision], share: Tensor, temperature: float) -> None:
+    def _reward(self, step: int, decisions: list[Drawn], share: Tensor, temperature: float) -> None:
         """Gradients of the gates, prices and thresholds, after the backward pass of the loss."""
         n_tokens = decisions[0].reads.numel()
         gradients = [d.reads.grad for d in decisions]
@@ -255,16 +252,16 @@ class Distiller(GradientStage):
         """Quantiles of the scores on the states of the original model."""
         scores: list[Tensor] = []
 
-        def choose(i: int) -> Callable[[Sight], None]:
-            layer = self.layers[self.sites[i].layer]
-            return lambda sight: scores.append(layer.scores(sight.features)[sight.far].float().to(self.device))
+        def look(i: int, seen: Seen) -> None:
+            found = self.layers[self.sites[i].layer].scores(seen.features)
+            scores.append(found[seen.far].float().to(self.device))
 
-        with half_precision(self.device), self._observing(choose):
+        with half_precision(self.device), self._observing(look):
             base_model(self.model)(input_ids=tokens, use_cache=False)
         return torch.stack([_quantile(torch.cat(scores), frac) for frac in self.config.learning_fracs])
 
-    def _observing(self, choose: Callable[[int], Callable[[Sight], Answer | None]]) -> Any:
-        return patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose))
+    def _observing(self, look: Look) -> Any:
+        return patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, look))
 
     def _learning(self, step: int) -> Any:
         return _Step(self, step)
@@ -279,7 +276,7 @@ def rehearse(
     thresholds: Tensor,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, list[Decision]]:
+) -> tuple[Tensor, list[Drawn]]:
     """The model as it will run on a batch, with reads drawn by the gates, or decided by them.
 
     Args:
@@ -295,31 +292,25 @@ def rehearse(
     Returns:
         The last hidden states (B, T, D), and what each site decided.
     """
-    decisions: list[Decision] = []
+    drawn: list[Drawn] = []
 
-    def choose(i: int) -> Callable[[Sight], Answer]:
+    def look(i: int, seen: Seen) -> Decision:
         layer = layers[sites[i].layer]
+        with torch.autocast(tokens.device.type, enabled=False):
+            answer = layer.adapt(seen.features)
+            score = layer.scores(seen.features.detach())
+        noise = torch.zeros_like(score)
+        if generator is not None:
+            chance = torch.rand(score.shape, generator=generator, device=score.device)
+            noise = chance.clamp(1e-6, 1 - 1e-6).logit().to(score)
+        reads = score.detach() + temperature * noise > thresholds.to(score)[:, None]
+        reads = (reads | ~seen.far).float().requires_grad_()
+        drawn.append(Drawn(score, noise, reads, seen.far))
+        return reads, answer
 
-        def chosen(sight: Sight) -> Answer:
-            with torch.autocast(tokens.device.type, enabled=False):
-                answer = layer.adapt(sight.features)
-                score = layer.scores(sight.features.detach())
-            noise = torch.zeros_like(score)
-            if generator is not None:
-                chance = torch.rand(score.shape, generator=generator, device=score.device)
-                noise = chance.clamp(1e-6, 1 - 1e-6).logit().to(score)
-            reads = score.detach() + temperature * noise > thresholds.to(score)[:, None]
-            reads = (reads | ~sight.far).float().requires_grad_()
-            decisions.append(Decision(score, noise, reads, sight.far))
-            weight = reads[..., None]
-            heads = sight.near + weight[..., None] * (sight.full - sight.near)
-            return Answer(heads, (1 - weight) * answer, 0.0)
-
-        return chosen
-
-    with patched(model, observed(sites, config.window, config.n_sinks, choose)):
+    with patched(model, observed(sites, config.window, config.n_sinks, look)):
         hidden = base_model(model)(input_ids=tokens, use_cache=False).last_hidden_state
-    return hidden, decisions
+    return hidden, drawn
 
 
 def end_loss(

@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from cramlab.audit.regression import LinearProbe, Moments
 from cramlab.audit.resume import Stages
 from cramlab.hf.attention_sites import AttentionSite, base_model
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import Affine, ConsolidatedAttention
+from cramlab.hf.install import patched
+from cramlab.hf.patch import Seen
 from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.fit import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities, unit_scale
-from cramlab.retrofit.observe import Answer, Sight, added_by_far, observed
+from cramlab.retrofit.observe import added_by_far, observed
+from cramlab.retrofit.rules import WindowOnly
 
 _LEAST_ERROR = 1e-12
 
@@ -172,23 +175,20 @@ class Learner:
             _copy(layer.up, deviation[:, None] * adapter.up[:rank], adapter.mean)
         return layer.requires_grad_(False)
 
-    def _sample(self, sight: Sight, document: int) -> Tensor:
+    def _sample(self, seen: Seen, document: int) -> Tensor:
         """Places of the tokens of this document that enter the statistics: the same for every layer."""
-        far = sight.far[0].nonzero().squeeze(1)
+        far = seen.far[0].nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(self.config.seed * 100_003 + document)
         order = torch.randperm(len(far), generator=generator)[: self.config.tokens_per_document]
         return far[order.sort().values.to(far.device)]
 
-    def _watch(self, tokens: Tensor, document: int, look: Callable[[int, Sight, Tensor], None]) -> None:
-        """One pass of the original model over one document; `look(i, sight, places)` for each site."""
+    def _watch(self, tokens: Tensor, document: int, look: Callable[[int, Seen, Tensor], None]) -> None:
+        """One pass of the original model over one document; `look(i, seen, places)` for each site."""
 
-        def choose(i: int) -> Callable[[Sight], Answer | None]:
-            def chosen(sight: Sight) -> None:
-                look(i, sight, self._sample(sight, document))
+        def sampled(i: int, seen: Seen) -> None:
+            look(i, seen, self._sample(seen, document))
 
-            return chosen
-
-        with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, choose)):
+        with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, sampled)):
             base_model(self.model)(input_ids=tokens[None], use_cache=False)
 
     def _run(self, stage: str, part: str, into: LayerSums, step: Callable[[Tensor, int], None]) -> LayerSums:
@@ -206,9 +206,9 @@ class Learner:
         """Features and what the far read adds."""
         sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"], self.device)
 
-        def look(i: int, sight: Sight, places: Tensor) -> None:
-            added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
-            sums.moments[i].update(sight.features[0, places].to(self.device), added.to(self.device))
+        def look(i: int, seen: Seen, places: Tensor) -> None:
+            added = added_by_far(self.sites[i], seen.full[0, places], seen.near[0, places])
+            sums.moments[i].update(seen.features[0, places].to(self.device), added.to(self.device))
             sums.scalars["power"][i] += float(added.double().square().sum())
 
         return self._run(part, part, sums, lambda tokens, document: self._watch(tokens, document, look))
@@ -218,9 +218,9 @@ class Learner:
         part = stage.removesuffix("-gate") if stage != "gate" else stage
         sums = LayerSums(len(self.sites), self.n_features, 1, ["error"], self.device)
 
-        def look(i: int, sight: Sight, places: Tensor) -> None:
-            features = sight.features[0, places]
-            added = added_by_far(self.sites[i], sight.full[0, places], sight.near[0, places])
+        def look(i: int, seen: Seen, places: Tensor) -> None:
+            features = seen.features[0, places]
+            added = added_by_far(self.sites[i], seen.full[0, places], seen.near[0, places])
             error = (added - layers[self.sites[i].layer].adapt(features)).double().square().sum(-1, keepdim=True)
             sums.moments[i].update(features.to(self.device), error.clamp(min=_LEAST_ERROR).log().to(self.device))
             sums.scalars["error"][i] += float(error.sum())
@@ -241,9 +241,9 @@ class Learner:
         def step(tokens: Tensor, document: int) -> None:
             features: dict[int, tuple[Tensor, Tensor]] = {}
 
-            def look(i: int, sight: Sight, places: Tensor) -> None:
-                added = added_by_far(self.sites[i], sight.full[0], sight.near[0])[sight.far[0]]
-                features[i] = sight.features[0, places], places
+            def look(i: int, seen: Seen, places: Tensor) -> None:
+                added = added_by_far(self.sites[i], seen.full[0], seen.near[0])[seen.far[0]]
+                features[i] = seen.features[0, places], places
                 errors[i] = float(added.double().square().sum(-1).mean())
 
             errors: dict[int, float] = {}
@@ -251,11 +251,8 @@ class Learner:
             base = token_losses(self.model, tokens)
             k = self.config.layers_per_document
             for i in {order[j % n_layers] for j in range(document * k, (document + 1) * k)}:
-                layer = ConsolidatedAttention.beside(
-                    self.sites[i], rank=0, window=self.config.window, n_sinks=self.config.n_sinks
-                )
-                layer.rule = no_token
-                with patched(self.model, {self.sites[i].layer: layer}):
+                without = WindowOnly(window=self.config.window, n_sinks=self.config.n_sinks)
+                with patched(self.model, {self.sites[i].layer: without}):
                     benefit = token_losses(self.model, tokens) - base
                 x, places = features[i]
                 which = i + n_layers * (document // -(-n_layers // k) % 2)
@@ -267,11 +264,6 @@ class Learner:
                 sums.scalars["documents"][i] += 1
 
         return self._run("sensitivity", "sensitivity", sums, step)
-
-
-def no_token(scores: Tensor) -> Tensor:
-    """A rule by which nobody reads."""
-    return torch.zeros_like(scores, dtype=torch.bool)
 
 
 def set_gate(layer: ConsolidatedAttention, probe: LinearProbe, offset: float = 0.0) -> None:
@@ -289,7 +281,7 @@ def _standardised(layer: ConsolidatedAttention, weight: Tensor, bias: Tensor) ->
     return torch.where(scale > 0, weight / scale.clamp(min=1e-30), 0.0), bias.double() + shift @ weight
 
 
-def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """`x @ weight + bias` into a linear layer."""
+def _copy(linear: Affine, weight: Tensor, bias: Tensor) -> None:
+    """`x @ weight + bias` into an affine map."""
     linear.weight.data.copy_(weight.T)
     linear.bias.data.copy_(bias)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.hf.consolidated import ConsolidatedAttention, Counts, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
+from cramlab.hf.install import patched
+from cramlab.hf.patch import Counts, FarReads
 from cramlab.retrofit.learn import token_losses
 
 
@@ -31,24 +33,20 @@ def original_loss(model: nn.Module, tokens: Tensor) -> float:
     return float(token_losses(model, tokens).double().mean())
 
 
-def measured(model: nn.Module, tokens: Tensor, layers: Mapping[int, ConsolidatedAttention]) -> DocumentLoss:
+def measured(model: nn.Module, tokens: Tensor, layers: Mapping[int, FarReads]) -> DocumentLoss:
     """One document (T,) with these patches in place; far reads count in all layers that have a patch."""
     for layer in layers.values():
-        layer.counts = Counts()
+        layer.tally.reset()
     with patched(model, layers):
         loss = float(token_losses(model, tokens).double().mean())
-    far, reads, pairs, causal = (
-        sum(getattr(layer.counts, name) for layer in layers.values())
-        for name in ("far_tokens", "far_reads", "far_pairs", "causal_pairs")
-    )
-    windows = sum(layer.counts.window_pairs for layer in layers.values())
-    return DocumentLoss(loss, 1 - reads / far if far else 0.0, (windows + pairs) / causal if causal else 0.0)
+    done = sum((layer.counts for layer in layers.values()), Counts())
+    pairs = done.window_pairs + done.far_pairs
+    return DocumentLoss(loss, done.skipped_frac, pairs / done.causal_pairs if done.causal_pairs else 0.0)
 
 
-def set_threshold(layers: Mapping[int, ConsolidatedAttention], threshold: float) -> None:
-    """The one threshold that all gates share: a read is worth the same wherever it is made."""
-    for layer in layers.values():
-        layer.threshold, layer.rule = threshold, None
+def at_threshold(layers: Mapping[int, ConsolidatedAttention], threshold: float) -> dict[int, ConsolidatedAttention]:
+    """Layers with the one threshold that all gates share: a read is worth the same wherever it is made."""
+    return {i: layer.at(threshold) for i, layer in layers.items()}
 
 
 class Rows:

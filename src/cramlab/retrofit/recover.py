@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.audit.resume import Stages
-from cramlab.hf.consolidated import consolidatable_sites
+from cramlab.hf.install import consolidatable_sites
 from cramlab.hf.lora import Weights, lora, weights_of
 from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.distil import (

@@ -1,0 +1,243 @@
+"""A call of a patched model, executed: the window for every token, the far read for those that a rule lets read.
+
+A forward pass writes nothing to the model: what belongs to a call lives on a stack of the thread that makes it, so any
+number of threads can ask one model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.far_reads import Scoring, far_read, read_by_heads, window_read
+from cramlab.hf.growing_cache import let_grow
+from cramlab.hf.patch import Counts, Decision, FarReads, Installation, Seen
+from cramlab.hf.visibility import Mask, Visibility, far_tokens, visibility
+
+# Attention functions of patched models, as `config._attn_implementation` names them, by that of the original.
+NAMES = {"sdpa": "cramlab", "eager": "cramlab_eager"}
+_REFUSED = {  # arguments of an attention function that change its answer and are not carried over
+    "s_aux": "learned attention sinks",
+    "position_bias": "a position bias",
+    "cache": "a paged cache (continuous batching)",
+    "sliding_window": "a sliding window",
+}
+
+
+@dataclass
+class _Call:
+    """One call of an attention module, on the stack of its thread.
+
+    Attributes:
+        module: the attention module.
+        hidden: what it sees, (B, T, D).
+        decided: whether the patch has been asked.
+        decision: what it said; None also where nothing was far.
+        correction: to be added to the output projection's answer, (B, T, D).
+    """
+
+    module: nn.Module
+    hidden: Tensor
+    decided: bool = False
+    decision: Decision | None = None
+    correction: Tensor | None = None
+
+
+@dataclass
+class _Pass:
+    """One forward pass of the model without its head, on the stack of its thread.
+
+    Attributes:
+        module: that model.
+        start: place of the first token: tokens that were in the cache before the call.
+        masks: the last mask that was read, and what it says.
+    """
+
+    module: nn.Module
+    start: int
+    masks: tuple[Tensor | None, Visibility] | None = None
+
+    def visibility(self, mask: Tensor | None, n_tokens: int) -> Visibility:
+        """See there; the mask that all layers share is read once."""
+        if self.masks is None or self.masks[0] is not mask:
+            self.masks = mask, visibility(mask, n_tokens, self.start)
+        return self.masks[1]
+
+
+class _Stacks(threading.local):
+    """What the calls of a thread have in hand."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self.passes: list[_Pass] = []
+
+
+_stacks = _Stacks()
+closed_here: ContextVar[frozenset[FarReads]] = ContextVar("closed patches", default=frozenset())
+
+
+def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Before attention: keeps what it sees."""
+    _stacks.calls.append(_Call(module, args[0] if args else kwargs["hidden_states"]))
+
+
+def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+    """After the output projection: adds what the rule answers instead of reads."""
+    if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
+        return None
+    return output + correction.to(output.dtype)
+
+
+def leave(module: nn.Module, _: Any, __: Any) -> None:
+    """After attention, also when it failed."""
+    if _stacks.calls and _stacks.calls[-1].module is module:
+        _stacks.calls.pop()
+
+
+def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Before a forward pass: refuses what would be answered wrongly, and takes the place of the first token."""
+    given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments if args else kwargs
+    given = given | given.get("kwargs", {})
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    made: Installation = getattr(module, Installation.ATTRIBUTE)
+    start = 0
+    if isinstance(cache, Cache):
+        let_grow(cache)
+        start = int(cache.get_seq_length(made.cache_layer))
+    run = _Pass(module, start)
+    _stacks.passes.append(run)
+    if made.layer in closed_here.get():
+        return
+    if not getattr(module.config, "is_causal", True):
+        raise ConsolidationError("config.is_causal is false; a consolidated model must be causal")
+    tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    if isinstance(mask, Tensor) and mask.ndim > 2 and tokens is not None:
+        run.visibility(mask, tokens.shape[1])
+
+
+def end(module: nn.Module, _: Any, __: Any) -> None:
+    """After a forward pass, also when it failed."""
+    if _stacks.passes and _stacks.passes[-1].module is module:
+        _stacks.passes.pop()
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of patched models; the original's where there is no patch, or a closed one."""
+    plain = sdpa_attention_forward
+    if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+        plain = sys.modules[type(module).__module__].eager_attention_forward
+    layer = getattr(module, FarReads.CHILD, None)
+    if layer is None or layer in closed_here.get():
+        return plain(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("dropout"):
+        raise ConsolidationError("attention dropout and skipped reads do not go together; call model.eval()")
+    for name, what in _REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise ConsolidationError(f"a consolidated layer cannot have {what}")
+    if kwargs.get("is_causal") is False or not _stacks.calls or _stacks.calls[-1].module is not module:
+        raise ConsolidationError("a consolidated layer must be causal, and called through its attention module")
+    scale = kwargs.get("scaling")
+    scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"))
+
+    def original() -> Tensor:
+        return plain(module, query, key, value, attention_mask, **kwargs)[0]
+
+    n_tokens, run = query.shape[2], _stacks.passes[-1] if _stacks.passes else None
+    if run is None:  # a block that is called by itself, or again in a backward pass
+        run = _Pass(module, (n_tokens if attention_mask is None and n_tokens > 1 else key.shape[2]) - n_tokens)
+    seen, n_keys = run.visibility(attention_mask, n_tokens), run.start + n_tokens
+    if key.shape[2] < n_keys:
+        raise ConsolidationError(
+            f"the cache holds {key.shape[2]} of {n_keys} keys; a consolidated layer needs a cache that drops none"
+        )
+    written = key[:, :, :n_keys], value[:, :, :n_keys]
+    return _attend(layer, _stacks.calls[-1], original, query, *written, seen, scoring), None
+
+
+def _attend(
+    layer: FarReads, call: _Call, original: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor,
+    seen: Visibility, scoring: Scoring,
+) -> Tensor:  # fmt: skip
+    """Heads (B, T, H, D); what is added to the layer's answer is left on the call for the output projection's hook.
+
+    Args:
+        layer: the patch.
+        call: of the attention module.
+        original: the unpatched attention on the same arguments.
+        query: the newest tokens, (B, H, T, D).
+        key: all that has been written, (B, H / G, S, D).
+        value: likewise.
+        seen: which keys are visible.
+        scoring: from products to scores.
+    """
+    n_batch, _, n_tokens, _ = query.shape
+    start = key.shape[2] - n_tokens
+    causal = n_batch * (n_tokens * (2 * key.shape[2] - n_tokens + 1) // 2)
+    if isinstance(seen, Mask):
+        causal = int(seen.seen().expand(n_batch, -1, -1).sum())
+    counts = Counts(tokens=n_batch * n_tokens, causal_pairs=causal)
+    far = far_tokens(seen, n_batch, n_tokens, start, layer.window + layer.n_sinks, query.device)
+    n_far = int(far.sum())
+    if not n_far or layer.reads_all:  # the original is as cheap, and exact
+        counts.far_tokens = counts.far_reads = n_far
+        counts.window_pairs = causal
+        heads, decision = original(), None
+    else:
+        near = window_read(query, key, value, window=layer.window, n_sinks=layer.n_sinks, scoring=scoring, seen=seen)
+        sight = Seen(call.hidden, near.heads, near.masses, far, start, original)
+        # Attention that asks twice reads for the same tokens (DiffLlama).
+        decision = call.decision if call.decided else layer.decide(sight)
+        counts.far_tokens, counts.window_pairs = n_far, near.n_scored
+        heads = near.heads
+        if decision is None:
+            heads, counts.far_reads = sight.full, n_far
+        elif (reads := decision[0]).is_floating_point():
+            weight = torch.where(far, reads, 1.0)[..., None, None]
+            heads, counts.far_reads = heads + weight * (sight.full - heads), float(reads.detach()[far].sum())
+        elif reads.ndim == 3:
+            reads = reads & far[..., None]
+            counts.far_reads = float(reads.double().mean(-1).sum())
+            heads, counts.far_pairs = read_by_heads(heads, query, key, value, reads, scoring=scoring, seen=seen)
+        else:
+            reads = reads & far
+            counts.far_reads = int(reads.sum())
+            if counts.far_reads:
+                answers, counts.far_pairs = far_read(query, key, value, reads, scoring=scoring, seen=seen)
+                heads = heads.index_put(reads.nonzero(as_tuple=True), answers)
+        if layer.never_reads:
+            counts.unreachable = n_far  # with every such token one more key has left the window
+    if not call.decided:
+        layer.tally.add(counts)
+        call.decided, call.decision = True, decision
+        call.correction = None if decision is None else _correction(far, *decision)
+    return heads
+
+
+def _correction(far: Tensor, reads: Tensor, answer: Tensor | None) -> Tensor | None:
+    """What is added to a layer's answer, (B, T, D); None: nothing."""
+    if answer is None:
+        return None
+    if reads.is_floating_point():
+        return (1 - torch.where(far, reads, 1.0))[..., None] * answer
+    skips = far & ~(reads.any(-1) if reads.ndim == 3 else reads)
+    return torch.where(skips[..., None], answer, 0.0)
+
+
+for _implementation, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionInterface.register(NAMES[_implementation], _attention)
+    AttentionMaskInterface.register(NAMES[_implementation], _mask)

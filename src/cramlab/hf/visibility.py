@@ -1,0 +1,143 @@
+"""Which keys each query of a call may see, read off the attention mask that transformers hands over."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cramlab.hf.errors import ConsolidationError
+
+
+class Padding(NamedTuple):
+    """Each sequence is one run of keys, with hidden keys before it, after it, or on both sides; attention is causal.
+
+    Attributes:
+        visible: keys that are not hidden, bool (B, S).
+        first: place of each sequence's first visible key, int64 (B,).
+    """
+
+    visible: Tensor
+    first: Tensor
+
+    def far(self, start: int, n_tokens: int, n_near: int) -> Tensor:
+        """See `far_tokens`."""
+        places = torch.arange(start, start + n_tokens, device=self.visible.device)[None]
+        real = self.visible[:, start:]
+        return (places - self.first[:, None] >= n_near) & real
+
+
+class Mask(NamedTuple):
+    """Anything else that is causal: holes, blocks, masks that differ from token to token or from head to head.
+
+    Attributes:
+        allowed: whether a query sees a key, bool (B or 1, H or 1, T, S).
+        bias: what is added to the scores, (B or 1, H or 1, T, S); None: nothing.
+        own: whether a token is visible itself, bool (B or 1, T); the others are padding.
+    """
+
+    allowed: Tensor
+    bias: Tensor | None
+    own: Tensor
+
+    def far(self, n_near: int) -> Tensor:
+        """See `far_tokens`."""
+        return (self.seen().sum(-1) > n_near) & self.own
+
+    def seen(self) -> Tensor:
+        """Whether any head of a query sees a key, bool (B or 1, T, S)."""
+        return self.allowed.any(dim=1)
+
+    def near(self, tokens: slice, window: int, n_sinks: int) -> tuple[Tensor, Tensor]:
+        """Keys in the window and first keys of some tokens, counted among the keys that a token sees.
+
+        Returns:
+            Bool (B or 1, H or 1, N, S) each; they do not overlap.
+        """
+        seen = self.seen()[:, tokens]
+        rank = seen.cumsum(dim=-1)
+        sinks = seen & (rank <= n_sinks)
+        near = seen & (rank > rank[..., -1:] - window) & ~sinks
+        allowed = self.allowed[:, :, tokens]
+        return near[:, None] & allowed, sinks[:, None] & allowed
+
+
+Visibility = Padding | Mask | None  # None: every earlier key, and the token itself
+
+
+def visibility(mask: Tensor | None, n_tokens: int, start: int) -> Visibility:
+    """Reads a mask.
+
+    Args:
+        mask: True (or 0) where a key is seen, False (or very negative) where it is hidden; other numbers are added to
+            the scores. Bool or floating (B or 1, H or 1, T, S'), S' at least `start + n_tokens`; None: attention is
+            causal and nothing is hidden.
+        n_tokens: queries, T.
+        start: place of the first query among the keys. Keys from `start + n_tokens` on are not written yet.
+
+    Returns:
+        What the first `start + n_tokens` keys, S, are to the queries.
+
+    Raises:
+        ConsolidationError: when the mask has another shape or type, or lets a token see later ones.
+    """
+    if mask is None:
+        return None
+    n_keys = start + n_tokens
+    if mask.ndim != 4 or mask.shape[2] != n_tokens or mask.shape[3] < n_keys:
+        raise ConsolidationError(
+            f"the attention mask has shape {tuple(mask.shape)}; give (batch, keys), or (batch, heads or 1, "
+            f"{n_tokens}, {n_keys}) for {n_tokens} tokens after {start}"
+        )
+    allowed, bias = _parts(mask)
+    places = torch.arange(mask.shape[3], device=mask.device)
+    own = torch.arange(start, n_keys, device=mask.device)
+    if bool((allowed & (places > own[:, None])).any()):
+        raise ConsolidationError(
+            "the attention mask lets a token see later ones; a consolidated model must be causal: give a causal mask, "
+            "or take the consolidation off with remove(model)"
+        )
+    allowed = allowed[..., :n_keys]
+    if allowed.shape[1] > 1 and bool((allowed == allowed[:, :1]).all()):
+        allowed = allowed[:, :1]
+    if bias is None and allowed.shape[1] == 1 and (runs := _runs(allowed[:, 0], own)) is not None:
+        return None if bool(runs.visible.all()) else runs
+    seen = allowed.any(dim=1)
+    diagonal = seen.diagonal(offset=start, dim1=1, dim2=2)
+    return Mask(allowed, None if bias is None else bias[..., :n_keys], diagonal)
+
+
+def _parts(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a mask allows, and what it adds to the scores."""
+    if mask.dtype == torch.bool:
+        return mask, None
+    if not mask.is_floating_point():
+        raise ConsolidationError(
+            f"the attention mask has four dimensions and type {mask.dtype}; give bool (True: seen) or a floating type "
+            "(added to the scores)"
+        )
+    allowed = mask > torch.finfo(mask.dtype).min / 2
+    bias = mask.masked_fill(~allowed, 0.0)
+    return allowed, bias if bool(bias.any()) else None
+
+
+def _runs(allowed: Tensor, own: Tensor) -> Padding | None:
+    """The run of keys that each sequence is; None when a mask (B, T, S) is more than causality and padding."""
+    visible = allowed[:, -1]
+    places = torch.arange(visible.shape[1], device=visible.device)
+    if not bool((allowed == (visible[:, None] & (places <= own[:, None]))).all()):
+        return None
+    first = visible.int().argmax(dim=1)
+    ended = visible.cumsum(dim=1) == visible.sum(dim=1, keepdim=True)
+    run = (places >= first[:, None]) & (~ended | visible)
+    return Padding(visible, first) if bool((run == visible).all()) else None
+
+
+def far_tokens(seen: Visibility, n_batch: int, n_tokens: int, start: int, n_near: int, device: torch.device) -> Tensor:
+    """Tokens that see more than their `n_near` nearest and first keys, bool (B, T); padding never does."""
+    if seen is None:
+        far = torch.arange(start, start + n_tokens, device=device)[None] >= n_near
+    else:
+        far = seen.far(n_near) if isinstance(seen, Mask) else seen.far(start, n_tokens, n_near)
+    return far.expand(n_batch, -1)
