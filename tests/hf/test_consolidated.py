@@ -8,7 +8,7 @@ from families import BUILD, GPT2_SIZES, GROUPED, build, documents
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from cramlab.hf.attention_sites import UnknownFamilyError, attention_sites
@@ -49,6 +49,14 @@ def layers_for(model, rank=3, window=WINDOW, n_sinks=N_SINKS, seed=0):
     return layers
 
 
+EVERYTHING, NOTHING = -float("inf"), float("inf")
+
+
+def at(layers, threshold):
+    """The same layers with one threshold."""
+    return {i: layer.at(threshold) for i, layer in layers.items()}
+
+
 def tokens_of(n_batch=2, n_tokens=40):
     return torch.stack(documents(n_batch, n_tokens))
 
@@ -69,13 +77,11 @@ def test_closed_removed_or_reading_all_is_the_original(name):
             assert torch.equal(model(tokens).logits, plain)
             assert torch.equal(model(tokens, attention_mask=mask).logits[mask.bool()], masked[mask.bool()])
         assert torch.equal(model(tokens).logits, opened)
-        for layer in installed(model).values():
-            layer.rule = lambda scores: torch.ones_like(scores, dtype=torch.bool)
-        torch.testing.assert_close(model(tokens).logits, plain, rtol=1e-3, atol=1e-4)
-        assert torch.equal(
-            model(tokens[:, : WINDOW + N_SINKS]).logits, model_of(name)(tokens[:, : WINDOW + N_SINKS]).logits
-        )
         remove(model)
+        with patched(model, at(layers_for(model), EVERYTHING)):
+            torch.testing.assert_close(model(tokens).logits, plain, rtol=1e-3, atol=1e-4)
+            short = tokens[:, : WINDOW + N_SINKS]
+            assert torch.equal(model(short).logits, model_of(name)(short).logits)
         assert torch.equal(model(tokens).logits, plain)
     assert not installed(model)
     assert model.config._attn_implementation == "sdpa"
@@ -167,7 +173,7 @@ def test_token_by_token_with_the_cache_is_the_same(name):
         whole = model(tokens).logits
         whole_reads = [layer.counts.far_reads for layer in installed(model).values()]
         for layer in installed(model).values():
-            layer.counts = type(layer.counts)()
+            layer.tally.reset()
         cache, parts = DynamicCache(config=model.config), []
         for chunk in (tokens[:, :7], tokens[:, 7:20], *tokens[:, 20:].split(1, dim=1)):
             parts.append(model(chunk, past_key_values=cache, use_cache=True).logits)
@@ -179,10 +185,7 @@ def test_token_by_token_with_the_cache_is_the_same(name):
 def test_a_skipping_token_does_not_touch_the_far_part_of_the_cache():
     model = model_of("llama")
     tokens = tokens_of(1, 40)
-    layers = layers_for(model)
-    for layer in layers.values():
-        layer.rule = lambda scores: torch.zeros_like(scores, dtype=torch.bool)
-    with torch.no_grad(), patched(model, layers):
+    with torch.no_grad(), patched(model, at(layers_for(model), NOTHING)):
         cache = DynamicCache(config=model.config)
         model(tokens[:, :30], past_key_values=cache, use_cache=True)
         held = copy.deepcopy(cache)
@@ -204,29 +207,24 @@ def test_generate_works_and_an_open_gate_generates_what_the_original_does(kind):
     mask[0, :4] = 0
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "attention_mask": mask, **kind}
     wanted = model.generate(prompt, **options)
-    layers = layers_for(model)
-    with patched(model, layers):
-        for layer in layers.values():
-            layer.rule = lambda scores: torch.ones_like(scores, dtype=torch.bool)
+    with patched(model, at(layers_for(model), EVERYTHING)):
         assert torch.equal(model.generate(prompt, **options), wanted)
-        for layer in layers.values():
-            layer.rule = lambda scores: torch.zeros_like(scores, dtype=torch.bool)
+    with patched(model, at(layers_for(model), NOTHING)):
         assert model.generate(prompt, **options).shape == wanted.shape
 
 
 def test_pairs_are_counted_as_executed():
     model = model_of("llama")
-    layers = layers_for(model)
+    layers = at(layers_for(model), NOTHING)
     with torch.no_grad(), patched(model, layers):
-        for layer in layers.values():
-            layer.rule = lambda scores: torch.zeros_like(scores, dtype=torch.bool)
         model(tokens_of(2, 40))
         for layer in layers.values():
             assert layer.counts.far_pairs == layer.counts.far_reads == 0
             assert layer.counts.skipped_frac == 1
             assert layer.counts.causal_pairs == 2 * 40 * 41 // 2
             assert layer.counts.window_pairs == 2 * 42 * (6 + 6 - 1 + 2)  # seven blocks of six queries
-            layer.rule = lambda scores: torch.ones_like(scores, dtype=torch.bool)
+    layers = at(layers, EVERYTHING)
+    with torch.no_grad(), patched(model, layers):
         model(tokens_of(2, 40))
         for layer in layers.values():
             assert layer.counts.far_reads == 2 * (40 - WINDOW - N_SINKS)
@@ -237,10 +235,7 @@ def test_pairs_are_counted_as_executed():
 def test_pairs_are_those_that_the_flop_counter_of_the_cram_layer_counts(reads):
     """What a patch adds to a model without attention: two products over every pair in each head, gate and adapter."""
     model, tokens = model_of("llama"), tokens_of(1, 40)
-    layers = layers_for(model)
-    for layer in layers.values():
-        if reads != "some":
-            layer.rule = lambda scores: torch.full_like(scores, reads == "all", dtype=torch.bool)
+    layers = at(layers_for(model), {"none": NOTHING, "some": 0.0, "all": EVERYTHING}[reads])
 
     def counted(window_only):
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -267,7 +262,7 @@ def test_pairs_are_those_that_the_flop_counter_of_the_cram_layer_counts(reads):
 def test_keys_that_nobody_can_ask_for_are_counted():
     model = model_of("llama")
     layers = layers_for(model)
-    layers[1].threshold = float("inf")
+    layers[1] = layers[1].at(NOTHING)
     with torch.no_grad(), patched(model, layers):
         cache = DynamicCache(config=model.config)
         for part in tokens_of(2, 40).split([30, 5, *[1] * 5], dim=1):
@@ -298,10 +293,17 @@ def test_what_cannot_be_patched_is_refused_with_the_reason():
         consolidatable_sites(nn.Linear(2, 2))
     with pytest.raises(UnknownFamilyError, match="AttentionInterface"):
         consolidatable_sites(build("cram_gpt2"))
-    eager = LlamaForCausalLM(LlamaConfig(**GROUPED, attn_implementation="eager"))
-    with pytest.raises(ConsolidationError, match='"eager" attention'):
-        install(eager, layers_for(eager))
     model = model_of("llama")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ConsolidationError, match='"flex_attention" attention'):
+        install(model, layers_for(model))
+    model.config._attn_implementation = "sdpa"
+    model.config.is_causal = False
+    with pytest.raises(ConsolidationError, match="lets tokens see later ones"):
+        consolidatable_sites(model)
+    model = model_of("llama")
+    with pytest.raises(ConsolidationError, match="at least one"):
+        install(model, {})
     with patched(model, layers_for(model)), pytest.raises(ConsolidationError, match="patched already"):
         install(model, layers_for(model))
     with pytest.raises(ConsolidationError, match=r"layers \[7\]"):

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from families import build, documents
+from transformers import DynamicCache
 
 from cramlab.audit.regression import Moments
 from cramlab.hf.attention_sites import affine_map, attention_sites
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
+from cramlab.hf.install import patched
+from cramlab.hf.patch import FarReads
 from cramlab.retrofit import baselines
-from cramlab.retrofit.measure import measured, original_loss, set_threshold
+from cramlab.retrofit.measure import at_threshold, measured, original_loss
 from cramlab.retrofit.observe import added_by_far, observed
 
 WINDOW, N_SINKS, N_TOKENS = 6, 2, 40
@@ -55,19 +58,52 @@ def test_chance_skips_its_share(setting):
 def test_the_oracle_at_its_limits_and_between(setting):
     model, sites, layers, tokens = setting
 
-    def at(threshold, seen=None):
-        made = baselines.oracle(sites, layers, [1.0, 2.0, 3.0], WINDOW, N_SINKS, threshold, seen)
-        return measured(model, tokens, made)
+    def at(threshold):
+        return measured(model, tokens, baselines.oracle(sites, layers, [1.0, 2.0, 3.0], threshold))
 
-    seen = []
-    assert at(-torch.inf, seen).loss == pytest.approx(original_loss(model, tokens), abs=1e-6)
-    set_threshold(layers, torch.inf)
-    never = measured(model, tokens, layers)
+    assert at(-torch.inf).loss == pytest.approx(original_loss(model, tokens), abs=1e-6)
+    never = measured(model, tokens, at_threshold(layers, torch.inf))
     assert at(torch.inf).loss == pytest.approx(never.loss, abs=1e-5)
     assert at(torch.inf).skipped_frac == 1
-    middle = float(torch.cat(seen).median())
+    middle = baselines.oracle_threshold(model, sites, layers, [1.0, 2.0, 3.0], [tokens], 0.5)
     assert 0.3 < at(middle).skipped_frac < 0.7
-    assert torch.cat(seen).shape == (3 * (N_TOKENS - WINDOW - N_SINKS),)
+
+
+def test_chance_is_that_of_a_place_however_the_tokens_come(setting):
+    model, _, layers, tokens = setting
+    with patched(model, baselines.by_chance(layers, 0.5, 0)):
+        whole = model(tokens[None]).logits
+        cache = DynamicCache(config=model.config)
+        parts = [model(part, past_key_values=cache).logits for part in tokens[None].split([20, 18, 1, 1], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("frac", [0.0, 4 / 9, 1.0])
+def test_static_heads_are_those_chosen_afterwards_in_one_pass_and_with_a_cache(family, frac):
+    """Against both reads computed for every head, and one of them taken."""
+    model, tokens = build(family), torch.stack(documents(2, N_TOKENS))
+    sites, importance = attention_sites(model), torch.rand(3, 3)
+    windowed = torch.zeros(9, dtype=torch.bool)
+    windowed[importance.flatten().argsort()[: round(9 * frac)]] = True
+    windowed = windowed.view(3, 3)
+
+    class Chosen(FarReads):
+        def decide(self, seen):
+            weight = (~windowed[self.index]).double().expand(*seen.far.shape, -1)
+            return None if frac == 0 else (weight.to(seen.hidden.dtype), None)
+
+    twins = {}
+    for i, site in enumerate(sites):
+        twins[site.layer] = Chosen(window=WINDOW, n_sinks=N_SINKS)
+        twins[site.layer].index = i
+    with patched(model, twins):
+        wanted = model(tokens).logits
+    with patched(model, baselines.static_heads(sites, importance, frac, WINDOW, N_SINKS)):
+        torch.testing.assert_close(model(tokens).logits, wanted, rtol=1e-3, atol=1e-4)
+        cache = DynamicCache(config=model.config)
+        parts = [model(part, past_key_values=cache).logits for part in tokens.split([20, 18, 1, 1], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_static_heads_at_their_limits(setting):
@@ -85,10 +121,31 @@ def test_static_heads_at_their_limits(setting):
 
 def test_a_dropped_layer_says_nothing(setting):
     model, sites, _, tokens = setting
-    got = measured(model, tokens, baselines.dropped(sites, [1], WINDOW, N_SINKS))
+    got = baselines.measured_without(model, tokens, sites, [1])
     assert got.skipped_frac == pytest.approx(1 / 3)
+    assert got.pairs_frac == pytest.approx(2 / 3)
     sites[1].out_proj.weight.zero_()
     assert got.loss == pytest.approx(original_loss(model, tokens), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_linear_map_in_place_of_a_layer_is_executed_and_taken_out_again(family):
+    model, tokens = build(family), documents(1, N_TOKENS)[0]
+    sites = attention_sites(model)
+    plain = model(tokens[None]).logits
+    linear = torch.nn.Linear(sites[1].d_model, sites[1].d_model)
+    answers = []
+    handle = sites[1].attention.register_forward_hook(lambda *_: answers.append("attention"))
+    with baselines.replaced(model, sites, {1: baselines.Instead(linear)}):
+        other = model(tokens[None]).logits
+    assert not answers
+    handle.remove()
+    assert not torch.equal(other, plain)
+    assert torch.equal(model(tokens[None]).logits, plain)
+    linear.weight.data.zero_()
+    linear.bias.data.zero_()
+    silent = baselines.measured_without(model, tokens, sites, [1])
+    assert baselines.measured_without(model, tokens, sites, [1], [None, linear, None]).loss == silent.loss
 
 
 def sums_of(model, sites, documents):
@@ -96,18 +153,15 @@ def sums_of(model, sites, documents):
     sums = [Moments(ConsolidatedAttention.n_features(s.d_model, s.d_heads, s.n_heads), s.d_model) for s in sites]
     rows = [[] for _ in sites]
 
-    def choose(i):
-        def chosen(sight):
-            added = added_by_far(sites[i], sight.full, sight.near)[sight.far]
-            sums[i].update(sight.features[sight.far], added)
-            weight, bias = affine_map(sites[i])
-            answer = sight.full[sight.far].flatten(1).double() @ weight + bias
-            rows[i].append((sight.features[sight.far][:, : sites[i].d_model], answer))
-
-        return chosen
+    def look(i, seen):
+        added = added_by_far(sites[i], seen.full, seen.near)[seen.far]
+        sums[i].update(seen.features[seen.far], added)
+        weight, bias = affine_map(sites[i])
+        answer = seen.full[seen.far].flatten(1).double() @ weight + bias
+        rows[i].append((seen.features[seen.far][:, : sites[i].d_model], answer))
 
     for tokens in documents:
-        with patched(model, observed(sites, WINDOW, N_SINKS, choose)):
+        with patched(model, observed(sites, WINDOW, N_SINKS, look)):
             model(input_ids=tokens[None], use_cache=False)
     return sums, [tuple(torch.cat(part) for part in zip(*found, strict=True)) for found in rows]
 

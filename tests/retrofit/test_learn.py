@@ -6,11 +6,12 @@ from families import build, documents
 
 from cramlab.audit.resume import Stages
 from cramlab.hf.attention_sites import attention_sites
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
+from cramlab.hf.install import patched
 from cramlab.retrofit.baselines import static_window
 from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.learn import Learner, token_losses
-from cramlab.retrofit.measure import measured, original_loss, set_threshold
+from cramlab.retrofit.measure import at_threshold, measured, original_loss
 from cramlab.retrofit.observe import added_by_far, observed
 
 WINDOW, N_SINKS, N_TOKENS = 6, 2, 40
@@ -44,7 +45,7 @@ def test_token_losses_are_cross_entropy():
 def test_watching_leaves_the_model_bit_equal(learner):
     tokens = learner.parts["fit"][0][None]
     plain = learner.model(tokens).logits
-    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, lambda i: lambda sight: None)):
+    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, lambda i, seen: None)):
         assert torch.equal(learner.model(tokens).logits, plain)
 
 
@@ -57,14 +58,15 @@ def test_what_is_to_be_predicted_is_full_answer_minus_windows(learner):
     with patched(learner.model, {0: static_window(learner.sites, WINDOW, N_SINKS)[0]}):
         learner.model(tokens[None])
     handle.remove()
-    seen = []
+    added = []
 
-    def choose(i):
-        return lambda sight: seen.append(added_by_far(learner.sites[i], sight.full, sight.near)) if i == 0 else None
+    def look(i, seen):
+        if i == 0:
+            added.append(added_by_far(site, seen.full, seen.near))
 
-    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, choose)):
+    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, look)):
         learner.model(tokens[None])
-    torch.testing.assert_close(seen[0], answers[0] - answers[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(added[0], answers[0] - answers[1], rtol=1e-3, atol=1e-4)
 
 
 def test_sensitivity_is_the_exact_difference_of_two_passes(learner):
@@ -90,17 +92,14 @@ def test_adapters_help_and_gates_rank_errors(learner):
     layer = learned.layers[1]
     pairs = []
 
-    def choose(i):
-        def chosen(sight):
-            if i == 1:
-                added = added_by_far(site, sight.full, sight.near)[sight.far]
-                x = sight.features[sight.far]
-                pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
-
-        return chosen
+    def look(i, seen):
+        if i == 1:
+            added = added_by_far(site, seen.full, seen.near)[seen.far]
+            x = seen.features[seen.far]
+            pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
 
     for tokens in learner.parts["gate"]:
-        with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, choose)):
+        with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, look)):
             learner.model(tokens[None])
     before, after, scores = (torch.cat(part) for part in zip(*pairs, strict=True))
     assert after.mean() < before.mean()
@@ -116,8 +115,7 @@ def test_thresholds_order_reads(learner):
     tokens = learner.parts["validation"][0]
     shares = []
     for threshold in (-100.0, -5.0, -2.0, float("inf")):
-        set_threshold(learned.layers, threshold)
-        shares.append(measured(learner.model, tokens, learned.layers).skipped_frac)
+        shares.append(measured(learner.model, tokens, at_threshold(learned.layers, threshold)).skipped_frac)
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[-1] == 1

@@ -1,5 +1,7 @@
 """Recovery by LoRA: nothing changes until it has learned, it learns to lose less, and nothing is left of it."""
 
+import dataclasses
+
 import pytest
 import torch
 from families import build, documents
@@ -7,13 +9,14 @@ from torch.nn import functional as F
 
 from cramlab.audit.resume import Stages
 from cramlab.hf.attention_sites import attention_sites
-from cramlab.hf.consolidated import ConsolidatedAttention, patched
+from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.install import patched
 from cramlab.hf.lora import lora
 from cramlab.retrofit import recover
 from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.learn import Learned
-from cramlab.retrofit.measure import measured, set_threshold
+from cramlab.retrofit.measure import at_threshold, measured
 from cramlab.retrofit.recover import recovered
 
 N_TOKENS = 40
@@ -66,7 +69,7 @@ def test_it_learns_to_say_what_the_original_says(setting, monkeypatch):
     )
     assert losses[-1] < 0.7 * losses[0]
     tokens = parts["learning"][0]
-    set_threshold(learned.layers, float("inf"))
+    learned = dataclasses.replace(learned, layers=at_threshold(learned.layers, float("inf")))
     with lora(model, rank=4, seed=0, weights=weights) as changed:
         assert measured(model, tokens, learned.layers).skipped_frac == 1
         assert divergence(changed, learned, tokens) == pytest.approx(losses[-1], rel=0.2)

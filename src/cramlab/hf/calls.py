@@ -207,8 +207,9 @@ def _attend(
         if decision is None:
             heads, counts.far_reads = sight.full, n_far
         elif (reads := decision[0]).is_floating_point():
-            weight = torch.where(far, reads, 1.0)[..., None, None]
-            heads, counts.far_reads = heads + weight * (sight.full - heads), float(reads.detach()[far].sum())
+            by_head = reads.view(*far.shape, -1)  # (B, T, H or 1)
+            weight = torch.where(far[..., None], by_head, 1.0)[..., None]
+            heads, counts.far_reads = heads + weight * (sight.full - heads), float(by_head.detach()[far].mean(-1).sum())
         elif reads.ndim == 3:
             reads = reads & far[..., None]
             counts.far_reads = float(reads.double().mean(-1).sum())

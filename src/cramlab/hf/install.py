@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,12 +28,12 @@ def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:
     """
     if not family_of(model).causal:
         raise ConsolidationError(f"{type(model).__name__} is no causal language model; give one")
-    if not isinstance(model, PreTrainedModel) or not model._can_set_attn_implementation():
+    sites = attention_sites(model)
+    if not isinstance(model, PreTrainedModel) or not all(_asks_the_interface(site.attention) for site in sites):
         raise UnknownFamilyError(
             f"{type(model).__name__} does not ask transformers' AttentionInterface for its attention, so it cannot be "
             "patched; families that do need one Family(...) in FAMILIES in cramlab/hf/attention_sites.py"
         )
-    sites = attention_sites(model)
     if not getattr(model.config, "is_causal", True) or not all(getattr(s.attention, "is_causal", True) for s in sites):
         raise ConsolidationError(
             f"this {type(model).__name__} lets tokens see later ones; give a causal language model"
@@ -44,6 +45,11 @@ def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:
             "tokens only, so there are no far reads to skip"
         )
     return far
+
+
+def _asks_the_interface(attention: nn.Module) -> bool:
+    """Whether the forward pass of a module looks its attention function up where ours is registered."""
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(attention).forward).__code__.co_names
 
 
 def _is_windowed(config: Any, layer: int) -> bool:

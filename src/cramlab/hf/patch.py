@@ -143,8 +143,8 @@ class FarReads(nn.Module, ABC):
 
         Returns:
             Reads and answers. Reads: bool (B, T), executed for those tokens alone; or bool (B, T, H), executed for the
-            heads that have a reader; or floating (B, T) from 0 to 1, a mixture computed for all tokens, which has a
-            gradient. Answers, (B, T, D): added to the layer's answer, in full where a token does not read; None: none.
+            heads that have a reader; or floating, of either shape and from 0 to 1, a mixture computed for all tokens,
+            which has a gradient. Answers, (B, T, D): added to the layer's answer, in full where a token does not read; None: none.
             Tokens that have nothing far are left alone whatever is decided. None in place of both: the original.
         """
 
