@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 from families import BUILD, GPT2_SIZES, GROUPED, build, documents
+from patches import EVERYTHING, N_SINKS, NAMES, NOTHING, WINDOW, at, layers_for, model_of
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from cramlab.hf.attention_sites import UnknownFamilyError, attention_sites
 from cramlab.hf.consolidated import (
-    ConsolidatedAttention,
     closed,
     consolidatable_sites,
     install,
@@ -23,38 +23,6 @@ from cramlab.hf.consolidated import (
 )
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.growing_cache import GrowingLayer
-
-NAMES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_neox"]
-WINDOW, N_SINKS = 6, 2
-
-
-def model_of(name):
-    if name != "mistral":
-        return build(name)
-    torch.manual_seed(0)
-    return MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=None)).eval()
-
-
-def layers_for(model, rank=3, window=WINDOW, n_sinks=N_SINKS, seed=0):
-    """Random adapters and gates that let some tokens read and others not."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = {}
-    for site in consolidatable_sites(model):
-        layer = ConsolidatedAttention.beside(site, rank=rank, window=window, n_sinks=n_sinks)
-        for parameter in layer.parameters():
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-        layer.gate.weight.data[:, site.d_model :] = 0.0  # scores on both sides of the threshold
-        layer.gate.bias.data.zero_()
-        layers[site.layer] = layer
-    return layers
-
-
-EVERYTHING, NOTHING = -float("inf"), float("inf")
-
-
-def at(layers, threshold):
-    """The same layers with one threshold."""
-    return {i: layer.at(threshold) for i, layer in layers.items()}
 
 
 def tokens_of(n_batch=2, n_tokens=40):

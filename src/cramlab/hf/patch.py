@@ -144,8 +144,9 @@ class FarReads(nn.Module, ABC):
         Returns:
             Reads and answers. Reads: bool (B, T), executed for those tokens alone; or bool (B, T, H), executed for the
             heads that have a reader; or floating, of either shape and from 0 to 1, a mixture computed for all tokens,
-            which has a gradient. Answers, (B, T, D): added to the layer's answer, in full where a token does not read; None: none.
-            Tokens that have nothing far are left alone whatever is decided. None in place of both: the original.
+            which has a gradient. Answers, (B, T, D): added to the layer's answer, in full where a token does not read;
+            None: nothing is added. Tokens that have nothing far are left alone whatever is decided. None in place of
+            both: the original.
         """
 
     never_reads: bool = False  # no token can ever read, so keys out of the window are out of reach
