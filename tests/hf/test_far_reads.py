@@ -116,14 +116,14 @@ BLOCKS = torch.block_diag(*2 * [torch.ones(3, 3).tril()]).bool().expand(1, 1, 6,
 
 
 def test_masks_of_causality_and_padding_are_read_as_such():
-    assert visibility(None, 6, 0) is None
-    assert visibility(CAUSAL, 6, 0) is None
-    assert visibility(torch.zeros(2, 1, 6, 6).masked_fill(~CAUSAL, torch.finfo(torch.float32).min), 6, 0) is None
-    assert visibility(CAUSAL[:, :, 4:], 2, 4) is None
-    assert visibility(torch.nn.functional.pad(CAUSAL, (0, 3)), 6, 0) is None  # places that are not written yet
+    assert visibility(None, 2, 3, 6, 0) is None
+    assert visibility(CAUSAL, 2, 3, 6, 0) is None
+    assert visibility(torch.zeros(2, 1, 6, 6).masked_fill(~CAUSAL, torch.finfo(torch.float32).min), 2, 3, 6, 0) is None
+    assert visibility(CAUSAL[:, :, 4:], 2, 3, 2, 4) is None
+    assert visibility(torch.nn.functional.pad(CAUSAL, (0, 3)), 2, 3, 6, 0) is None  # places that are not written yet
     places = torch.arange(6)
-    left = visibility(CAUSAL & (places >= torch.tensor([0, 2])[:, None])[:, None, None], 6, 0)
-    right = visibility(CAUSAL & (places < torch.tensor([6, 4])[:, None])[:, None, None], 6, 0)
+    left = visibility(CAUSAL & (places >= torch.tensor([0, 2])[:, None])[:, None, None], 2, 3, 6, 0)
+    right = visibility(CAUSAL & (places < torch.tensor([6, 4])[:, None])[:, None, None], 2, 3, 6, 0)
     assert isinstance(left, Padding)
     assert isinstance(right, Padding)
     assert left.first.tolist() == [0, 2]
@@ -133,14 +133,14 @@ def test_masks_of_causality_and_padding_are_read_as_such():
 
 def test_other_causal_masks_are_kept_and_those_that_are_not_causal_are_refused():
     for mask in (BLOCKS, CAUSAL & (torch.arange(6) != 2), torch.randn(2, 1, 6, 6).masked_fill(~CAUSAL, -torch.inf)):
-        assert isinstance(visibility(mask, 6, 0), Mask)
-    assert visibility(BLOCKS, 6, 0).bias is None
+        assert isinstance(visibility(mask, 2, 3, 6, 0), Mask)
+    assert visibility(BLOCKS, 2, 3, 6, 0).bias is None
     with pytest.raises(ConsolidationError, match="later ones"):
-        visibility(torch.ones(1, 1, 6, 6, dtype=torch.bool), 6, 0)
+        visibility(torch.ones(1, 1, 6, 6, dtype=torch.bool), 2, 3, 6, 0)
     with pytest.raises(ConsolidationError, match=r"torch\.int64"):
-        visibility(CAUSAL.long(), 6, 0)
+        visibility(CAUSAL.long(), 2, 3, 6, 0)
     with pytest.raises(ConsolidationError, match=r"\(2, 1, 6, 6\)"):
-        visibility(CAUSAL, 6, 3)
+        visibility(CAUSAL, 2, 3, 6, 3)
 
 
 @pytest.mark.parametrize("n_heads_of_mask", [1, 4])
@@ -157,7 +157,7 @@ def test_any_causal_mask_is_the_window_and_the_read_counted_among_the_keys_seen(
     allowed |= torch.eye(n_keys, dtype=torch.bool)[n_keys - n_tokens :]
     bias = torch.randn(allowed.shape, generator=generator, dtype=torch.float64) if biased else torch.zeros(())
     mask = torch.where(allowed, bias.double(), -torch.inf) if biased else allowed
-    seen, scoring = visibility(mask, n_tokens, n_keys - n_tokens), Scoring(0.3, softcap)
+    seen, scoring = visibility(mask, 2, 4, n_tokens, n_keys - n_tokens), Scoring(0.3, softcap)
     assert isinstance(seen, Mask)
     got = window_read(query, key, value, window=window, n_sinks=n_sinks, scoring=scoring, seen=seen)
     reads = torch.rand(2, n_tokens, generator=generator) < 0.6

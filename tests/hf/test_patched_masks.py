@@ -114,11 +114,13 @@ def test_with_every_read_made_any_causal_mask_gives_the_originals_logits(model):
     causal = torch.ones(N, N).tril().bool()
     stretch = causal.clone()
     stretch[20:30, :15] = False  # which some tokens may not see, though later ones may
+    blind = causal.clone()
+    blind[25] = False  # a token that sees nothing, though later ones see it
     own = torch.eye(N).bool()
     lot = (causal & (torch.rand(2, 1, N, N, generator=generator) < 0.6)) | own
     heads = (causal & (torch.rand(2, 3, N, N, generator=generator) < 0.6)) | own
     biased = torch.randn(1, 3, N, N, generator=generator).masked_fill(~causal, torch.finfo(torch.float32).min)
-    for mask in (stretch.expand(2, 1, N, N), lot, heads, biased):
+    for mask in (stretch.expand(2, 1, N, N), blind.expand(1, 1, N, N), lot, heads, biased):
         wanted = model(tokens, attention_mask=mask).logits
         with patched(model, at(layers_for(model), EVERYTHING)):
             torch.testing.assert_close(model(tokens, attention_mask=mask).logits, wanted, **CLOSE)
@@ -133,6 +135,8 @@ def test_masks_that_are_not_causal_or_do_not_fit_are_refused_before_anything_run
             (torch.ones(2, 1, N, N, dtype=torch.int64).tril(), r"torch\.int64"),
             (torch.ones(2, 1, N, N - 3, dtype=torch.bool), r"give \(batch, keys\)"),
             (torch.ones(2, N, N).tril().bool(), r"give \(batch, keys\)"),
+            (torch.ones(2, 2, N, N).tril().bool(), r"here \(2, 3, 40, 40\)"),
+            (torch.ones(3, 1, N, N).tril().bool(), r"here \(2, 3, 40, 40\)"),
         ):
             with pytest.raises(ConsolidationError, match=message):
                 model(tokens, attention_mask=mask)
@@ -143,6 +147,15 @@ def test_masks_that_are_not_causal_or_do_not_fit_are_refused_before_anything_run
         assert not ran
         model.config.is_causal = True
         torch.testing.assert_close(model(tokens).logits, model(tokens).logits, rtol=0, atol=0)
+
+
+def test_one_mask_for_all_rows_is_that_mask_for_each(model):
+    tokens, mask = tokens_of(), torch.ones(1, N, dtype=torch.int64)
+    mask[0, :5] = 0
+    four = torch.ones(N, N).tril().bool() & mask[:, None, None].bool()
+    with patched(model, layers_for(model)):
+        wanted = model(tokens, attention_mask=mask.expand(2, -1)).logits[:, 5:]
+        torch.testing.assert_close(model(tokens, attention_mask=four).logits[:, 5:], wanted, **CLOSE)
 
 
 class Counting(FarReads):

@@ -80,6 +80,69 @@ def test_it_loads_is_live_and_loses_what_the_record_says(folder):
     assert not cramlab.read_report(model).live
 
 
+def without_digest(record):
+    """A record as it was written before records held a digest of themselves."""
+    return {name: value for name, value in record.items() if name != "record_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("threshold", -1), ("threshold", 0.5), ("window", 17), ("n_sinks", 3), ("skipped_frac", 0.01),
+     ("promise", {"increase": 0.001, "bound": 0.5, "delta": 0.1})],
+)  # fmt: skip
+def test_a_record_that_was_changed_by_hand_is_refused(field, value, folder, tmp_path):
+    """The threshold carries the promise; the weights have had a digest of their own."""
+    shutil.copytree(folder, tmp_path / "copy")
+    record = json.loads((folder / RECORD).read_text())
+    record[field] = value
+    (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
+    with pytest.raises(ConsolidationError, match="was changed after it was written"):
+        cramlab.load("glassllm", tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold": float("nan")}, "NaN is no number"),
+        ({"threshold": 1e308}, "threshold: 1e"),
+        ({"ranks": {}}, "ranks"),
+        ({"ranks": {"99": 4}}, r"no layers \[99\] to patch"),
+        ({"ranks": {"x": 4}}, "ranks"),
+        ({"units": 0}, "does not fit"),
+        ({"n_sinks": 10**9}, "nothing is far"),
+        ({"window": 10**9}, "nothing is far"),
+    ],
+)
+def test_records_without_a_digest_are_looked_through(changes, message, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    record = without_digest(json.loads((folder / RECORD).read_text())) | changes
+    (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
+    model = load("glassllm").model
+    with pytest.raises(ConsolidationError, match=message):
+        cramlab.load(model, tmp_path / "copy")
+    assert not installed(model)
+
+
+@pytest.mark.parametrize("data", [b'{"format": 2, "x": "\xe1"}', '{"a": 1}'.encode("utf-16"), b"[" * 100_000, b"{"])
+def test_a_record_that_is_no_json_is_named(data, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / RECORD).write_bytes(data)
+    with pytest.raises(ConsolidationError, match=r"consolidation\.json is damaged"):
+        cramlab.load("glassllm", tmp_path / "copy")
+
+
+def test_a_saved_model_has_its_consolidation_beside_it(folder, tmp_path):
+    """The two lines of the warning bring both back."""
+    model = cramlab.load("glassllm", folder)
+    tokens = torch.randint(0, 60, (1, 60))
+    with pytest.warns(UserWarning, match=r"from_pretrained\(.*\)\ncramlab\.load\(model, "):
+        model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved")
+    assert not installed(again)
+    with torch.no_grad():
+        assert torch.equal(cramlab.load(again, tmp_path / "saved")(tokens).logits, model(tokens).logits)
+
+
 def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
     model = load("glassllm").model
     with torch.no_grad():
@@ -91,7 +154,7 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
 
     def copy_with(**changes):
         shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
-        record = json.loads((folder / RECORD).read_text()) | changes
+        record = without_digest(json.loads((folder / RECORD).read_text())) | changes
         (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
         return tmp_path / "copy"
 
@@ -111,7 +174,7 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
 
 
 def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
-    monkeypatch.setattr(consolidation_folder, "install", lambda model, layers: [
+    monkeypatch.setattr(consolidation_folder, "install", lambda model, layers, write: [
         site.attention.add_module("consolidated", layers[site.layer])
         for site in consolidation_folder.consolidatable_sites(model)
     ])  # fmt: skip
@@ -309,7 +372,7 @@ def test_what_another_folder_does_not_allow_is_refused(more, message, folder, ca
 def test_a_folder_that_cannot_tell_what_it_was_learned_from_is_refused(change, message, folder, capsys, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(folder, older)
-    record = json.loads((older / RECORD).read_text())
+    record = without_digest(json.loads((older / RECORD).read_text()))
     change(record)
     (older / RECORD).write_text(json.dumps(record))
     assert recalibrated(older, tmp_path / "out") == 2

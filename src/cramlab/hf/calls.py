@@ -70,10 +70,10 @@ class _Pass:
     start: int
     masks: tuple[Tensor | None, Visibility] | None = None
 
-    def visibility(self, mask: Tensor | None, n_tokens: int) -> Visibility:
-        """See there; the mask that all layers share is read once."""
+    def visibility(self, mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int) -> Visibility:
+        """What a mask says; the one that all layers share is read once."""
         if self.masks is None or self.masks[0] is not mask:
-            self.masks = mask, visibility(mask, n_tokens, self.start)
+            self.masks = mask, visibility(mask, n_batch, n_heads, n_tokens, self.start)
         return self.masks[1]
 
 
@@ -125,7 +125,7 @@ def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
         raise ConsolidationError("config.is_causal is false; a consolidated model must be causal")
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if isinstance(mask, Tensor) and mask.ndim > 2 and tokens is not None:
-        run.visibility(mask, tokens.shape[1])
+        run.visibility(mask, tokens.shape[0], made.n_heads, tokens.shape[1])
 
 
 def end(module: nn.Module, _: Any, __: Any) -> None:
@@ -160,7 +160,7 @@ def _attention(
     n_tokens, run = query.shape[2], _stacks.passes[-1] if _stacks.passes else None
     if run is None:  # a block that is called by itself, or again in a backward pass
         run = _Pass(module, (n_tokens if attention_mask is None and n_tokens > 1 else key.shape[2]) - n_tokens)
-    seen, n_keys = run.visibility(attention_mask, n_tokens), run.start + n_tokens
+    seen, n_keys = run.visibility(attention_mask, *query.shape[:3]), run.start + n_tokens
     if key.shape[2] < n_keys:
         raise ConsolidationError(
             f"the cache holds {key.shape[2]} of {n_keys} keys; a consolidated layer needs a cache that drops none"
@@ -220,6 +220,8 @@ def _attend(
             if counts.far_reads:
                 answers, counts.far_pairs = far_read(query, key, value, reads, scoring=scoring, seen=seen)
                 heads = heads.index_put(reads.nonzero(as_tuple=True), answers)
+        if isinstance(seen, Mask) and not bool(seen.own.all()):
+            heads = torch.where(seen.own[..., None, None], heads, sight.full)
         if layer.never_reads:
             counts.unreachable = n_far  # with every such token one more key has left the window
     if not call.decided:

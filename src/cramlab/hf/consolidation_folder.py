@@ -56,8 +56,8 @@ def _validate(record: Any, path: Path) -> None:
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """SHA-256 of a record without this field; its threshold carries the promise."""
-    rest = {name: value for name, value in record.items() if name != "record_sha256"}
+    """SHA-256 of a record without this field and how long it all took; its threshold carries the promise."""
+    rest = {name: value for name, value in record.items() if name not in ("record_sha256", "seconds")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -159,6 +159,9 @@ def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[
     made_for = record["model"]
     if family != made_for["family"]:
         raise ConsolidationError(f'{folder} was made for family "{made_for["family"]}", this model is "{family}"')
+    n_layers = getattr(loaded.config, "num_hidden_layers", None)
+    if n_layers != made_for["n_layers"]:
+        raise ConsolidationError(f"{folder} was made for {made_for['n_layers']} layers, this model has {n_layers}")
     if weights_digest(loaded) != made_for["sha256"]:
         raise ConsolidationError(
             f"{folder} was made for other weights of this family (SHA-256 {made_for['sha256'][:12]}...); load the "

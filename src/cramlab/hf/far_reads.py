@@ -258,10 +258,8 @@ def _seen_by(tokens: Tensor, start: int, n_seen: int, b: int, seen: Visibility) 
     None: everything, and nothing.
     """
     if isinstance(seen, Mask):
-        parts = [
-            None if m is None else m[b if len(m) > 1 else 0, :, tokens, :n_seen] for m in (seen.allowed, seen.bias)
-        ]
-        return parts[0], parts[1]
+        bias = None if seen.bias is None else seen.bias[b, :, tokens, :n_seen]
+        return seen.allowed[b, :, tokens, :n_seen], bias
     allowed = torch.arange(n_seen, device=tokens.device) <= start + tokens[:, None]
     if seen is not None:
         allowed = allowed & seen.visible[b, :n_seen]

@@ -100,7 +100,8 @@ def install(
     ]
     first = min(layers)
     place = int(getattr(sites[first].attention, "layer_idx", first) or 0)
-    setattr(base, Installation.ATTRIBUTE, Installation(implementation, handles, layers[first], place, write))
+    made = Installation(implementation, handles, layers[first], sites[first].n_heads, place, write)
+    setattr(base, Installation.ATTRIBUTE, made)
     model.save_pretrained = functools.partial(_save_pretrained, model)  # type: ignore[assignment]
     changed.set_attn_implementation(NAMES[implementation])
 

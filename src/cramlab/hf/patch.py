@@ -176,6 +176,7 @@ class Installation:
         implementation: attention function of the original.
         handles: hooks of that model.
         layer: one of the patches.
+        n_heads: query heads of its attention.
         cache_layer: index of the cache layer that its attention writes to.
         write: writes the consolidation into the folder that the model is saved to; None: nobody knows its record.
     """
@@ -183,6 +184,7 @@ class Installation:
     implementation: str
     handles: list[RemovableHandle]
     layer: FarReads
+    n_heads: int
     cache_layer: int
     write: Callable[[nn.Module, Path], None] | None = None
 

@@ -32,9 +32,9 @@ class Mask(NamedTuple):
     """Anything else that is causal: holes, blocks, masks that differ from token to token or from head to head.
 
     Attributes:
-        allowed: whether a query sees a key, bool (B or 1, H or 1, T, S).
-        bias: what is added to the scores, (B or 1, H or 1, T, S); None: nothing.
-        own: whether a token is visible itself, bool (B or 1, T); the others are padding.
+        allowed: whether a query sees a key, bool (B, H or 1, T, S).
+        bias: what is added to the scores, (B, H or 1, T, S); None: nothing.
+        own: whether a token sees itself, bool (B, T); the others are padding, which the original answers.
     """
 
     allowed: Tensor
@@ -46,14 +46,14 @@ class Mask(NamedTuple):
         return (self.seen().sum(-1) > n_near) & self.own
 
     def seen(self) -> Tensor:
-        """Whether any head of a query sees a key, bool (B or 1, T, S)."""
+        """Whether any head of a query sees a key, bool (B, T, S)."""
         return self.allowed.any(dim=1)
 
     def near(self, tokens: slice, window: int, n_sinks: int) -> tuple[Tensor, Tensor]:
         """Keys in the window and first keys of some tokens, counted among the keys that a token sees.
 
         Returns:
-            Bool (B or 1, H or 1, N, S) each; they do not overlap.
+            Bool (B, H or 1, N, S) each; they do not overlap.
         """
         seen = self.seen()[:, tokens]
         rank = seen.cumsum(dim=-1)
@@ -66,13 +66,15 @@ class Mask(NamedTuple):
 Visibility = Padding | Mask | None  # None: every earlier key, and the token itself
 
 
-def visibility(mask: Tensor | None, n_tokens: int, start: int) -> Visibility:
+def visibility(mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int, start: int) -> Visibility:
     """Reads a mask.
 
     Args:
         mask: True (or 0) where a key is seen, False (or very negative) where it is hidden; other numbers are added to
             the scores. Bool or floating (B or 1, H or 1, T, S'), S' at least `start + n_tokens`; None: attention is
             causal and nothing is hidden.
+        n_batch: sequences, B.
+        n_heads: query heads, H.
         n_tokens: queries, T.
         start: place of the first query among the keys. Keys from `start + n_tokens` on are not written yet.
 
@@ -85,12 +87,13 @@ def visibility(mask: Tensor | None, n_tokens: int, start: int) -> Visibility:
     if mask is None:
         return None
     n_keys = start + n_tokens
-    if mask.ndim != 4 or mask.shape[2] != n_tokens or mask.shape[3] < n_keys:
+    fits = mask.ndim == 4 and mask.shape[0] in (1, n_batch) and mask.shape[1] in (1, n_heads)
+    if not fits or mask.shape[2] != n_tokens or mask.shape[3] < n_keys:
         raise ConsolidationError(
-            f"the attention mask has shape {tuple(mask.shape)}; give (batch, keys), or (batch, heads or 1, "
-            f"{n_tokens}, {n_keys}) for {n_tokens} tokens after {start}"
+            f"the attention mask has shape {tuple(mask.shape)}; give (batch, keys), or (batch or 1, heads or 1, "
+            f"tokens, keys), here ({n_batch}, {n_heads}, {n_tokens}, {n_keys}): {n_tokens} tokens after {start}"
         )
-    allowed, bias = _parts(mask)
+    allowed, bias = _parts(mask.expand(n_batch, -1, -1, -1))
     places = torch.arange(mask.shape[3], device=mask.device)
     own = torch.arange(start, n_keys, device=mask.device)
     if bool((allowed & (places > own[:, None])).any()):

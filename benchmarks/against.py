@@ -1,0 +1,209 @@
+"""Is the code of today as fast as that of another revision? Layer, language model and patched models, side by side.
+
+    OMP_NUM_THREADS=1 python benchmarks/against.py e93c467 --out results/reliability/speed.json
+
+Both revisions run in processes of their own and take turns, repeat by repeat, so that a slow moment of the machine hits
+both. Times are those that a process had a core for; what is compared is the ratio within a pair of repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cramlab import records
+from cramlab.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+N_BOOTSTRAP = 2000
+
+
+def layer_tasks():
+    """A CRAM layer: forward, with gradients, and token by token."""
+    from cramlab import CRAMConfig
+
+    torch.manual_seed(0)
+    layer = CRAMConfig().build(d_model=128)
+    x, gaps = torch.randn(4, 512, 128), torch.rand(4, 512)
+    with torch.no_grad():
+        held = layer.eval()(x, gaps).state
+
+    def forward():
+        with torch.no_grad():
+            layer.eval()(x, gaps)
+
+    def training():
+        output = layer.train()(x, gaps)
+        (output.y.square().mean() + sum(output.aux.values())).backward()
+
+    def decode():
+        state = held
+        with torch.no_grad():
+            for t in range(16):
+                state = layer.eval()(x[:, t : t + 1], gaps[:, t : t + 1], state=state).state
+
+    return {"layer, 4 x 512 tokens": forward, "layer, with gradients": training, "layer, 16 tokens one by one": decode}
+
+
+def model_tasks():
+    """A CRAM language model of four layers."""
+    from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
+    config = CRAMForCausalLMConfig(**sizes, num_attention_heads=4, state_size=32, semantic_rank=16)
+    model, tokens = CRAMForCausalLM(config).eval(), torch.randint(3, 512, (2, 256))
+
+    def forward():
+        with torch.no_grad():
+            model(tokens)
+
+    def generate():
+        model.generate(tokens, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)
+
+    return {"language model, 2 x 256 tokens": forward, "language model, 16 tokens generated": generate}
+
+
+def patched_tasks():
+    """A Llama with the widths of SmolLM2-135M and six layers, patched; gates are random, so some reads are skipped."""
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, install
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3)).eval()
+    layers = {}
+    for site in consolidatable_sites(model):
+        layer = ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(False)
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.02)
+        layers[site.layer] = layer
+    install(model, layers)
+    prompt, longer = torch.randint(3, 512, (1, 1024)), torch.randint(3, 512, (1, 2048))
+    mask = torch.ones(2, 512, dtype=torch.int64)
+    mask[0, :100] = 0
+    with torch.no_grad():
+        cache = DynamicCache(config=model.config)
+        model(longer, past_key_values=cache, logits_to_keep=1)
+
+    def prefill():
+        with torch.no_grad():
+            model(prompt, logits_to_keep=1, use_cache=False)
+
+    def padded():
+        with torch.no_grad():
+            model(prompt.view(2, 512), attention_mask=mask, logits_to_keep=1, use_cache=False)
+
+    def decode():
+        with torch.no_grad():
+            for t in range(16):
+                model(prompt[:, t : t + 1], past_key_values=cache)
+        cache.crop(-16)
+
+    return {"patched Llama, prompt of 1,024": prefill, "patched Llama, 2 x 512 padded": padded,
+            "patched Llama, 16 tokens after 2,048": decode}  # fmt: skip
+
+
+def work() -> None:
+    """In a process of its own: says what it can time, then times what it is told to."""
+    torch.set_num_threads(1)
+    tasks = layer_tasks() | model_tasks() | patched_tasks()
+    print("|".join(tasks), flush=True)
+    for line in sys.stdin:
+        task = tasks[line.rstrip("\n")]
+        start = time.process_time()
+        task()
+        print(time.process_time() - start, flush=True)
+
+
+class Revision:
+    """One checkout in a process that waits for work."""
+
+    def __init__(self, source: Path) -> None:
+        command = [sys.executable, __file__, "--work"]
+        environment = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(source)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, bufsize=1
+        )
+        self.tasks = self._line().split("|")
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a revision ended without an answer; see its error above")
+        return line.strip()
+
+    def time(self, task: str) -> float:
+        """Seconds of one repeat."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(task + "\n")
+        return float(self._line())
+
+
+def checked_out(revision: str, folder: Path) -> Path:
+    """The sources of a revision."""
+    archive = subprocess.run(
+        ["git", "archive", revision, "src"], cwd=ROOT, check=True, capture_output=True
+    ).stdout  # fmt: skip
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "src"
+
+
+def compared(ours: list[float], theirs: list[float]) -> dict[str, object]:
+    """Median ratio of paired times, today's over the other's, with a 95% bootstrap interval."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(N_BOOTSTRAP))
+    low, high = medians[int(0.025 * N_BOOTSTRAP)], medians[int(0.975 * N_BOOTSTRAP)]
+    return {
+        "ratio": [statistics.median(ratios), low, high],
+        "ms": 1000 * statistics.median(ours), "ms_before": 1000 * statistics.median(theirs), "repeats": len(ratios),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revision", nargs="?", help="to compare with, as git names it")
+    parser.add_argument("--repeats", type=int, default=40, help="pairs of each task (default: 40)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work()
+        return
+    if args.revision is None or args.out is None:
+        parser.error("give a revision and --out")
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Revision(ROOT / "src"), Revision(checked_out(args.revision, Path(folder)))
+        rows = []
+        for task in ours.tasks:
+            times: tuple[list[float], list[float]] = ([], [])
+            for repeat in range(args.repeats + 3):
+                pair = (ours, theirs) if repeat % 2 else (theirs, ours)
+                found = {one is ours: one.time(task) for one in pair}
+                if repeat >= 3:  # the first warm up
+                    times[0].append(found[True])
+                    times[1].append(found[False])
+            rows.append({"what": task, **compared(*times)})
+            ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*rows[-1]["ratio"])
+            print(f"{task}: {ratio}, {rows[-1]['ms']:.2f} ms, {rows[-1]['ms_before']:.2f} before", flush=True)
+    header = records.header(torch.device("cpu"))
+    write_json(args.out, {"kind": "speed", **header, "revision_before": args.revision, "threads": 1, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
