@@ -1,19 +1,22 @@
 """Practice curves: how a probability or an effort falls with the number of encounters, by five laws of one likelihood.
 
-Laws (paper sec. on practice curves has the first only): power `a k^-g`, exponential `a exp(-k / c)`, logistic
-`a / (1 + exp((k - c) / w))`, step `a` before `c` and `b` from there on, Weibull `a exp(-(k / c)^g)`.
+Laws (paper sec. on practice curves has the first only), up to their height: power `k^-g`, exponential `exp(-k / c)`,
+logistic `1 / (1 + exp((k - c) / w))`, Weibull `exp(-(k / c)^g)`; and a step, one level before a place and another from
+there on. No law but the step rises, so a curve is highest at the first encounter. Its height there is a parameter of
+every law and is searched below the `ceiling` of what was observed alone: a probability cannot leave 0 to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from scipy import optimize
 
-_LEAST = 1e-6  # probabilities are kept this far from 0 and 1, efforts this far from 0
+_LOGS = (-20.0, 25.0)  # between which logs of parameters are searched
+_SAME = 1e-3  # nats within which two fits are called equally likely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,34 +24,39 @@ class Law:
     """A family of curves over k = 1, 2, ...
 
     Attributes:
-        curve: of k (N,) and the parameters, which are logs of positive numbers.
+        log_shape: log of the curve up to its height, of k (N,) and the logs of the parameters after the height.
         starts: parameters from which the search begins, given k (N,).
-        names: of the parameters, after `exp`.
+        names: of the parameters, after `exp`; the first is the height at the first encounter.
     """
 
-    curve: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    log_shape: Callable[[np.ndarray, np.ndarray], np.ndarray]
     starts: Callable[[np.ndarray], list[list[float]]]
     names: tuple[str, ...]
 
+    def log_curve(self, k: np.ndarray, logs: np.ndarray, first: float) -> np.ndarray:
+        """Log of the curve at k (N,), whose height `exp(logs[0])` is that at the encounter `first`."""
+        shape = self.log_shape(np.append(k, first), logs[1:])
+        return logs[0] + shape[:-1] - shape[-1]
+
 
 def _power(k: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.exp(p[0] - np.exp(p[1]) * np.log(k))
+    return -np.exp(p[0]) * np.log(k)
 
 
 def _exponential(k: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.exp(p[0] - k / np.exp(p[1]))
+    return -k / np.exp(p[0])
 
 
 def _logistic(k: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.exp(p[0]) / (1 + np.exp(np.clip((k - np.exp(p[1])) / np.exp(p[2]), -60, 60)))
+    return -np.logaddexp(0.0, (k - np.exp(p[0])) / np.exp(p[1]))
 
 
 def _weibull(k: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.exp(p[0] - np.exp(np.clip(np.exp(p[2]) * (np.log(k) - p[1]), -60, 60)))
+    return -np.exp(np.minimum(np.exp(p[1]) * (np.log(k) - p[0]), 60.0))
 
 
 def _step(k: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.where(k < np.exp(p[1]), np.exp(p[0]), np.exp(p[2]))
+    return np.where(k < np.exp(p[0]), 0.0, p[1])
 
 
 def _log_places(k: np.ndarray) -> list[float]:
@@ -57,20 +65,24 @@ def _log_places(k: np.ndarray) -> list[float]:
 
 LAWS: dict[str, Law] = {
     "power": Law(
-        curve=_power, names=("a", "exponent"), starts=lambda _: [[-0.1, float(np.log(g))] for g in (0.05, 0.3, 1.0)]
+        log_shape=_power,
+        names=("height", "exponent"),
+        starts=lambda _: [[float(np.log(g))] for g in (0.01, 0.05, 0.3, 1.0)],
     ),
-    "exponential": Law(curve=_exponential, names=("a", "scale"), starts=lambda k: [[-0.1, c] for c in _log_places(k)]),
+    "exponential": Law(
+        log_shape=_exponential, names=("height", "scale"), starts=lambda k: [[c] for c in _log_places(k)]
+    ),
     "logistic": Law(
-        curve=_logistic,
-        names=("a", "middle", "scale"),
-        starts=lambda k: [[-0.1, c, c + w] for c in _log_places(k) for w in (-2.5, -1.0)],
+        log_shape=_logistic,
+        names=("height", "middle", "scale"),
+        starts=lambda k: [[c, c + w] for c in _log_places(k) for w in (-2.5, -1.0)],
     ),
     # Between two encounters every place of a step is the same, so all of them are tried and nothing is searched.
-    "step": Law(curve=_step, names=("a", "place", "b"), starts=lambda _: []),
+    "step": Law(log_shape=_step, names=("height", "place", "factor"), starts=lambda _: []),
     "weibull": Law(
-        curve=_weibull,
-        names=("a", "scale", "shape"),
-        starts=lambda k: [[-0.1, c, g] for c in _log_places(k) for g in (-0.7, 0.0, 1.2)],
+        log_shape=_weibull,
+        names=("height", "scale", "shape"),
+        starts=lambda k: [[c, g] for c in _log_places(k) for g in (-0.7, 0.0, 1.2)],
     ),
 }
 
@@ -79,14 +91,15 @@ class Errors(Protocol):
     """How observations scatter around a curve."""
 
     n_parameters: int
+    ceiling: float
 
     @property
     def n(self) -> int:
         """Observations."""
         ...
 
-    def nats(self, curve: np.ndarray) -> float:
-        """Negative log likelihood of the observations under a curve (N,)."""
+    def nats(self, log_curve: np.ndarray) -> float:
+        """Negative log likelihood of the observations under the log of a curve (N,)."""
         ...
 
     def mean(self, where: np.ndarray) -> float:
@@ -101,21 +114,23 @@ class Binomial:
     hits: np.ndarray
     trials: np.ndarray
     n_parameters = 0
+    ceiling = 1.0
 
     @property
     def n(self) -> int:
         """Trials."""
         return int(self.trials.sum())
 
-    def nats(self, curve: np.ndarray) -> float:
-        """See `Errors`."""
-        p = np.clip(curve, _LEAST, 1 - _LEAST)
-        # What begins above 1 and is cut there would be a step under another name.
-        impossible = 1e4 * float(np.maximum(curve - 1, 0.0).sum())
-        return impossible - float((self.hits * np.log(p) + (self.trials - self.hits) * np.log1p(-p)).sum())
+    def nats(self, log_curve: np.ndarray) -> float:
+        """Infinite where the curve is 0 or 1 and the observations are not."""
+        misses = self.trials - self.hits
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 times the log of 0 is 0
+            hit = np.where(self.hits > 0, self.hits * log_curve, 0.0)
+            miss = np.where(misses > 0, misses * np.log(-np.expm1(log_curve)), 0.0)
+        return -float((hit + miss).sum())
 
     def mean(self, where: np.ndarray) -> float:
-        """See `Errors`."""
+        """Share of hits."""
         return float(self.hits[where].sum() / max(self.trials[where].sum(), 1))
 
 
@@ -125,19 +140,20 @@ class LogNormal:
 
     values: np.ndarray
     n_parameters = 1
+    ceiling = np.inf
 
     @property
     def n(self) -> int:
         """Observations."""
         return len(self.values)
 
-    def nats(self, curve: np.ndarray) -> float:
-        """See `Errors`."""
-        error = np.log(self.values) - np.log(np.maximum(curve, _LEAST))
+    def nats(self, log_curve: np.ndarray) -> float:
+        """Under the likeliest size of the errors; values that a curve meets exactly count as met within 1e-6."""
+        error = np.log(self.values) - log_curve
         return 0.5 * self.n * float(np.log(max((error**2).mean(), 1e-12)) + 1 + np.log(2 * np.pi))
 
     def mean(self, where: np.ndarray) -> float:
-        """See `Errors`."""
+        """The geometric mean."""
         return float(np.exp(np.log(self.values[where]).mean()))
 
 
@@ -148,80 +164,106 @@ class PracticeFit:
     Attributes:
         law: its name in `LAWS`.
         parameters: by name.
+        first: the first encounter, at which the height is taken.
         nats: negative log likelihood.
         aic: Akaike's criterion, with the correction for few observations.
+        at_bounds: names of parameters whose bound is as likely as their value, so that the bound has chosen them.
     """
 
     law: str
     parameters: Mapping[str, float]
+    first: float
     nats: float
     aic: float
-
-    @property
-    def logs(self) -> np.ndarray:
-        """Logs of the parameters, in the order of the law."""
-        return np.log(np.maximum([self.parameters[name] for name in LAWS[self.law].names], 1e-300))
+    at_bounds: tuple[str, ...] = ()
 
     def curve(self, k: np.ndarray) -> np.ndarray:
-        """Its value at encounters k (N,)."""
-        return LAWS[self.law].curve(k, self.logs)
+        """Its value at encounters k (N,), `first` or more."""
+        with np.errstate(divide="ignore"):
+            logs = np.log([self.parameters[name] for name in LAWS[self.law].names])
+        return np.exp(LAWS[self.law].log_curve(k, logs, self.first))
 
 
-def fit(law: str, k: np.ndarray, errors: Errors, near: PracticeFit | None = None) -> PracticeFit:
-    """The most likely curve of a law.
+def fit(law: str, k: np.ndarray, errors: Errors) -> PracticeFit:
+    """The most likely curve of a law that stays below the observations' ceiling.
 
     Args:
         law: name in `LAWS`.
         k: encounters, (N,), 1 or more.
         errors: the observations at them.
-        near: a fit of similar data, from which the search begins instead of from many places.
+
+    Raises:
+        ArithmeticError: when the search does not settle.
     """
-    family = LAWS[law]
+    family, first = LAWS[law], float(k.min())
+
+    def nats(logs: np.ndarray) -> float:
+        return errors.nats(family.log_curve(k, logs, first))
+
     if law == "step":
-        found = _best_step(k, errors)
+        found, at_bounds = _best_step(k, errors, nats), ()
     else:
-        height = np.log(max(errors.mean(k <= np.quantile(k, 0.3)), _LEAST))
-        starts = [[start[0] + height, *start[1:]] for start in family.starts(k)]
-        found = _search(family, k, errors, starts if near is None else [list(near.logs)])
-    nats = errors.nats(family.curve(k, found))
+        height = float(np.log(max(errors.mean(k <= np.quantile(k, 0.3)), 1e-6))) - 1e-3
+        bounds = [(_LOGS[0], min(float(np.log(errors.ceiling)), _LOGS[1])), *[_LOGS] * (len(family.names) - 1)]
+        found = _search(nats, [np.array([height, *start]) for start in family.starts(k)], bounds)
+        at_bounds = _bounding(nats, found, bounds, family.names)
     n_parameters = len(family.names) + errors.n_parameters
     spare = errors.n - n_parameters - 1
-    aic = 2 * nats + 2 * n_parameters + (2 * n_parameters * (n_parameters + 1) / spare if spare > 0 else np.inf)
-    parameters = {name: float(value) for name, value in zip(family.names, np.exp(np.clip(found, -50, 50)), strict=True)}
-    return PracticeFit(law=law, parameters=parameters, nats=nats, aic=aic)
+    least = nats(found)
+    aic = 2 * least + 2 * n_parameters + (2 * n_parameters * (n_parameters + 1) / spare if spare > 0 else np.inf)
+    parameters = {name: float(value) for name, value in zip(family.names, np.exp(found), strict=True)}
+    return PracticeFit(law=law, parameters=parameters, first=first, nats=least, aic=aic, at_bounds=at_bounds)
 
 
-def _search(family: Law, k: np.ndarray, errors: Errors, starts: list[list[float]]) -> np.ndarray:
-    """The best end of a search from every start."""
-    ends = [
-        optimize.minimize(
-            lambda p: errors.nats(family.curve(k, p)),
-            start,
-            method="Nelder-Mead",
-            options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 600},
-        )
-        for start in starts
-    ]
-    return min(ends, key=lambda end: end.fun).x
+def _search(
+    nats: Callable[[np.ndarray], float], starts: Sequence[np.ndarray], bounds: Sequence[tuple[float, float]]
+) -> np.ndarray:
+    """The best end of searches from the three best starts, taken up again until nothing is gained."""
+
+    def down_from(start: np.ndarray) -> optimize.OptimizeResult:
+        simplex = np.vstack([start, start - 0.3 * np.eye(len(start))])
+        return optimize.minimize(nats, start, method="Nelder-Mead", bounds=bounds,
+                                 options={"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-4})  # fmt: skip
+
+    best = min((down_from(start) for start in sorted(starts, key=nats)[:3]), key=lambda end: end.fun)
+    for _ in range(30):
+        again = down_from(np.clip(best.x, *np.transpose(bounds)))
+        if again.fun > best.fun - _SAME:
+            return best.x
+        best = again
+    raise ArithmeticError(f"a fit went on falling at {best.fun} nats; its law may not suit the observations")
 
 
-def _best_step(k: np.ndarray, errors: Errors) -> np.ndarray:
+def _bounding(
+    nats: Callable[[np.ndarray], float], found: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]
+) -> tuple[str, ...]:
+    """Parameters that could as well stand at a bound."""
+    least, hit = nats(found), []
+    for i, (name, ends) in enumerate(zip(names, bounds, strict=True)):
+        moved = [np.where(np.arange(len(found)) == i, end, found) for end in ends]
+        if any(nats(one) <= least + _SAME for one in moved):
+            hit.append(name)
+    return tuple(hit)
+
+
+def _best_step(k: np.ndarray, errors: Errors, nats: Callable[[np.ndarray], float]) -> np.ndarray:
     """Every place between two encounters tried."""
     places = np.unique(k)
     tried = []
     for place in np.sqrt(places[1:] * places[:-1]):
-        a, b = errors.mean(k < place), errors.mean(k >= place)
-        tried.append(np.log(np.maximum([a, place, b], _LEAST)))
-    return min(tried, key=lambda p: errors.nats(_step(k, p)))
+        before, after = errors.mean(k < place), errors.mean(k >= place)
+        with np.errstate(divide="ignore"):
+            level = np.log(max(before, 1e-12))
+            tried.append(np.array([level, np.log(place), np.log(after) - level]))
+    return min(tried, key=nats)
 
 
-def compare(k: np.ndarray, errors: Errors, near: Mapping[str, PracticeFit] | None = None) -> dict[str, PracticeFit]:
+def compare(k: np.ndarray, errors: Errors) -> dict[str, PracticeFit]:
     """All laws fitted to the same observations, the best by AIC first; of equals, a step, which is a limit of others.
 
     Args:
         k: encounters, (N,).
         errors: the observations at them.
-        near: fits of similar data, from which to begin.
 
     Raises:
         ValueError: when k is not 1 or more, or there are fewer than four different encounters.
@@ -229,7 +271,7 @@ def compare(k: np.ndarray, errors: Errors, near: Mapping[str, PracticeFit] | Non
     k = np.asarray(k, dtype=float)
     if (k < 1).any() or len(np.unique(k)) < 4:
         raise ValueError(f"k = {k.tolist()} must hold at least four different encounters, counted from 1")
-    fits = [fit(law, k, errors, near[law] if near else None) for law in LAWS]
+    fits = [fit(law, k, errors) for law in LAWS]
     return {f.law: f for f in sorted(fits, key=lambda f: (round(f.aic, 1), f.law != "step"))}
 
 
@@ -240,142 +282,24 @@ def aic_weights(fits: Mapping[str, PracticeFit]) -> dict[str, float]:
     return {law: float(w / sum(raw.values())) for law, w in raw.items()}
 
 
-@dataclass(frozen=True)
-class Encounters:
-    """The practice log of one run: `k` (bins,), `hits` and `trials` (patterns, bins)."""
+def least_squares_exponent(k: np.ndarray, shares: np.ndarray) -> float:
+    """Exponent of the power law that is nearest to shares (N,) at k (N,) and nowhere above 1, all k alike."""
 
-    k: np.ndarray
-    hits: np.ndarray
-    trials: np.ndarray
+    def error(log_exponent: float) -> float:
+        shape = k ** -np.exp(log_exponent)
+        height = min(float(shape @ shares / (shape @ shape)), float(k.min() ** np.exp(log_exponent)))
+        return float(((shares - height * shape) ** 2).sum())
 
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Encounters | None:
-        """From a run's record; None where it has no practice log."""
-        practice = record.get("practice")
-        if not practice:
-            return None
-        firsts = np.array(practice["first_encounter"], dtype=float)
-        # Bins double every second time; a bin stands for its geometric middle.
-        lasts = np.append(firsts[1:] - 1, max(firsts[-1], np.floor(firsts[-1] * 4 / 3)))
-        return cls(np.sqrt(firsts * lasts), np.array(practice["read"]), np.array(practice["n"], dtype=float))
-
-    def pooled(self, patterns: np.ndarray | None = None) -> tuple[np.ndarray, Binomial]:
-        """Over (resampled) patterns: encounters that were met, and what was read of them."""
-        chosen = slice(None) if patterns is None else patterns
-        hits, trials = self.hits[chosen].sum(axis=0), self.trials[chosen].sum(axis=0)
-        met = trials > 0
-        return self.k[met], Binomial(hits[met], trials[met])
-
-    def after(self, encounter: float) -> Encounters:
-        """What came after an encounter, as when all before was read by decree; encounters keep their number."""
-        late = self.k > encounter
-        return Encounters(self.k[late], self.hits[:, late], self.trials[:, late])
+    grid = np.linspace(-12.0, 3.0, 151)
+    best = int(np.argmin([error(x) for x in grid]))
+    ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return float(np.exp(optimize.minimize_scalar(error, bounds=ends, method="bounded").x))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PracticeSummary:
-    """Runs of several seeds, averaged and pattern by pattern.
+def line_exponent(k: np.ndarray, shares: np.ndarray) -> float:
+    """Minus the slope of a line through the logs of shares (N,) and k (N,); shares of 0 have no log and are left out.
 
-    Attributes:
-        averaged: laws fitted to the average over patterns and seeds, best first.
-        weights: Akaike weights of these.
-        exponent: of the power law on the average: value, and 95% interval over seeds and patterns.
-        chosen: share of bootstrap resamples in which a law is the best of the average.
-        by_pattern: share of single patterns for which a law is the best.
-        k: encounters of the average.
-        mean: average at them.
+    NaN with fewer than two of them.
     """
-
-    averaged: Mapping[str, PracticeFit]
-    weights: Mapping[str, float]
-    exponent: tuple[float, float, float]
-    chosen: Mapping[str, float]
-    by_pattern: Mapping[str, float]
-    k: np.ndarray
-    mean: np.ndarray
-
-
-def summarise(
-    runs: Sequence[Encounters], *, n_resamples: int = 60, n_patterns: int = 40, seed: int = 0
-) -> PracticeSummary:
-    """Model selection on the average and on single patterns.
-
-    Args:
-        runs: one a seed.
-        n_resamples: of the bootstrap, which draws seeds and then patterns within them, both with replacement.
-        n_patterns: single patterns that are fitted, drawn over all runs.
-        seed: of the draws.
-
-    Raises:
-        ValueError: without runs.
-
-    Source: the warning is Heathcote, Brown and Mewhort (2000): averages over steps at different places are power-like.
-    """
-    if not runs:
-        raise ValueError("there is no run with a practice log; train one with recurring patterns")
-    rng = np.random.default_rng(seed)
-    k, errors = _pool(runs, None)
-    averaged = compare(k, errors)
-    exponents, best = [], []
-    for _ in range(n_resamples):
-        drawn = [runs[i] for i in rng.integers(len(runs), size=len(runs))]
-        again_k, again = _pool(drawn, rng)
-        fits = compare(again_k, again, averaged)
-        exponents.append(fits["power"].parameters["exponent"])
-        best.append(next(iter(fits)))
-    single = []
-    for _ in range(n_patterns):
-        run = runs[int(rng.integers(len(runs)))]
-        one_k, one = run.pooled(np.array([rng.integers(len(run.hits))]))
-        if len(one_k) >= 4:
-            single.append(next(iter(compare(one_k, one))))
-    low, high = np.percentile(exponents, (2.5, 97.5)) if exponents else (np.nan, np.nan)
-    return PracticeSummary(
-        averaged=averaged,
-        weights=aic_weights(averaged),
-        exponent=(averaged["power"].parameters["exponent"], float(low), float(high)),
-        chosen=_shares(best),
-        by_pattern=_shares(single),
-        k=k,
-        mean=errors.hits / errors.trials,
-    )
-
-
-def _pool(runs: Sequence[Encounters], rng: np.random.Generator | None) -> tuple[np.ndarray, Binomial]:
-    """Sums over runs; with `rng`, over resampled patterns."""
-    sums: dict[float, np.ndarray] = {}
-    for run in runs:
-        patterns = None if rng is None else rng.integers(len(run.hits), size=len(run.hits))
-        k, one = run.pooled(patterns)
-        for place, hits, trials in zip(k.tolist(), one.hits, one.trials, strict=True):
-            sums[place] = sums.get(place, np.zeros(2)) + np.array([hits, trials])
-    k = np.array(sorted(sums))
-    hits, trials = np.array([sums[place] for place in k]).T
-    return k, Binomial(hits, trials)
-
-
-def _shares(names: Sequence[str]) -> dict[str, float]:
-    return {law: names.count(law) / len(names) for law in LAWS if law in names} if names else {}
-
-
-def threshold_gate(
-    k: np.ndarray, *, rate_spread: float, n_patterns: int, threshold: float = 0.1, rate: float = 0.02, seed: int = 0
-) -> Encounters:
-    """The null: any distillation whose error falls exponentially, and a gate that reads while the error is too large.
-
-    Each pattern is read at every encounter until `exp(-rate_p k)` falls below the threshold, and never again: a step.
-    Rates differ between patterns by a log-normal factor, so the average over patterns is smooth.
-
-    Args:
-        k: encounters, (N,).
-        rate_spread: standard deviation of the log rate over patterns.
-        n_patterns: patterns.
-        threshold: error below which the gate no longer reads, 0 to 1.
-        rate: median learning rate, a share of the error an encounter.
-        seed: of the rates.
-
-    Source: ours.
-    """
-    rates = rate * np.exp(rate_spread * np.random.default_rng(seed).standard_normal(n_patterns))
-    hits = (np.exp(-rates[:, None] * k) > threshold).astype(float)
-    return Encounters(np.asarray(k, dtype=float), hits, np.ones_like(hits))
+    seen = shares > 0
+    return float(-np.polyfit(np.log(k[seen]), np.log(shares[seen]), 1)[0]) if seen.sum() > 1 else np.nan

@@ -51,8 +51,10 @@ class Transition:
         width: from 10 to 90% of the fall, steps.
         width_low: lower end of the interval of `width`.
         width_high: upper end.
-        before: level before, a share.
-        after: level after, a share.
+        before: geometric mean of the last shares before the step, 0 to 1.
+        after: geometric mean of the first shares after it, 0 to 1.
+        unresolved: it is no wider than the least distance of two observations, so `width` is an upper bound.
+        floored: the shares after it lie at the resolution or below, so `fold` is a lower bound.
     """
 
     step: float
@@ -63,6 +65,8 @@ class Transition:
     width_high: float
     before: float
     after: float
+    unresolved: bool
+    floored: bool
 
     @property
     def fold(self) -> float:
@@ -95,8 +99,8 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
     trend = np.stack([np.ones_like(t), t], axis=1)
     bare = curves - _projected(curves, trend)
     (best,), (fall,) = _best_step(y[None], bare)
-    course = _projected(y - fall * curves[best], trend)  # without the step
-    residual = y - course - fall * curves[best]
+    without = y - fall * curves[best]
+    residual = without - _projected(without, trend)
     rivals = min(_bic(y - _projected(y, design), design.shape[1]) for design in _gradual_designs(t, trend))
     width = widths[best]
     sharp = width <= config.max_width_frac * (t[-1] - t[0]) and np.exp(-fall) >= config.min_fold
@@ -107,7 +111,7 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
     again, _ = _best_step(y - residual + noise, bare)
     tails = [50 * (1 - config.confidence), 50 * (1 + config.confidence)]
     (step_low, step_high), (width_low, width_high) = (np.percentile(x[again], tails) for x in (middles, widths))
-    level = float(np.interp(middles[best], t, course))
+    before, after = _levels(y, float(fall), curves[best], config.min_side)
     # What lies between two observations cannot be told apart, so intervals are widened by half their distance.
     gap = float(np.diff(t).max()) / 2
     return Transition(
@@ -117,9 +121,24 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
         width=float(width),
         width_low=float(width_low),
         width_high=float(width_high),
-        before=float(np.exp(level)),
-        after=float(np.exp(level + fall)),
+        before=float(np.exp(before)),
+        after=float(np.exp(after)),
+        unresolved=bool(width <= np.diff(t).min()),
+        floored=bool(np.exp(after) <= 1.001 * config.resolution),
     )
+
+
+def _levels(y: np.ndarray, fall: float, curve: np.ndarray, n: int) -> tuple[float, float]:
+    """Mean logs beside a step, of `n` observations on either side that hold less than a tenth of it.
+
+    They are taken from the observations and not from the trend, which is one line for both sides and may be above a
+    share of 1 at the step. What of the step such an observation holds is taken out, but no level leaves what was seen.
+    """
+    before, after = np.flatnonzero(curve < 0.1)[-n:], np.flatnonzero(curve > 0.9)[:n]
+    before = before if len(before) else np.array([0])
+    after = after if len(after) else np.array([len(y) - 1])
+    high, low = (y - fall * curve)[before].mean(), (y + fall * (1 - curve))[after].mean()
+    return float(min(high, y.max())), float(max(low, y.min()))
 
 
 def _checked(steps: Sequence[float], shares: Sequence[float], resolution: float) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,11 @@ class Interval:
             return self
         return Interval(mean=self.mean, low=max(self.low, least), high=min(self.high, most))
 
+    def negative(self) -> Interval:
+        """That of the quantity with the other sign."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Interval(mean=-self.mean, low=low, high=high)
+
     def format(self, digits: int) -> str:
         """`0.998 [0.996, 1.000]`."""
         text = f"{self.mean:.{digits}f}"

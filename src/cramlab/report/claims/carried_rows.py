@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cramlab.report.claims.evidence import ClaimRow, Evidence, Verdict, markdown
-from cramlab.report.claims.irregular_rows import LOST, over_seeds
+from cramlab.report.claims.evidence import ClaimRow, Evidence, markdown
+from cramlab.report.claims.irregular_rows import equal, over_seeds
 from cramlab.report.claims.transfer_rows import CLAIMED
 from cramlab.report.tables import Interval, seed_interval
+from cramlab.report.verdict import Verdict, at_least, every
 
 COMMAND = (
     "cramlab irregular --data {data} --source runs/results/transfer/cram-source-seed0 --out runs/results/irregular"
@@ -81,8 +82,16 @@ def _data_row(data: str, found: dict[tuple[str, str, str], list[dict[str, Any]]]
         return _claim(data, "-", Verdict.NOT_RUN)
     text = f"attention {carried.format(4)} against {scratch.format(4)} from scratch, AUC higher by {gain.format(3)}"
     if scratch.mean < LEAST:
-        verdict = Verdict.NOT_TESTABLE if carried.mean < LEAST else Verdict.NOT_REPRODUCED
-        return _claim(data, f"{text}; from scratch it reads next to nothing, so nothing can be saved", verdict)
-    saved = 1 - carried.mean / scratch.mean
-    equal = gain.mean >= -LOST
-    return _claim(data, text, Verdict.REPRODUCED if equal and saved >= CLAIMED else Verdict.NOT_REPRODUCED)
+        text += "; from scratch it reads next to nothing, so nothing can be saved"
+        more = at_least(carried, LEAST) is Verdict.REPRODUCED
+        return _claim(data, text, Verdict.NOT_REPRODUCED if more else Verdict.NOT_TESTABLE)
+    saved = at_least(_spared(found, data), 0.0)
+    return _claim(data, text, every([equal(gain.negative()), saved]))
+
+
+def _spared(found: dict[tuple[str, str, str], list[dict[str, Any]]], data: str) -> Interval | None:
+    """Reads below those that the claim allows, split by split: a share of those from scratch minus one's own."""
+    scratch, own = ({d["seed"]: d["test"]["attention_frac"] for d in found[data, "cram", way]}
+                    for way in ("scratch", "embedding"))  # fmt: skip
+    spared = [(1 - CLAIMED) * scratch[seed] - own[seed] for seed in sorted(scratch.keys() & own.keys())]
+    return seed_interval(spared) if spared else None

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cramlab.analysis.human import TABLES
-from cramlab.analysis.practice import threshold_gate
+from cramlab.analysis.encounters import threshold_gate
 from cramlab.report.claims import bounds_rows, irregular_rows, practice_rows, transfer_rows
 from cramlab.report.claims.evidence import Evidence
 from cramlab.report.claims.transition_rows import PAPER_QUALITY
@@ -77,7 +77,7 @@ def transition(evidence: Evidence) -> str | None:
             upper.axvline(run["encoding_ended_step"], color=_COLOURS[i % 10], linestyle=":", linewidth=0.8)
     upper.set_yscale("log")
     upper.set_ylabel("share of tokens that read\n(dotted: encoding ends)")
-    lower.axhline(PAPER_QUALITY, color="black", linestyle=":", label="the paper's q at its transition")
+    lower.axhline(PAPER_QUALITY.value, color="black", linestyle=":", label="the paper's q at its transition")
     lower.set_ylabel("mean q of recurring queries")
     lower.set_xlabel("optimiser step")
     _finish_beside(upper)
@@ -99,7 +99,7 @@ def practice(evidence: Evidence) -> str | None:
         marker = "oxs^v"[i // 10 % 5]
         models.plot(summary.k, np.maximum(summary.mean, _LEAST), marker, color=colour, markersize=3,
                     label=" ".join(filter(None, (key[0], *key[2:]))))  # fmt: skip
-        best = next(iter(summary.averaged.values()))
+        best = next(iter(summary.together.values()))
         models.plot(summary.k, np.maximum(best.curve(summary.k), _LEAST), color=colour, linewidth=1)
     models.set_title("share of reads, and the best law")
     models.set_xlabel("encounter of a pattern")

@@ -1,23 +1,15 @@
-"""What claims are judged by, and the rules of judging."""
+"""What claims are judged by."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cramlab.report.tables import Interval, seed_interval, share_interval
-
-
-class Verdict(enum.StrEnum):
-    """How a claim ends."""
-
-    REPRODUCED = "reproduced"
-    NOT_REPRODUCED = "**not reproduced**"
-    UNDECIDED = "undecided"
-    NOT_TESTABLE = "not testable here"
-    NOT_RUN = "not run yet"
+from cramlab.config import differing, to_dict
+from cramlab.report.tables import Interval, seed_interval
+from cramlab.report.verdict import Verdict
+from cramlab.tasks.srcd import SRCDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +22,7 @@ class ClaimRow:
         paper: its figure.
         ours: our figure, with its interval and how many runs it rests on.
         command: regenerates our records.
-        verdict: by the rule of `judge`, or stated where the row is made.
+        verdict: by a rule of `cramlab.report.verdict`, or stated where the row is made.
     """
 
     claim: str
@@ -75,29 +67,26 @@ class Evidence:
         ]
 
 
-def judge(ours: Interval | None, paper: float, tolerance: float) -> Verdict:
-    """Reproduced when the paper's figure lies within the tolerance of our mean or in our interval.
-
-    An interval wider than half of the paper's figure holds too much to decide anything.
-    """
-    if ours is None:
-        return Verdict.NOT_RUN
-    if abs(ours.mean - paper) <= tolerance:
-        return Verdict.REPRODUCED
-    if ours.low is None or ours.high is None or not ours.low <= paper <= ours.high:
-        return Verdict.NOT_REPRODUCED
-    return Verdict.REPRODUCED if ours.high - ours.low <= abs(paper) / 2 else Verdict.UNDECIDED
+def standard(run: dict[str, Any]) -> bool:
+    """Whether a run is on the task of the paper, SRCD as it comes; the length of its sequences apart."""
+    task = to_dict(SRCDConfig())
+    return not differing(task | run["config"]["task"] | {"seq_len": task["seq_len"]}, task)
 
 
-def over_seeds(runs: Iterable[dict[str, Any]], name: str, count: str | None = None) -> Interval | None:
-    """A test metric over seeds; for one run Wilson's interval over its `count`. None without runs that know it."""
+def commands(runs: Iterable[dict[str, Any]]) -> str:
+    """What regenerates the records of runs: a command an experiment, size and mixer."""
+    found = {(run["experiment"], run["mixer"], run["size"]) for run in runs}
+    return " && ".join(
+        f"cramlab run {experiment}/{mixer} --size {size} --out runs/results/{experiment}"
+        for experiment, mixer, size in sorted(found)
+    )
+
+
+def over_seeds(runs: Iterable[dict[str, Any]], name: str) -> Interval | None:
+    """A test metric over seeds; a mean alone for one run. None without runs that know it."""
     tests = [run["metrics"]["test"] for run in runs if run["metrics"]["test"]]
-    tests = [test for test in tests if test.get(name) is not None]
-    if not tests:
-        return None
-    if len(tests) == 1 and count is not None:
-        return share_interval(tests[0][name], tests[0][count])
-    return seed_interval([test[name] for test in tests]).within(0.0, 1.0)
+    values = [test[name] for test in tests if test.get(name) is not None]
+    return seed_interval(values).within(0.0, 1.0) if values else None
 
 
 def shown(ours: Interval | None, digits: int, n_runs: int) -> str:
@@ -105,6 +94,11 @@ def shown(ours: Interval | None, digits: int, n_runs: int) -> str:
     if ours is None:
         return "-"
     return f"{ours.format(digits)}, {n_runs} run{'' if n_runs == 1 else 's'}"
+
+
+def interval_of(values: Sequence[float]) -> Interval:
+    """Of an estimate in an audit: value, and the ends of its 95% interval."""
+    return Interval(mean=values[0], low=values[1], high=values[2])
 
 
 def estimate(values: Sequence[float | None], digits: int = 2) -> str:

@@ -15,8 +15,9 @@ from cramlab.report.claims import (
     transfer_rows,
     transition_rows,
 )
-from cramlab.report.claims.evidence import COLUMNS, ClaimRow, Evidence, Verdict, markdown
+from cramlab.report.claims.evidence import COLUMNS, ClaimRow, Evidence, markdown
 from cramlab.report.tables import origin, processor
+from cramlab.report.verdict import Verdict
 
 
 def claim_rows(evidence: Evidence) -> list[ClaimRow]:

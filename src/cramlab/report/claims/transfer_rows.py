@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cramlab.report.claims.evidence import ClaimRow, Evidence, Verdict, markdown
+from cramlab.report.claims.evidence import ClaimRow, Evidence, markdown
 from cramlab.report.tables import seed_interval
+from cramlab.report.verdict import Verdict, at_least
 
 COMMAND = "cramlab run transfer --size small --out runs/results/transfer"
 OTHER_FACTS = ("recall", "rebound", "patterns", "copy")  # the paper's kind of target
@@ -18,6 +19,7 @@ LOST_DYNAMICS = 0.05  # share by which the squared error of levels may be larger
 GOAL = 0.95  # validation retrieval up to which training reads are counted
 SPARSE = 1.25  # attention over the oracle's, at most, of the second goal
 CLAIMED = 0.48  # the least of the paper's reductions
+NOTHING = 0.1  # a reduction below it counts as none
 OURS, ENOUGH = 0.60, 3  # our own aim: that reduction, on so many targets
 
 
@@ -188,27 +190,43 @@ def _count(reads: float | None) -> str:
 Saved = Callable[[Sequence[Row], Row], float | None]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """One way on one target: what it saves, run by run; None where accuracy was lost or the goal missed."""
+
+    target: str
+    way: str
+    shares: Sequence[float | None]
+
+    def __str__(self) -> str:
+        """Mean and interval in per cent; how many runs lost, where any did."""
+        known = self._known()
+        if len(known) < len(self.shares):
+            return f"none in {len(self.shares) - len(known)} of {len(self.shares)}"
+        return f"{seed_interval([100 * s for s in known]).format(0)}%"
+
+    def at_least(self, share: float) -> Verdict:
+        """By the whole interval over runs; a run that lost saves nothing. One run decides nothing."""
+        known = self._known()
+        if len(self.shares) < 2:
+            return Verdict.UNDECIDED
+        return Verdict.NOT_REPRODUCED if len(known) < len(self.shares) else at_least(seed_interval(known), share)
+
+    def _known(self) -> list[float]:
+        return [s for s in self.shares if s is not None]
+
+
 def over_seeds(
     rows: Sequence[Row], mixer: str, targets: Sequence[str], ways: Sequence[str], saved_by: Saved
-) -> dict[tuple[str, str], tuple[float | None, str]]:
-    """By target and way: the mean reduction over seeds, None if accuracy was lost or the goal missed in any, and text.
-
-    Ways are not chosen among: each is shown.
-    """
-    made: dict[tuple[str, str], tuple[float | None, str]] = {}
+) -> list[Saving]:
+    """By target and way. Ways are not chosen among: each is shown."""
+    made = []
     for target in targets:
         for way in ways:
             group = [r for r in rows if (r.mixer, r.target, r.way) == (mixer, target, way)]
             group = [r for r in group if scratch_of(rows, r) is not None]
-            if not group:
-                continue
-            saved = [saved_by(rows, r) for r in group]
-            known = [s for s in saved if s is not None]
-            if len(known) < len(saved):
-                made[target, way] = (None, f"none in {len(saved) - len(known)} of {len(saved)}")
-            else:
-                mean = seed_interval([100 * s for s in known])
-                made[target, way] = (mean.mean / 100, f"{mean.format(0)}%")
+            if group:
+                made.append(Saving(target, way, [saved_by(rows, r) for r in group]))
     return made
 
 
@@ -235,35 +253,40 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
     ]  # fmt: skip
 
 
-Judge = Callable[[dict[tuple[str, str], tuple[float | None, str]]], bool]
+def _targets(savings: Sequence[Saving], least: float) -> tuple[int, int, int]:
+    """Targets on which some way saves that much, on which none of those that were run twice does, and all."""
+    by_target: dict[str, set[Verdict]] = {}
+    for saving in savings:
+        by_target.setdefault(saving.target, set()).add(saving.at_least(least))
+    saved = sum(Verdict.REPRODUCED in found for found in by_target.values())
+    refuted = sum(Verdict.REPRODUCED not in found and Verdict.NOT_REPRODUCED in found for found in by_target.values())
+    return saved, refuted, len(by_target)
 
 
-def _targets_at(shares: dict[tuple[str, str], tuple[float | None, str]], least: float) -> int:
-    """Targets on which some way saves that much."""
-    return len({target for (target, _), (share, _) in shares.items() if share is not None and share >= least})
+def _most(savings: Sequence[Saving]) -> Verdict:
+    saved, refuted, n = _targets(savings, CLAIMED)
+    return _decided(saved > n / 2, refuted >= n / 2)
 
 
-def _most(shares: dict[tuple[str, str], tuple[float | None, str]]) -> bool:
-    return _targets_at(shares, CLAIMED) > len({target for target, _ in shares}) / 2
+def _none(savings: Sequence[Saving]) -> Verdict:
+    saved, refuted, n = _targets(savings, NOTHING)
+    return _decided(refuted == n, saved > 0)
 
 
-def _none(shares: dict[tuple[str, str], tuple[float | None, str]]) -> bool:
-    return _targets_at(shares, 0.1) == 0
+def _aim(savings: Sequence[Saving]) -> Verdict:
+    saved, refuted, n = _targets(savings, OURS)
+    return _decided(saved >= ENOUGH, n - refuted < ENOUGH)
 
 
-def _aim(shares: dict[tuple[str, str], tuple[float | None, str]]) -> bool:
-    return _targets_at(shares, OURS) >= ENOUGH
+def _decided(shown: bool, refuted: bool) -> Verdict:
+    return Verdict.REPRODUCED if shown else Verdict.NOT_REPRODUCED if refuted else Verdict.UNDECIDED
 
 
 def _row(
     what: str, paper: str, runs: list[Row], mixer: str, targets: Sequence[str], ways: Sequence[str], saved_by: Saved,
-    judge: Judge,
+    judge: Callable[[Sequence[Saving]], Verdict],
 ) -> ClaimRow:  # fmt: skip
-    shares = over_seeds(runs, mixer, targets, ways, saved_by)
-    text = "; ".join(
-        f"{target}{f' ({way})' if len(ways) > 1 else ''}: {said}" for (target, way), (_, said) in shares.items()
-    )
-    verdict = Verdict.NOT_RUN
-    if shares:
-        verdict = Verdict.REPRODUCED if judge(shares) else Verdict.NOT_REPRODUCED
+    savings = over_seeds(runs, mixer, targets, ways, saved_by)
+    text = "; ".join(f"{s.target}{f' ({s.way})' if len(ways) > 1 else ''}: {s}" for s in savings)
+    verdict = judge(savings) if savings else Verdict.NOT_RUN
     return ClaimRow(claim="C6", what=what, paper=paper, ours=text or "-", command=COMMAND, verdict=verdict)

@@ -1,0 +1,97 @@
+"""How a figure of the paper's is judged by ours: the rules, in one place."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from cramlab.report.tables import Interval
+
+TOLERATED = 0.1  # of what a figure claims: how far beside our interval it may lie
+TELLING = 0.5  # of what a figure claims: how wide our interval may be
+
+
+class Verdict(enum.StrEnum):
+    """How a claim ends."""
+
+    REPRODUCED = "reproduced"
+    NOT_REPRODUCED = "**not reproduced**"
+    UNDECIDED = "undecided"
+    NOT_TESTABLE = "not testable here"
+    NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of the paper's.
+
+    Attributes:
+        value: its figure.
+        without: what the quantity would be were the claim false; the distance of the two is what the figure claims.
+    """
+
+    value: float
+    without: float
+
+    @property
+    def claimed(self) -> float:
+        """The effect, from which every tolerance follows."""
+        return abs(self.value - self.without)
+
+
+def judge(ours: Interval | None, paper: Figure) -> Verdict:
+    """Whether our interval, widened by a tenth of what is claimed, holds the paper's figure.
+
+    One that does and is wider than half of what is claimed decides nothing, and neither does a mean without interval.
+    """
+    if ours is None:
+        return Verdict.NOT_RUN
+    if ours.low is None or ours.high is None:
+        return Verdict.UNDECIDED
+    margin = TOLERATED * paper.claimed
+    if not ours.low - margin <= paper.value <= ours.high + margin:
+        return Verdict.NOT_REPRODUCED
+    return Verdict.REPRODUCED if ours.high - ours.low <= TELLING * paper.claimed else Verdict.UNDECIDED
+
+
+def at_least(ours: Interval | None, level: float) -> Verdict:
+    """Whether our whole interval is at a level or above it, or below it; undecided where it holds both."""
+    if ours is None:
+        return Verdict.NOT_RUN
+    if ours.low is None or ours.high is None:
+        return Verdict.UNDECIDED
+    if ours.low >= level:
+        return Verdict.REPRODUCED
+    return Verdict.NOT_REPRODUCED if ours.high < level else Verdict.UNDECIDED
+
+
+def at_most(ours: Interval | None, level: float) -> Verdict:
+    """The same with below and above exchanged."""
+    if ours is None:
+        return Verdict.NOT_RUN
+    return at_least(ours.negative(), -level)
+
+
+def most(hits: int, n: int) -> Verdict:
+    """Whether more than half of the runs show something: by the 95% interval of the share, after Clopper and Pearson."""
+    return at_least(run_share(hits, n), 0.5)
+
+
+def run_share(hits: int, n: int) -> Interval | None:
+    """Share of `n` runs with the exact 95% interval; None without runs."""
+    if not n:
+        return None
+    ends = stats.binomtest(hits, n).proportion_ci(method="exact")
+    return Interval(mean=hits / n, low=float(ends.low), high=float(ends.high))
+
+
+def every(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of a claim in several parts: refuted by one, open as long as one is open; not run without parts."""
+    found: Sequence[Verdict] = list(verdicts)
+    for verdict in (Verdict.NOT_REPRODUCED, Verdict.NOT_TESTABLE, Verdict.NOT_RUN, Verdict.UNDECIDED):
+        if verdict in found:
+            return verdict
+    return Verdict.REPRODUCED if found else Verdict.NOT_RUN
