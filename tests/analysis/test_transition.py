@@ -108,3 +108,22 @@ def test_level_and_crossing():
     assert crossing(steps, values, 0.55) == 40  # at 20 it is there, but does not stay
     assert crossing(steps, values, 0.9) is None
     assert crossing(steps, values, 0.1) == 10
+
+
+def test_levels_beside_a_step_are_those_observed_and_no_trends():
+    """A trend is one line for both sides; a share above 1 or a fold that nobody saw must not come out of it."""
+    shares = np.where(STEPS <= 300, 1.0, 0.05 * np.exp(-1.2 * np.maximum(STEPS - 500, 0) / 900))
+    found = detect(STEPS, shares)
+    assert found.before == pytest.approx(1.0)
+    assert found.after == pytest.approx(0.05, rel=0.02)
+    assert found.fold == pytest.approx(20, rel=0.02)
+    assert found.unresolved
+    assert not found.floored
+
+
+def test_a_fall_to_nothing_is_a_lower_bound_and_a_wide_one_is_resolved():
+    gone = detect(STEPS, np.where(STEPS < 400, 0.1, 0.0), DetectorConfig(resolution=1e-3))
+    assert gone.floored
+    wide = detect(STEPS, planted(600, 80, 1.0, 0.1))
+    assert not wide.unresolved
+    assert wide.before <= 1.2

@@ -223,7 +223,7 @@ def _search(
     def down_from(start: np.ndarray) -> optimize.OptimizeResult:
         simplex = np.vstack([start, start - 0.3 * np.eye(len(start))])
         return optimize.minimize(nats, start, method="Nelder-Mead", bounds=bounds,
-                                 options={"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-4})  # fmt: skip
+                                 options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-4})  # fmt: skip
 
     best = min((down_from(start) for start in sorted(starts, key=nats)[:3]), key=lambda end: end.fun)
     for _ in range(30):
