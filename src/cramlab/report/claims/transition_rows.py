@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +94,10 @@ def _smoothed(steps: list[int], values: list[float | None]) -> tuple[list[int], 
     return [step for step, _ in known][2:-2], mean.tolist()
 
 
-def courses(evidence: Evidence) -> list[Course]:
-    """All that can be told, in the order of their groups."""
+def courses(evidence: Evidence, wanted: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[Course]:
+    """All that can be told, of runs that are wanted, in the order of their groups."""
     experiments = ("transition", "srcd", "srcd_table", "srcd_sweeps", "srcd_routers")
-    found = [course(run) for name in experiments for run in evidence.of(name)]
+    found = [course(run) for name in experiments for run in evidence.of(name) if wanted(run)]
     return [c for c in found if c is not None]
 
 
@@ -137,7 +138,7 @@ def _range(values: list[Any], digits: int = 0) -> str:
 
 def rows(evidence: Evidence) -> list[ClaimRow]:
     """The claim in its parts, on the paper's task; CRAM's own router after an encoding phase unless said."""
-    found = [c for c in courses(evidence) if standard(c.run)]
+    found = courses(evidence, lambda run: run["mixer"] in OURS + PAPERS and standard(run))
     ours = [c for c in found if c.mixer == "cram" and c.encoding_ended]
     sharp = [c for c in ours if c.whole is not None]
     return [_fold(ours, sharp), _cause(ours, sharp), _emergent(found), _quality(ours)]
