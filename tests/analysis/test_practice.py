@@ -74,7 +74,9 @@ def test_no_number_of_trials_drives_a_probability_above_1(law, trials):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("errors", [too_steep(), planted("power"), planted("logistic")], ids=["steep", "power", "logistic"])
+@pytest.mark.parametrize(
+    "errors", [too_steep(), planted("power"), planted("logistic")], ids=["steep", "power", "logistic"]
+)
 def test_the_same_runs_ten_times_over_leave_the_curve_as_it_is(law, errors):
     once, often = fit(law, K, errors), fit(law, K, Binomial(10 * errors.hits, 10 * errors.trials))
     assert often.curve(K) == pytest.approx(once.curve(K), abs=3e-3)

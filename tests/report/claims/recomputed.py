@@ -79,7 +79,16 @@ def all_of(verdicts):
 
 
 def rows():
-    return {**audits(), **srcd_table(), **transition(), **bounds(), **transfer(), **carried(), **practice(), **irregular()}
+    return {
+        **audits(),
+        **srcd_table(),
+        **transition(),
+        **bounds(),
+        **transfer(),
+        **carried(),
+        **practice(),
+        **irregular(),
+    }
 
 
 def audit(model):
@@ -157,7 +166,9 @@ def srcd_table():
 
 def validations(run):
     known = [row for row in run["series"] if row["validation"] is not None]
-    return np.array([row["step"] for row in known], float), np.array([row["validation"]["attention_frac"] for row in known])
+    return np.array([row["step"] for row in known], float), np.array(
+        [row["validation"]["attention_frac"] for row in known]
+    )
 
 
 def left(y, columns):
@@ -228,7 +239,9 @@ def transition():
     n, sharp = len(ours), sum(d is not None for d in drops)
     total, own = student([1 / x for x in last]), student([0.05 / x for x in last])
     share = student([math.log(0.05 / x) / math.log(1 / x) for x in last])
-    at_end = sum(abs(d[0] - ended(r)) <= 1.5 * np.diff(validations(r)[0]).max() for r, d in zip(ours, drops, strict=True))
+    at_end = sum(
+        abs(d[0] - ended(r)) <= 1.5 * np.diff(validations(r)[0]).max() for r, d in zip(ours, drops, strict=True)
+    )
     made = {
         "attention falls 37.8x in one sharp transition": (
             [*total, *((x, 0.3) for x in steps), sharp, n], judged(steps, 37.8, 20)),
@@ -316,7 +329,9 @@ def transfer():
 
     def saved(run, target, by):
         mixer = "cram" if run["mixer"] == "cram-random" else run["mixer"]
-        others = [found[key] for way in ("scratch", "no_encoding") if (key := (mixer, target, way, run["seed"])) in found]
+        others = [
+            found[key] for way in ("scratch", "no_encoding") if (key := (mixer, target, way, run["seed"])) in found
+        ]
         if not others:
             return "nothing to compare"
         mine, first = run["metrics"]["test"], others[0]["metrics"]["test"]

@@ -252,8 +252,9 @@ def test_controls_that_save_reads_are_reported():
     ]
     again = runs + [copy.deepcopy(r) | {"seed": 1} for r in runs]
     once, twice = ({row.what: row.verdict for row in transfer_rows.rows(Evidence(runs=some))} for some in (runs, again))
-    random, seqboat = "a random router at the carried one's rate saves nothing", (
-        "SeqBoat's router, carried with a new head, saves nothing"
+    random, seqboat = (
+        "a random router at the carried one's rate saves nothing",
+        ("SeqBoat's router, carried with a new head, saves nothing"),
     )
     assert (once[random], once[seqboat]) == (Verdict.UNDECIDED, Verdict.UNDECIDED)
     assert (twice[random], twice[seqboat]) == (Verdict.NOT_REPRODUCED, Verdict.REPRODUCED)

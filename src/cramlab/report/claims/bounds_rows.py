@@ -156,8 +156,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             claim="C5",
             what="CRAM reads less than the bound for static routers (1.5% on SRCD)",
             paper="1.5% against 5%",
-            ours=f"{sum(p.below for p in crams)} of {len(crams)} runs on the paper's task below it, "
-            f"{share.format(2)}"
+            ours=f"{sum(p.below for p in crams)} of {len(crams)} runs on the paper's task below it, {share.format(2)}"
             if share is not None
             else "-",
             command=commands(ours) or COMMAND,
