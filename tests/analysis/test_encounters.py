@@ -1,4 +1,4 @@
-"""What runs read at the k-th encounter: run by run, together, and as averages of steps that look like what they are not."""
+"""What runs read at the k-th encounter: run by run, together, and as averages of steps, which look like other laws."""
 
 import numpy as np
 import pytest

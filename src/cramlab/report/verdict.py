@@ -76,12 +76,12 @@ def at_most(ours: Interval | None, level: float) -> Verdict:
 
 
 def most(hits: int, n: int) -> Verdict:
-    """Whether more than half of the runs show something: by the 95% interval of the share, after Clopper and Pearson."""
+    """Whether more than half of the runs show something, by the exact 95% interval of their share."""
     return at_least(run_share(hits, n), 0.5)
 
 
 def run_share(hits: int, n: int) -> Interval | None:
-    """Share of `n` runs with the exact 95% interval; None without runs."""
+    """Share of `n` runs with Clopper and Pearson's exact 95% interval; None without runs."""
     if not n:
         return None
     ends = stats.binomtest(hits, n).proportion_ci(method="exact")

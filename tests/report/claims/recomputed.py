@@ -1,7 +1,7 @@
 """Every row of docs/claims.md once more, from the records alone: own formulas, with json, numpy and scipy.
 
-Nothing here may come from `cramlab`. `rows()` gives, by what a row claims, the numbers of its text in their order and its
-verdict. Where two ways of computing may differ by more than rounding, a number has its tolerance beside it, as a pair.
+Nothing here may come from `cramlab`. `rows()` gives, by what a row claims, the numbers of its text in their order and
+its verdict. Where two ways of computing may differ by more than rounding, a number has its tolerance beside it.
 """
 
 import functools
@@ -15,8 +15,8 @@ from scipy import optimize, stats
 RESULTS = Path(__file__).parents[3] / "results"
 YES, NO, OPEN, NOWHERE = "reproduced", "**not reproduced**", "undecided", "not testable here"
 TASK = {"type": "SRCDConfig", "query_frac": 0.05, "recurring_frac": 0.7, "n_patterns": 100, "write_frac": 0.1,
-        "rebind_frac": 0.0, "key_mode": "vector", "key_dim": 16, "key_noise": 0.02, "n_novel_keys": 1024, "n_values": 64,
-        "decay": 0.95, "beta": 0.5, "omega": 0.3, "gap_shape": 1.5, "noise_std": 0.1}  # fmt: skip
+        "rebind_frac": 0.0, "key_mode": "vector", "key_dim": 16, "key_noise": 0.02, "n_novel_keys": 1024,
+        "n_values": 64, "decay": 0.95, "beta": 0.5, "omega": 0.3, "gap_shape": 1.5, "noise_std": 0.1}  # fmt: skip
 
 
 @functools.cache
@@ -503,8 +503,11 @@ def exponents(found):
         met = n.sum(axis=0) > 0
         k, hits, n = k[met], hits.sum(axis=0)[met], n.sum(axis=0)[met]
         share = hits / n
-        square = optimize.minimize(lambda p, k=k, share=share: ((share - p[0] * k ** -p[1]) ** 2).sum() * 100, [0.9, 0.1],
-                                   method="L-BFGS-B", bounds=[(0, 1), (0, 5)])  # fmt: skip
+
+        def error(p, k=k, share=share):
+            return 100 * ((share - p[0] * k ** -p[1]) ** 2).sum()
+
+        square = optimize.minimize(error, [0.9, 0.1], method="L-BFGS-B", bounds=[(0, 1), (0, 5)])
         line = stats.linregress(np.log(k[share > 0]), np.log(share[share > 0])).slope
         made.append((math.exp(likeliest("power", k, hits, n)[1][0]), square.x[1], -line))
     return [student(column) for column in zip(*made, strict=True)]

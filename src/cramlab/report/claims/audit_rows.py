@@ -91,7 +91,7 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
 
 
 def _training(data: dict[str, Any] | None) -> ClaimRow:
-    """Not testable by models that never come to the paper's first step: what R does before it, the claim leaves open."""
+    """Not testable by models that never come to the paper's first step; the claim leaves open what R does before."""
     what, paper = "R does not fall during ordinary training", "rises, .52 at 10K steps to .72 at 300K"
     command = "make audit-results"
     points = [p for p in data.get("points", ()) if p["run"].startswith("attention")] if data is not None else []
@@ -103,8 +103,8 @@ def _training(data: dict[str, Any] | None) -> ClaimRow:
     last = max(p["step"] for p in points)
     courses = "; ".join(", ".join(_at(p) for p in _told(course)) for course in by_run.values())
     text = (
-        f"{len(by_run)} small models of attention, {last:,} steps where the paper's claim begins at {FROM_STEP:,}; R of "
-        f"all (of the mean alone): {courses}"
+        f"{len(by_run)} small models of attention, {last:,} steps where the paper's claim begins at {FROM_STEP:,}; R "
+        f"of all (of the mean alone): {courses}"
     )
     late = [t for t in data["trends"] if t["run"].startswith("attention") and t["from_step"] >= FROM_STEP]
     verdict = every(at_least(interval_of(t["r"]["change"]), 0.0) for t in late) if late else Verdict.NOT_TESTABLE

@@ -34,7 +34,7 @@ class BoundPoint:
         eps: wrong answers among these.
         bound: the theorem's least share of reads.
         attention_frac: measured.
-        below: whether it reads less than the theorem allows, by the whole of the interval of what it reads and of `eps`.
+        below: whether it reads less than the theorem allows, by the upper ends of what it reads and of `eps`.
         standard: whether it is on the paper's task.
     """
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cramlab.analysis.human import TABLES
 from cramlab.analysis.encounters import threshold_gate
+from cramlab.analysis.human import TABLES
 from cramlab.report.claims import bounds_rows, irregular_rows, practice_rows, transfer_rows
 from cramlab.report.claims.evidence import Evidence
 from cramlab.report.claims.transition_rows import PAPER_QUALITY

@@ -187,8 +187,8 @@ def _exponent_row(what: str, paper: Figure, found: tuple[int, PracticeSummary] |
         others = [f"{method} {exponent(summary, method).format(2)}" for method in summary.exponents if method != METHOD]
         text = f"{METHOD}, each seed by itself and no probability above 1: {ours.format(2)}, {n_runs} run"
         text += f"{'s' if n_runs > 1 else ''}; by other methods: {', '.join(others)}"
-    return ClaimRow(claim="C7", what=what, paper=f"{paper.value} +- .04" if paper is PAPER_EXPONENT else f"{paper.value}",
-                    ours=text, command=command, verdict=judge(ours, paper))  # fmt: skip
+    theirs = f"{paper.value} +- .04" if paper is PAPER_EXPONENT else f"{paper.value}"
+    return ClaimRow(claim="C7", what=what, paper=theirs, ours=text, command=command, verdict=judge(ours, paper))
 
 
 def _law_row(found: tuple[int, PracticeSummary] | None, command: str) -> ClaimRow:

@@ -27,12 +27,13 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
     for mixer, paper in PAPER.items():
         size, group = _at_longest(evidence, mixer)
         at, command = LENGTHS.get(size or "", "not run"), _command(mixer, size)
+        fixed = ", by construction" if mixer in BY_CONSTRUCTION else ""
         retrieval, attention = (over_seeds(group, name) for name in ("retrieval_acc", "attention_frac"))
         made += [
             _row(f"{mixer}: retrieval, all queries ({at})", f"{paper.retrieval_acc.value:.2f}", retrieval, 4,
                  len(group), command, judge(retrieval, paper.retrieval_acc)),
-            _row(f"{mixer}: attention{', by construction' if mixer in BY_CONSTRUCTION else ''} ({at})", f"{paper.attention_frac.value:.3f}", attention, 4, len(group),
-                 command, judge(attention, paper.attention_frac)),
+            _row(f"{mixer}: attention{fixed} ({at})", f"{paper.attention_frac.value:.3f}", attention, 4,
+                 len(group), command, judge(attention, paper.attention_frac)),
         ]  # fmt: skip
     made += [_consolidation(evidence, mixer) for mixer in PAPER_CONSOLIDATION]
     return made + [_dynamics(evidence, mixer) for mixer in PAPER if mixer != "transformer"]
