@@ -8,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := --threads 1 --set context=256 --set causal_tokens=4096 --set test_tokens=24000 --set validation_tokens=16000
 OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000 --set contexts_per_document=16
 
-.PHONY: srcd test slow lint results audit-results bench clean
+.PHONY: srcd test slow lint results audit-results bench faults clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -61,6 +61,13 @@ audit-results: .venv/installed
 # Speed and memory of routed execution against dense; refuses to time anything while a parity test fails.
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/execution.py
+
+# Kills, bad inputs, equalities, promises, threads, full disks: what was tried and what failed, for docs/reliability.md.
+# Some minutes on two cores; parts whose record is of this very code are kept.
+faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m faults
+	$(BIN)/python -m faults.goals
+	$(BIN)/python -m faults.page
 
 clean:
 	rm -rf .venv

@@ -24,7 +24,8 @@ SCHEMA_VERSION = 1
 # What may lie beside records, a run's config and the documents of audits and consolidations: their names up to a first
 # hyphen, so that `comparison-stdlib-8192.json` is one of them.
 _NO_RECORDS = {"config", "audit", "over_training", "comparison", "consolidation", "decode", "retrieval"}
-_NO_RECORDS_IN = {"bench", "irregular", "text"}  # timings, documents of `cramlab irregular`, language models
+# Timings, documents of `cramlab irregular`, language models, the campaign of faults, goals.
+_NO_RECORDS_IN = {"bench", "irregular", "text", "reliability", "goals"}
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
@@ -152,7 +153,7 @@ def validate(record: Any, name: str) -> None:
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name; none in bench/, irregular/ or text/.
+    """The record files named by or lying under the given paths, in order of name; none in those of `_NO_RECORDS_IN`.
 
     Raises:
         RecordError: when a path does not exist or holds no record.

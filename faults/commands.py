@@ -1,0 +1,197 @@
+"""Every command that writes, at a size that takes about a second, and what its folder holds apart from times."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from cramlab import cli
+from cramlab.files import load_checkpoint
+from cramlab.hf.pretrain import PretrainConfig, prepare, pretrain
+from faults.cases import Answer, answer
+from faults.material import CONTEXT, N_SINKS, WINDOW, fresh, model_folder, stays, texts
+
+# What differs between two runs of the same work: clock and memory.
+UNEQUAL = {"seconds", "elapsed_s", "date", "peak_memory_bytes"}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A command that writes.
+
+    Attributes:
+        name: as in the table.
+        call: writes into the path; `resume` goes on with what is there. Returns the exit code.
+        file: name of the path where it is a file; "": it is a folder.
+    """
+
+    name: str
+    call: Callable[[Path, bool], int]
+    file: str = ""
+
+    def run(self, out: Path, *, resume: bool = False) -> Answer:
+        """Calls the command with its output captured."""
+        return answer(lambda: self.call(out, resume))
+
+    def fresh(self, name: str) -> Path:
+        """A path to write to."""
+        return fresh(name, self.file or "out")
+
+    @functools.cached_property
+    def finished(self) -> Path:
+        """What an undisturbed call writes."""
+        out = self.fresh("finished")
+        given = self.run(out)
+        if given.code:
+            raise RuntimeError(f"{self.name} does not even work undisturbed: {given.err.strip()}")
+        return out
+
+    @functools.cached_property
+    def wanted(self) -> dict[str, Any]:
+        """The contents of `finished`."""
+        return contents(self.finished)
+
+
+def command(name: str, *argv: object) -> Callable[[Path, bool], int]:
+    """A subcommand of `cramlab` with these arguments."""
+    return lambda out, resume: cli.main(
+        [name, *map(str, argv), "--out", str(out), *(["--resume"] if resume and name != "report" else [])]
+    )
+
+
+def settings(**fields: object) -> list[str]:
+    """Arguments that set fields."""
+    return [f"--set={name.replace('__', '.')}={value}" for name, value in fields.items()]
+
+
+RUN = settings(
+    training__max_steps=6, training__eval_every_steps=2, training__n_validation_tokens=64, training__n_test_tokens=64
+)
+AUDIT = settings(
+    context=32, fit_tokens=1000, validation_tokens=400, test_tokens=400, causal_tokens=64, n_bootstrap=3,
+    contexts_per_document=2, strengths="0.1,1",
+)  # fmt: skip
+CONSOLIDATE = settings(
+    window=WINDOW, n_sinks=N_SINKS, context=CONTEXT, fit_documents=6, sensitivity_documents=2, layers_per_document=1,
+    gate_documents=3, validation_documents=3, calibration_documents=30, test_documents=3, tokens_per_document=32,
+    local_steps=1, end_steps=1, max_rank=2, units=2, learning_contexts=4,
+)  # fmt: skip
+PRETRAIN = PretrainConfig(
+    mixer="cram", vocab_size=300, context=32, n_layers=1, d_model=16, n_heads=2, batch_size=2, n_steps=4,
+    first_checkpoint=4, n_checkpoints=1, warmup_steps=1,
+)  # fmt: skip
+
+
+def _pretrain(out: Path, resume: bool) -> int:
+    """Text and training, as the tool for small models does them; a finished run is kept."""
+    documents = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(texts().iterdir())]
+    text = prepare(documents, out, PRETRAIN.vocab_size)
+    if not (resume and (out / PRETRAIN.name / f"step-{PRETRAIN.n_steps:06d}" / "step.json").exists()):
+        pretrain(PRETRAIN, text, out)
+    return 0
+
+
+def _spoken(call: Callable[[Path, bool], int]) -> Callable[[Path, bool], int]:
+    """A function as a command: its documented error, of the system, is a line and exit code 1."""
+
+    def spoken(out: Path, resume: bool) -> int:
+        try:
+            return call(out, resume)
+        except OSError as error:
+            print(f"cramlab: {error}", file=sys.stderr)
+            return 1
+
+    return spoken
+
+
+def _consolidate(out: Path, resume: bool) -> int:
+    return command("consolidate", model_folder(), "--text", texts(), "--max-loss-increase", 0.5, *CONSOLIDATE)(
+        out, resume
+    )
+
+
+def _audit(out: Path, resume: bool) -> int:
+    return command("audit", model_folder(), "--text", texts(), "--other-text", "none", "--no-controls", *AUDIT)(
+        out, resume
+    )
+
+
+def _recalibrate(out: Path, resume: bool) -> int:
+    start = WRITERS["consolidate"].finished
+    return command("consolidate", model_folder(), "--text", texts(), "--from", start, "--max-loss-increase", 0.6)(
+        out, resume
+    )
+
+
+def _irregular(out: Path, resume: bool) -> int:
+    return command(
+        "irregular", "--data", "physionet2012", "--path", stays(), "--models", "recurrence",
+        "--seeds", 2,
+    )(out, resume)  # fmt: skip
+
+
+def _over_training(out: Path, resume: bool) -> int:
+    start = WRITERS["pretraining"].finished
+    return command("audit", "--checkpoints", start, "--text", texts(), *AUDIT)(out, resume)
+
+
+WRITERS: dict[str, Writer] = {
+    writer.name: writer
+    for writer in (
+        Writer("run", command("run", "srcd/cram", "--size", "tiny", "--seed", 0, *RUN)),
+        Writer("audit", _audit),
+        Writer("audit --checkpoints", _over_training),
+        Writer("consolidate", _consolidate),
+        Writer("consolidate --from", _recalibrate),
+        Writer("irregular", _irregular),
+        Writer("report", lambda out, resume: command("report", WRITERS["run"].finished)(out, resume), file="page.html"),
+        Writer("pretraining", _spoken(_pretrain)),
+    )
+}
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every file below a path (or the path itself, a file), without times."""
+    files = [out] if out.is_file() else sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)) if path != out else "": content(path, alone=path == out) for path in files}
+
+
+def content(path: Path, *, alone: bool = False) -> Any:
+    """One file without times; a page that lies beside its record, which shows them, by its being there alone."""
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".pt":
+        return _timeless(load_checkpoint(path))
+    if path.suffix == ".safetensors":
+        return _timeless(load_file(path))
+    if path.suffix == ".html" and not alone:
+        return "a page"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _timeless(item) for name, item in value.items() if name not in UNEQUAL}
+    if isinstance(value, (list, tuple)):
+        return [_timeless(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
+    return value
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Sequence[str]:
+    """Names of the files that are missing, too many or different."""
+    return [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]

@@ -1,0 +1,14 @@
+"""Bad inputs: each must be refused with one clear line (from Python: a documented exception), or answered rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from faults import bad_calls, bad_files, bad_settings, bad_tables
+from faults.cases import Case
+
+
+def cases(seed: int, share: float = 1.0) -> Iterator[Case]:
+    """All generators, one after another."""
+    for generator in (bad_settings, bad_files, bad_tables, bad_calls):
+        yield from generator.cases(seed, share)

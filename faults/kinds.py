@@ -1,0 +1,56 @@
+"""Kinds of faults that were once there: the project's own tests of each kind, run again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from faults.cases import Case, Fault, FaultFoundError, Measured
+
+ROOT = Path(__file__).parent.parent
+KINDS: dict[str, tuple[str, ...]] = {
+    "a patched model answers wrongly without a word": ("tests/hf/test_consolidated.py",),
+    "a patched model cannot be copied, saved or loaded": ("tests/hf/test_consolidated.py",),
+    "the CRAM language model in Hugging Face habits": ("tests/hf/test_modeling.py",),
+    "weights that are not there, or damaged": ("tests/hf/test_loading.py", "tests/test_records.py"),
+    "finished or unfinished work of something else is taken": ("tests/training/test_loop.py",),
+    "the promise's assumptions": ("tests/retrofit/test_risk.py",),
+    "code that is not ours runs": ("tests/hf/test_loading.py",),
+    "settings": ("tests/test_config.py",),
+    "files of users": ("tests/audit/test_text_and_split.py", "tests/tasks/irregular"),
+    "full disk and leftovers": ("tests/test_faults.py",),
+    "families": ("tests/hf/test_attention_sites.py",),
+}
+
+
+def cases(seed: int, share: float = 1.0) -> Iterator[Case]:  # noqa: ARG001
+    """One for each kind."""
+    for kind, files in list(KINDS.items())[: max(1, round(share * len(KINDS)))]:
+        yield Case("the project's own tests of faults that were once there", kind, functools.partial(_passes, files))
+
+
+def _passes(files: tuple[str, ...]) -> Measured:
+    """Raises unless every test of these files passes."""
+    if missing := [file for file in files if not (ROOT / file).exists()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such tests")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        ended = subprocess.run(
+            [*command, f"--junitxml={report}", *files], cwd=ROOT, capture_output=True, text=True, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if not report.exists():
+            raise RuntimeError(f"pytest ended with {ended.returncode}: {ended.stdout.strip()[-200:]}")
+        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    n, bad = int(suite.attrib["tests"]), int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+    if bad or ended.returncode:
+        first = next((line for line in ended.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+        raise FaultFoundError(Fault.WRONG, f"{bad} of {n} tests fail: {first}"[:240])
+    return {"tried": n, "tests": n, "files": list(files)}
