@@ -1,4 +1,4 @@
-"""Bad files: records, configs, checkpoints, consolidations, unfinished work, model folders and texts, damaged.
+"""Bad files of ours: records, configs, checkpoints, audits, consolidations and unfinished work, damaged.
 
 What no reader can notice (a digit that became another in a file without a digest) is asked for no more than an answer
 without a traceback; where the library keeps a digest, whatever it takes must be what was written.
@@ -11,7 +11,6 @@ import copy
 import functools
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from cramlab import cli
-from cramlab.audit.errors import AuditError
-from cramlab.audit.text import read_corpus
 from cramlab.hf import consolidation_folder
 from cramlab.hf.errors import ConsolidationError
-from cramlab.hf.loading import LoadError, load
+from cramlab.hf.loading import load
 from faults.apart import apart
 from faults.bad_settings import thinned
-from faults.cases import Case, Fault, FaultFoundError, RefusedError, answer, check_refusal
+from faults.cases import Case, Fault, FaultFoundError, answer, check_refusal
 from faults.commands import WRITERS, Writer, contents, differences
 from faults.kills import Places
-from faults.material import copied, model_folder, words
+from faults.material import copied, model_folder
 
 Damage = Callable[[bytes, random.Random], bytes]
 
@@ -67,13 +64,13 @@ def cases(seed: int, share: float) -> Iterator[Case]:
     """All kinds of files."""
     for name in ("run", "audit", "consolidate"):
         assert WRITERS[name].wanted  # made here, once, and not in the process of every case
-    for maker in (_records, _configs, _checkpoints, _audits, _consolidations, _unfinished, _models, _texts):
+    for maker in (_records, _configs, _checkpoints, _audits, _consolidations, _unfinished):
         found = list(maker(seed))
         yield from thinned(found, share, seed)
 
 
-def _damages(seed: int, what: str, n_flips: int) -> Iterator[tuple[str, Damage, random.Random, bool]]:
-    """Name, damage, its source of chance, and whether it is gross."""
+def damages(seed: int, what: str, n_flips: int) -> Iterator[tuple[str, Damage, random.Random, bool]]:
+    """For each way to damage a file: name, damage, its source of chance, and whether it is gross."""
     for name, damage in GROSS.items():
         yield name, damage, random.Random(f"{seed} {what} {name}"), True
     for i in range(n_flips):
@@ -102,22 +99,13 @@ def _paths(data: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from _paths(value, (*before, key))
 
 
-def _no_traceback(argv: list[str], *, gross: bool, wrong: Callable[[], str] | None = None) -> None:
-    """A refusal; where damage cannot be noticed, an answer is right too, if `wrong` finds nothing in it."""
-    given = answer(lambda: cli.main(argv))
-    if given.code or gross:
-        check_refusal(given)
-    elif wrong is not None and (found := wrong()):
-        raise FaultFoundError(Fault.WRONG, f"taken without a word: {found}")
-
-
 # Records: shown, and drawn in a report.
 
 
 def _records(seed: int) -> Iterator[Case]:
     source = next(WRITERS["run"].finished.rglob("record.json"))
     for verb in ("show", "report"):
-        for name, damage, rng, gross in _damages(seed, f"record {verb}", 12):
+        for name, damage, rng, gross in damages(seed, f"record {verb}", 12):
             check = functools.partial(_record, verb, source, lambda data, d=damage, r=rng: d(data, r), gross)
             yield Case("damaged records", f"{verb} of a record: {name}", check, apart=True)
         changed = changed_fields(json.loads(source.read_text()), random.Random(f"{seed} {verb}"), 60)
@@ -156,7 +144,7 @@ def _run_folder() -> Path:
 def _configs(seed: int) -> Iterator[Case]:
     source = _run_folder()
     for verb in ("eval", "cost", "run"):
-        for name, damage, rng, gross in _damages(seed, f"config {verb}", 6):
+        for name, damage, rng, gross in damages(seed, f"config {verb}", 6):
             check = functools.partial(_damaged_run, verb, "config.json", lambda d, f=damage, r=rng: f(d, r), gross)
             yield Case("damaged configs of runs", f"{verb}, config.json: {name}", check, apart=True)
         data = json.loads((source / "config.json").read_text())
@@ -169,7 +157,7 @@ def _configs(seed: int) -> Iterator[Case]:
 
 def _checkpoints(seed: int) -> Iterator[Case]:
     for verb in ("eval", "cost", "run"):
-        for name, damage, rng, gross in _damages(seed, f"checkpoint {verb}", 25 if verb == "eval" else 10):
+        for name, damage, rng, gross in damages(seed, f"checkpoint {verb}", 25 if verb == "eval" else 10):
             check = functools.partial(_damaged_run, verb, "checkpoint.pt", lambda d, f=damage, r=rng: f(d, r), gross)
             yield Case("damaged checkpoints of runs", f"{verb}, checkpoint.pt: {name}", check, apart=True)
 
@@ -204,10 +192,8 @@ def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: 
 
 
 def _audits(seed: int) -> Iterator[Case]:
-    for name, damage, rng, gross in _damages(seed, "audit", 6):
-        check = functools.partial(
-            _resumed, WRITERS["audit"], "audit.json", lambda d, f=damage, r=rng: f(d, r), gross
-        )
+    for name, damage, rng, gross in damages(seed, "audit", 6):
+        check = functools.partial(_resumed, WRITERS["audit"], "audit.json", lambda d, f=damage, r=rng: f(d, r), gross)
         yield Case("damaged audits and consolidations", f"audit --resume, audit.json: {name}", check, apart=True)
 
 
@@ -222,8 +208,8 @@ def _resumed(writer: Writer, file: str, damage: Callable[[bytes], bytes], gross:
 def _consolidations(seed: int) -> Iterator[Case]:
     record, weights = consolidation_folder.RECORD, consolidation_folder.WEIGHTS
     for file, n_flips in ((record, 12), (weights, 12)):
-        for name, damage, rng, _ in _damages(seed, file, n_flips):
-            change = functools.partial(_damage_file, file, lambda d, f=damage, r=rng: f(d, r))
+        for name, damage, rng, _ in damages(seed, file, n_flips):
+            change = functools.partial(damage_file, file, lambda d, f=damage, r=rng: f(d, r))
             yield Case("damaged audits and consolidations", f"load, {file}: {name}",
                        functools.partial(_loaded, change), apart=True)  # fmt: skip
     data = json.loads((WRITERS["consolidate"].finished / record).read_text())
@@ -233,7 +219,7 @@ def _consolidations(seed: int) -> Iterator[Case]:
     for i, (name, changed) in enumerate(changed_fields(fields, random.Random(f"{seed} consolidation"), 80)):
         text = json.dumps(data | changed if len(changed) == len(fields) else
                           {k: v for k, v in (data | changed).items() if k in changed or k not in fields})  # fmt: skip
-        change = functools.partial(_damage_file, record, lambda _, t=text: t.encode())
+        change = functools.partial(damage_file, record, lambda _, t=text: t.encode())
         yield Case("damaged audits and consolidations", f"load, {record}, field {i}: {name}",
                    functools.partial(_loaded, change), apart=True)  # fmt: skip
     for name, change in (("gone", _remove_weights), ("not a number", _nan_weights)):
@@ -243,7 +229,8 @@ def _consolidations(seed: int) -> Iterator[Case]:
                apart=True)  # fmt: skip
 
 
-def _damage_file(file: str, damage: Callable[[bytes], bytes], folder: Path) -> None:
+def damage_file(file: str, damage: Callable[[bytes], bytes], folder: Path) -> None:
+    """Damages one file of a folder."""
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
 
 
@@ -298,7 +285,7 @@ def _unfinished(seed: int) -> Iterator[Case]:
         saved = sorted(folder.rglob("*.pt")) if folder else []
         for file in saved[:3]:
             relative = file.relative_to(folder) if folder else file
-            for damage_name, damage, rng, _ in _damages(seed, f"{name} {relative}", 4):
+            for damage_name, damage, rng, _ in damages(seed, f"{name} {relative}", 4):
                 check = functools.partial(_gone_on, name, relative, lambda d, f=damage, r=rng: f(d, r))
                 yield Case("damaged unfinished work", f"{name} --resume, {relative}: {damage_name}", check, apart=True)
 
@@ -314,173 +301,3 @@ def _gone_on(name: str, file: Path, damage: Callable[[bytes], bytes]) -> None:
         check_refusal(given)
     elif different := differences(contents(out), WRITERS[name].wanted):
         raise FaultFoundError(Fault.WRONG, f"taken without a word: {', '.join(different)}")
-
-
-# Folders of models.
-
-
-def _models(seed: int) -> Iterator[Case]:
-    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        for name, damage, rng, _ in _damages(seed, f"model {file}", 0):
-            change = functools.partial(_damage_file, file, lambda d, f=damage, r=rng: f(d, r))
-            yield Case("damaged model folders", f"{file}: {name}", functools.partial(_model, change), apart=True)
-    for name, change in _MODEL_CHANGES.items():
-        yield Case("damaged model folders", f"model: {name}", functools.partial(_model, change), apart=True)
-
-
-def _model(change: Callable[[Path], None]) -> None:
-    """A LoadError; or a model that answers as the whole one does, if only words around it were damaged."""
-    folder = copied(model_folder(), "model")
-    whole = load(str(folder)).model.state_dict()
-    text = "A sentence."
-    ids = load(str(folder)).encode(text)
-    change(folder)
-    try:
-        found = load(str(folder))
-    except LoadError as error:
-        if "\n" in str(error).strip():
-            raise FaultFoundError(Fault.UNCLEAR, f"several lines: {str(error)[:200]!r}") from error
-        return
-    if (folder / "touched").exists():
-        raise FaultFoundError(Fault.ACCEPTED, "code that came with the model was run")
-    held = found.model.state_dict()
-    if held.keys() != whole.keys() or any(not held[name].equal(value) for name, value in whole.items()):
-        raise FaultFoundError(Fault.ACCEPTED, "loaded with other weights, without a word")
-    if found.encode(text) != ids:
-        raise FaultFoundError(Fault.ACCEPTED, "loaded with another tokenizer, without a word")
-
-
-def _tensors(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
-    def changed(folder: Path) -> None:
-        path = folder / "model.safetensors"
-        save_file(change(load_file(path)), path, metadata={"format": "pt"})
-
-    return changed
-
-
-def _config(**fields: Any) -> Callable[[Path], None]:
-    def changed(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return changed
-
-
-def _own_code(folder: Path) -> None:
-    code = f"import pathlib\npathlib.Path({str(folder / 'touched')!r}).touch()\n"
-    (folder / "own.py").write_text(code + "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    pass\n")
-    _config(auto_map={"AutoConfig": "own.Own"}, model_type="own")(folder)
-
-
-def _own_tokenizer(folder: Path) -> None:
-    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(folder / 'touched')!r}).touch()\n")
-    path = folder / "tokenizer_config.json"
-    extra = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | extra))
-
-
-def _pickled(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(
-        b"cos\nsystem\n(S'touch " + str(folder / "touched").encode() + b"'\ntR."
-    )
-
-
-def _without(*names: str) -> Callable[[Path], None]:
-    def changed(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-
-    return changed
-
-
-_MODEL_CHANGES: dict[str, Callable[[Path], None]] = {
-    "without config": _without("config.json"),
-    "without weights": _without("model.safetensors"),
-    "without tokenizer": _without("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    "a layer's tensors missing": _tensors(lambda t: {k: v for k, v in t.items() if "layers.1." not in k}),
-    "one tensor missing": _tensors(lambda t: {k: v for k, v in t.items() if not k.endswith("0.mlp.up_proj.weight")}),
-    "norms missing": _tensors(lambda t: {k: v for k, v in t.items() if "norm" not in k}),
-    "another prefix": _tensors(lambda t: {f"module.{k}": v for k, v in t.items()}),
-    "a tensor of another shape": _tensors(lambda t: {k: v[:-1].clone() if "embed" in k else v for k, v in t.items()}),
-    "no tensor at all": _tensors(lambda _: {}),
-    "weights that are no numbers": _tensors(lambda t: {k: v * float("nan") for k, v in t.items()}),
-    "more layers in the config": _config(num_hidden_layers=3),
-    "fewer layers in the config": _config(num_hidden_layers=1),
-    "another width in the config": _config(hidden_size=32),
-    "more tokens in the config": _config(vocab_size=999),
-    "no heads": _config(num_attention_heads=0),
-    "layers as a word": _config(num_hidden_layers="two"),
-    "an unknown family": _config(model_type="unheard-of"),
-    "an unknown class": _config(architectures=["NoSuchModel"]),
-    "its own code": _own_code,
-    "its own tokenizer code": _own_tokenizer,
-    "pickled weights": _pickled,
-}
-
-
-# Texts.
-
-
-def _texts(seed: int) -> Iterator[Case]:
-    rng = random.Random(seed)
-    plain = [words(rng, 40) for _ in range(3)]
-    odd = ["a\u2028b", "c\u2029d", "e\u0085f", "g\x0bh", "i\x0cj", "k\x1cl", "tab\there", "é ü 漢字 🙂", "\u0000"]
-    right = {
-        "plain": (json_lines(plain), plain),
-        "odd characters as they are": (json_lines(odd), odd),
-        "odd characters escaped": (json_lines(odd, ascii_only=True), odd),
-        "byte-order mark": (codecs.BOM_UTF8 + json_lines(plain), plain),
-        "CRLF": (json_lines(plain).replace(b"\n", b"\r\n"), plain),
-        "empty lines": (json_lines(plain).replace(b"\n", b"\n\n"), plain),
-        "no last line end": (json_lines(plain).rstrip(b"\n"), plain),
-        "spaces around": (b"  " + json_lines(plain[:1]).strip() + b"  \n", plain[:1]),
-        "more fields": (b'{"id": 1, "text": "x", "meta": {"a": [1]}}\n', ["x"]),
-        "surrogate pairs": (b'{"text": "\\ud83d\\ude42"}\n', ["🙂"]),
-    }
-    for name, (data, wanted) in right.items():
-        yield Case("texts", f"jsonl: {name}", functools.partial(_corpus, "x.jsonl", data, wanted))
-    refused = {
-        "null": b'{"text": null}\n', "a number": b'{"text": 5}\n', "a list": b'{"text": ["x"]}\n',
-        "no text": b'{"texts": "x"}\n', "an array a line": b'["x"]\n', "a string a line": b'"x"\n',
-        "no JSON": b"hello\n", "one bad line": json_lines(plain) + b"{\n", "a lone surrogate": b'{"text": "\\ud800"}\n',
-        "not UTF-8": b'{"text": "\xff"}\n', "UTF-16": '{"text": "x"}\n'.encode("utf-16"), "nothing": b"",
-        "only spaces": b" \n \n", "an array of objects": b'[{"text": "x"}]\n', "NaN": b'{"text": NaN}\n',
-        "nesting": b"[" * 100_000, "two on a line": b'{"text": "x"} {"text": "y"}\n', "cut": json_lines(plain)[:-9],
-        "empty texts": json_lines(["", " "]),
-    }  # fmt: skip
-    for name, data in refused.items():
-        yield Case("texts", f"jsonl refused: {name}", functools.partial(_corpus, "x.jsonl", data, None))
-    files = {
-        "one text": (b"hello", ["hello"]), "two texts": (b"a\n<|endoftext|>\nb", ["a", "b"]),
-        "byte-order mark": (codecs.BOM_UTF8 + b"hello", ["hello"]), "CRLF": (b"a\r\nb", ["a\nb"]),
-    }  # fmt: skip
-    for name, (data, wanted) in files.items():
-        yield Case("texts", f"txt: {name}", functools.partial(_corpus, "x.txt", data, wanted))
-    bad = {"not UTF-8": b"\xff\xfehello", "nothing": b"", "spaces": b"  \n", "a picture": b"\x89PNG\r\n\x1a\n\xff",
-           "UTF-16": "hello".encode("utf-16")}  # fmt: skip
-    for name, data in bad.items():
-        yield Case("texts", f"txt refused: {name}", functools.partial(_corpus, "x.txt", data, None))
-
-
-def json_lines(texts: list[str], *, ascii_only: bool = False) -> bytes:
-    """One object a line, with its text under "text"."""
-    return "".join(json.dumps({"text": text}, ensure_ascii=ascii_only) + "\n" for text in texts).encode()
-
-
-def _corpus(name: str, data: bytes, wanted: list[str] | None) -> None:
-    """Reads a file of texts; None: it must be refused."""
-    path = copied(model_folder() / "config.json", "text").with_name(name)
-    path.write_bytes(data)
-    try:
-        found = [document.text.strip("\n") for document in read_corpus(str(path)).documents]
-    except AuditError as error:
-        if wanted is not None:
-            raise FaultFoundError(Fault.WRONG, f"refused, which is wrong: {error}"[:240]) from error
-        raise RefusedError(str(error)) from error
-    finally:
-        shutil.rmtree(path.parent)
-    if wanted is None:
-        raise FaultFoundError(Fault.ACCEPTED, f"read as {found!r}"[:200])
-    if [text.replace("\r\n", "\n") for text in found] != wanted:
-        raise FaultFoundError(Fault.WRONG, f"read as {found!r}, not {wanted!r}"[:240])

@@ -294,7 +294,8 @@ def _flags(share: float, seed: int) -> Iterator[Case]:
     out = ["--out", "OUT"]
     numbers = ("-1", "0", "1.5", "x", "", "nan", "é", "9" * 30)
     calls = [["run", name, *out] for name in (
-        "", "x", "srcd/", "srcd/x", "/", "srcd/cram,cram", "srcd/cram,,", "srcd/cram/cram", "é", "srcd /cram", "../srcd",
+        "", "x", "srcd/", "srcd/x", "/", "srcd/cram,cram", "srcd/cram,,", "srcd/cram/cram", "é", "srcd /cram",
+        "../srcd",
     )]  # fmt: skip
     calls += [[*run, flag, value, *out] for flag in ("--jobs",) for value in numbers if value != "9" * 30]
     calls += [[*run, "--seed", value, *out] for value in ("-1", "1.5", "x", "", "nan", str(2**64), str(-(2**63)))]

@@ -68,7 +68,9 @@ def _stays(rows: str = "", outcomes: str = "", changed: Callable[[str], str] = s
     table = ["RecordID,In-hospital_death", *(f"{i},{i % 2}" for i in range(8))]
     for i in range(8):
         text = stay(rng) + (rows + "\n" if rows and i == 3 else "")
-        (path / "set-a" / f"{i}.txt").write_bytes((changed(text) if i == 3 else text).encode("utf-8", "surrogateescape"))
+        (path / "set-a" / f"{i}.txt").write_bytes(
+            (changed(text) if i == 3 else text).encode("utf-8", "surrogateescape")
+        )
     (path / "Outcomes-a.txt").write_text("\n".join(table) + "\n" + outcomes, encoding="utf-8")
     return "physionet2012", path
 
@@ -222,4 +224,6 @@ def _activity(seed: int) -> Iterator[Case]:
     for name, damage in GROSS.items():
         if name not in ("cut by one byte", "cut in the middle"):
             data = damage(b"A01,x\n", random.Random(seed)).decode("utf-8", "surrogateescape")
-            yield _case(f"person-activity: {name}", functools.partial(_activity_file, changed=lambda _, d=data: d), None)
+            yield _case(
+                f"person-activity: {name}", functools.partial(_activity_file, changed=lambda _, d=data: d), None
+            )

@@ -112,9 +112,7 @@ def summary(part: str, seed: int, found: list[Verdict]) -> dict[str, Any]:
         for verdict in found
         if verdict.fault is not None
     ]
-    measured = [
-        {"test": v.test, "case": v.name} | dict(v.measured) for v in found if set(v.measured) - {"tried"}
-    ]
+    measured = [{"test": v.test, "case": v.name} | dict(v.measured) for v in found if set(v.measured) - {"tried"}]
     return {
         "tried": sum(row["tried"] for row in tests.values()),
         "failed": len(failures),

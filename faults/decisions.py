@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from cramlab.hf import consolidation_folder
@@ -48,10 +48,10 @@ def _trained(name: str) -> Measured:
         raise NotHereError(str(error)) from error
     folder = _consolidation(name)
     model = consolidation_folder.load(pretrained.model, folder).to(torch.bfloat16)
-    text = " ".join(Path(__file__).with_name(f"{part}.py").read_text() for part in ("cases", "apart", "models", "kills"))
-    ids = torch.tensor(pretrained.encode(text))
+    text = " ".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    ids = torch.tensor(pretrained.encode(text[:40_000]))
     length = min(256, pretrained.context)
-    n_rows = min(8, len(ids) // length)
+    n_rows = min(24, len(ids) // length)
     return _compared(model, ids[: n_rows * length].view(n_rows, length))
 
 
@@ -74,14 +74,14 @@ def _consolidation(name: str) -> Path:
 def _compared(model: Any, ids: Tensor) -> Measured:
     """Decisions of one pass against those of a prompt of half the tokens and single steps after it."""
     half = ids.shape[1] // 2
-    whole = reads_of(model, lambda: model(input_ids=ids, use_cache=False))
+    whole = reads_while(lambda: model(input_ids=ids, use_cache=False))
 
     def steps() -> None:
         cache = DynamicCache(config=model.config)
         for part in ids.split([half, *[1] * (ids.shape[1] - half)], dim=1):
             model(input_ids=part, past_key_values=cache, use_cache=True)
 
-    stepped = reads_of(model, steps)
+    stepped = reads_while(steps)
     if whole.shape != stepped.shape:
         raise FaultFoundError(Fault.WRONG, f"decisions of shape {tuple(stepped.shape)}, not {tuple(whole.shape)}")
     after = slice(half, None)
@@ -92,7 +92,7 @@ def _compared(model: Any, ids: Tensor) -> Measured:
     return found
 
 
-def reads_of(model: nn.Module, call: Callable[[], object]) -> Tensor:
+def reads_while(call: Callable[[], object]) -> Tensor:
     """Which tokens read at which layer while something is called, bool (L, B, T)."""
     decide = ConsolidatedAttention.decide
     by_layer: dict[int, list[Tensor]] = {}

@@ -42,7 +42,8 @@ def _sizes(writer: Writer) -> list[int]:
 def _limited(writer: Writer, limit: int | None, part: float | None) -> None:
     """Under a limit of a file's size."""
     most = int(max(_sizes(writer)) * part) if part is not None else limit
-    assert most is not None and writer.wanted
+    assert most is not None
+    assert writer.wanted  # made before the disk is full
     out = writer.fresh("full")
 
     def work() -> Answer:

@@ -1,4 +1,4 @@
-"""The goals of reliability, answered from the records: `python -m faults.goals` writes results/goals/reliability.json."""
+"""Goals answered from the records: `python -m faults.goals` writes results/goals/reliability.json."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def families() -> ModuleType:
     """The families that the tests build."""
     path = Path(__file__).parent.parent / "tests" / "families.py"
     spec = importlib.util.spec_from_file_location("families", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules.setdefault("families", importlib.util.module_from_spec(spec))
     if not hasattr(module, "BUILD"):
         spec.loader.exec_module(module)

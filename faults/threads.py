@@ -1,4 +1,4 @@
-"""Threads: one model asked by several threads at once, copied and saved in between, answers each as if it were alone."""
+"""Threads: a model that several threads ask at once answers each as if it were alone, copied and saved in between."""
 
 from __future__ import annotations
 
