@@ -106,18 +106,18 @@ def _none_is_window(family: str, seed: int) -> None:
     ids, model, plain = tokens(2, n, seed), patched(family, INF, seed, silent=True), original(family, seed)
     key, query = torch.arange(n)[None], torch.arange(n)[:, None]
     near = (key <= query) & ((key > query - WINDOW) | (key < N_SINKS))
-    for padding in (0, 5):
+    for n_padding in (0, 5):
         mask = torch.ones(2, n, dtype=torch.int64)
-        mask[:, :padding] = 0
-        start = key - padding
-        band = (key >= padding) & (key <= query) & ((key > query - WINDOW) | (start < N_SINKS)) if padding else near
+        mask[:, :n_padding] = 0
+        start = key - n_padding
+        band = (key >= n_padding) & (key <= query) & ((key > query - WINDOW) | (start < N_SINKS)) if n_padding else near
         wanted = logits(
-            plain, ids[:, padding:], attention_mask=band[padding:, padding:][None, None].expand(2, 1, -1, -1)
+            plain, ids[:, n_padding:], attention_mask=band[n_padding:, n_padding:][None, None].expand(2, 1, -1, -1)
         )
-        found = logits(model, ids, attention_mask=mask)[:, padding:]
-        if family == "gpt2" and padding:
+        found = logits(model, ids, attention_mask=mask)[:, n_padding:]
+        if family == "gpt2" and n_padding:
             continue  # its positions count padding unless they are given
-        same(found, wanted, 2e-4, f"window alone, {padding} of padding")
+        same(found, wanted, 2e-4, f"window alone, {n_padding} of padding")
 
 
 def _closed_is_original(family: str, seed: int) -> None:

@@ -20,7 +20,7 @@ from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.memory import CRAMConfig, EpisodicMemoryConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import Mixer, MixerConfig
 
-D_MODEL, VOCABULARY = 16, 61
+D_MODEL, VOCABULARY = 32, 61
 WINDOW, N_SINKS = 6, 2
 INF = float("inf")
 FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_neox", "qwen2 sliding")

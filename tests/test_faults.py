@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from faults import (
-    bad_calls, bad_tables, bad_texts, campaign, commands, equal_layers, equalities, goals, page, promises,
+    bad_calls,
+    bad_tables,
+    bad_texts,
+    campaign,
+    commands,
+    equal_layers,
+    equalities,
+    goals,
+    page,
+    promises,
 )  # fmt: skip
 from faults.apart import apart
 from faults.cases import Answer, Case, Fault, FaultFoundError, NotHereError, RefusedError, check_refusal, judge
