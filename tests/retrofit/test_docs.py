@@ -45,8 +45,11 @@ def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
     more += ["--set", "local_steps=4", "--set", "end_steps=8", "--set", "learning_contexts=32"]
     assert main([*commands()[0][1:], *more, "--set", "max_rank=16", "--threads", "1"]) == 0
     capsys.readouterr()
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    block, own_rule = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
-    exec(compile(block, "consolidate.md", "exec"), {})
+    names = {}
+    exec(compile(block, "consolidate.md", "exec"), names)
     assert "patch live on 4 attention modules" in capsys.readouterr().out
+    exec(compile(own_rule, "consolidate.md", "exec"), names)
+    assert 0.4 < float(capsys.readouterr().out.split()[-1]) < 0.6  # every second token
     torch.set_grad_enabled(True)
