@@ -47,6 +47,8 @@ class Routing(NamedTuple):
         bounds: known beforehand, so that no size depends on a gate and a CUDA graph can record the call, gradients too.
             For a `CRAMLayer` whose router decides before it reads; other mixers take no notice. Where they bind, the
             last tokens of a sequence neither read nor teach the gates: in training keep them wide.
+        by_sequence: `MixerOutput.aux` holds the sum over the tokens of each sequence, (B,), instead of means over all,
+            so that the parts of a batch add up to the whole. For a `CRAMLayer`; other mixers have no such losses.
     """
 
     read_all: bool = False
@@ -56,6 +58,7 @@ class Routing(NamedTuple):
     oracle_reads: Tensor | None = None
     generator: torch.Generator | None = None
     bounds: Bounds | None = None
+    by_sequence: bool = False
 
 
 class Trace(NamedTuple):
@@ -99,7 +102,7 @@ class MixerOutput(NamedTuple):
         y: output, (B, T, D).
         state: to be passed to the next call on the continuation of the same sequences.
         trace: what was done with each token.
-        aux: named scalar losses, unweighted.
+        aux: named scalar losses, unweighted; see `Routing.by_sequence`.
         y_without_reads: the output without any read, (B, T, D); None unless asked for.
     """
 

@@ -38,3 +38,28 @@ def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None
         return error.mean() / power.mean().clamp(min=_EPS)
     n = present.sum().clamp(min=1)
     return (error * present).sum() / n / ((power * present).sum() / n).clamp(min=_EPS)
+
+
+def consolidation_sums(
+    answer: Tensor, retrieved: Tensor, sequence: Tensor, n_sequences: int, present: Tensor | None = None
+) -> Tensor:
+    """`consolidation_loss` of each sequence on its own, times its tokens that read, (B,); zero where none did.
+
+    A sum over tokens, so that the sums of the parts of a batch are those of the whole. Source: ours.
+
+    Args:
+        answer: f_sem, (..., D).
+        retrieved: r_E, (..., D); detached here.
+        sequence: of each row, int64 (...).
+        n_sequences: B.
+        present: as for `consolidation_loss`.
+    """
+    target = retrieved.detach()
+    power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)
+    there = torch.ones_like(error) if present is None else present.to(error.dtype)
+
+    def total(of_rows: Tensor) -> Tensor:
+        return error.new_zeros(n_sequences).index_add(0, sequence.flatten(), (of_rows * there).flatten())
+
+    mean_power = total(power) / total(there).clamp(min=1)
+    return total(error) / mean_power.clamp(min=_EPS)

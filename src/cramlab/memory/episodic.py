@@ -107,9 +107,10 @@ class EpisodicMemory(nn.Module):
         self.w_out = nn.Linear(d_model, d_model, bias=False)
         self.salience = SalienceGate(d_model) if config.write == "salience" else None
 
-    def initial_buffer(self, n_batch: int) -> Buffer:
-        """A buffer without entries."""
-        empty = self.w_key.weight.new_zeros(n_batch, 0, self.w_key.out_features)
+    def initial_buffer(self, n_batch: int, like: Tensor | None = None) -> Buffer:
+        """A buffer without entries, of the type and place of `like`, (..., D); None: of the parameters."""
+        like = self.w_key.weight if like is None else like
+        empty = like.new_zeros(n_batch, 0, like.shape[-1])
         return Buffer(
             keys=empty, values=empty, times=empty[..., 0], filled=torch.zeros_like(empty[..., 0], dtype=torch.bool)
         )
@@ -344,7 +345,15 @@ class EpisodicMemory(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
     def salience_loss(
-        self, logit: Tensor, h: Tensor, asks: Tensor, writes: Tensor, written: Written, *, most: int | None = None
+        self,
+        logit: Tensor,
+        h: Tensor,
+        asks: Tensor,
+        writes: Tensor,
+        written: Written,
+        *,
+        most: int | None = None,
+        by_sequence: bool = False,
     ) -> Tensor:
         """Teaches the write gate from how much the entries of this call were used in it. Scalar.
 
@@ -355,14 +364,15 @@ class EpisodicMemory(nn.Module):
             writes: as for `write`.
             written: from `write`.
             most: tokens of a sequence that ask, at most; None: not known.
+            by_sequence: the sum over the tokens of each sequence, (B,), instead of the mean.
         """
         assert self.salience is not None
         with torch.no_grad():
             use = self._use(h, asks, writes, written, most)
         if not use.shape[1]:  # nothing to learn from, and yet a gradient: see `_no_answer`
-            return 0.0 * logit.sum()
+            return 0.0 * (logit.sum(dim=1) if by_sequence else logit.sum())
         use = use.gather(1, written.last.clamp(min=0))
-        return self.salience.loss(logit, use, self.config.write_price, writes)
+        return self.salience.loss(logit, use, self.config.write_price, writes, by_sequence=by_sequence)
 
     def _use(self, h: Tensor, asks: Tensor, writes: Tensor, written: Written, most: int | None = None) -> Tensor:
         """Squared attention weight that each place of the buffer got, summed over readers, mean over heads; (B, S)."""

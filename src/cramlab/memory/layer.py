@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.config import checked
-from cramlab.memory.consolidation import consolidation_loss, quality
+from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
 from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
@@ -95,7 +95,7 @@ class CRAMLayer(Mixer):
         bounds = routing.bounds
         if state is None:
             n_batch = x.shape[0]
-            state = CRAMState(working=self.working.initial_state(n_batch), buffer=self.episodic.initial_buffer(n_batch))
+            state = CRAMState(self.working.initial_state(n_batch, x), self.episodic.initial_buffer(n_batch, x))
         if state.working.shape[0] != x.shape[0]:
             raise ValueError(
                 f"state holds {state.working.shape[0]} sequences and x {x.shape[0]}; continue the same ones"
@@ -116,7 +116,9 @@ class CRAMLayer(Mixer):
             assert writes is not None
             asks = trace.path == int(Path.EPISODIC)  # by rule, without the audits; the compiler takes no enumeration
             most = None if bounds is None else bounds.reads
-            aux["salience"] = self.episodic.salience_loss(salience, h, asks, writes, written, most=most)
+            aux["salience"] = self.episodic.salience_loss(
+                salience, h, asks, writes, written, most=most, by_sequence=routing.by_sequence
+            )
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
         buffer = self.episodic.evict(written.buffer, full=written.full, waits=bounds is None)
@@ -192,7 +194,8 @@ class CRAMLayer(Mixer):
         aux = {}
         if self.training:
             present = None if some is None else some.there
-            aux["consolidation"] = self._consolidation(of_readers(h), found, present)
+            sequence = of_readers(_numbers(h)) if routing.by_sequence else None
+            aux["consolidation"] = self._consolidation(of_readers(h), found, present, sequence, len(h))
         known = quality(of_readers(answer.detach()), found, self.config.router.sigma).to(h.dtype)
         unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
         if some is not None:
@@ -226,10 +229,18 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(self, h: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
-        """Eq. 5 on tokens that read, both (..., D) and detached: it teaches the semantic memory and nothing else."""
+    def _consolidation(
+        self, h: Tensor, retrieved: Tensor, present: Tensor | None, sequence: Tensor | None, n_sequences: int
+    ) -> Tensor:
+        """Eq. 5 on tokens that read, both (..., D) and detached: it teaches the semantic memory and nothing else.
+
+        The sums of the sequences, (B,), given the `sequence` of each token (...); None: the mean over all.
+        """
         if not h.numel():
-            return 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
+            nothing = 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
+            return nothing if sequence is None else nothing.expand(n_sequences)
+        if sequence is not None:
+            return consolidation_sums(self.semantic(h.detach()), retrieved, sequence, n_sequences, present)
         return consolidation_loss(self.semantic(h.detach()), retrieved, present)
 
     def _mix_soft(
@@ -263,9 +274,14 @@ class CRAMLayer(Mixer):
         if self.training:
             n_valid = scored.sum().clamp(min=1)
             read = ((path == int(Path.EPISODIC)) & scored).flatten().nonzero().squeeze(-1)
-            aux["consolidation"] = self._consolidation(_rows(x, read), _rows(retrieved, read))
-            aux["episodic_use"] = (probs[..., Path.EPISODIC] * scored).sum() / n_valid
-            aux["semantic_use"] = (probs[..., Path.SEMANTIC] * q_known * scored).sum() / n_valid
+            sequence = _rows(_numbers(x), read) if routing.by_sequence else None
+            aux["consolidation"] = self._consolidation(_rows(x, read), _rows(retrieved, read), None, sequence, len(x))
+            uses = {
+                "episodic_use": probs[..., Path.EPISODIC] * scored,
+                "semantic_use": probs[..., Path.SEMANTIC] * q_known * scored,
+            }
+            for name, use in uses.items():
+                aux[name] = use.sum(dim=1) if routing.by_sequence else use.sum() / n_valid
         trace = Trace(
             path=path,
             attended=(weights[..., Path.EPISODIC] > 0) & scored,
@@ -284,6 +300,11 @@ def _rows(entries: Tensor, token: Tensor | None) -> Tensor:
     """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all."""
     flat = entries.flatten(0, 1)
     return flat if token is None else flat.index_select(0, token)
+
+
+def _numbers(entries: Tensor) -> Tensor:
+    """The number of its sequence for each token, int64 (B, T), of entries (B, T, D)."""
+    return torch.arange(len(entries), device=entries.device)[:, None].expand(entries.shape[:2])
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:

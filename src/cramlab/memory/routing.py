@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Positive, Share, Size, checked
+from cramlab.memory.plain import is_plain
 from cramlab.mixer import Path, Routing
 
 RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
@@ -53,9 +54,12 @@ class BenefitGate(nn.Module):
     def forward(self, h: Tensor, recognised: Tensor) -> Tensor:
         """The logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
         h, recognised = h.detach(), recognised.detach()
-        of_h, of_recognised = self.hidden.weight.split([h.shape[-1], recognised.shape[-1]], dim=1)  # no long copy
-        z = F.silu(F.linear(h, of_h, self.hidden.bias) + F.linear(recognised, of_recognised))
-        return self.gain * self.out(z).squeeze(-1)
+        if is_plain(self.hidden, nn.Linear):  # then its weight can be taken apart, and nothing long is copied
+            of_h, of_recognised = self.hidden.weight.split([h.shape[-1], recognised.shape[-1]], dim=1)
+            z = F.linear(h, of_h, self.hidden.bias) + F.linear(recognised, of_recognised)
+        else:
+            z = self.hidden(torch.cat([h, recognised], dim=-1))
+        return self.gain * self.out(F.silu(z)).squeeze(-1)
 
 
 class GumbelRouter(nn.Module):

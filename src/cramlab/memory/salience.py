@@ -26,14 +26,18 @@ class SalienceGate(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(d_model, self.d_hidden)
         self.out = nn.Linear(self.d_hidden, 1)
-        nn.init.constant_(self.out.bias, 1.0)  # a gate that knows nothing writes everything
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Opens the gate, as in a new one: a gate that knows nothing writes everything. Its maps reset themselves."""
+        nn.init.constant_(self.out.bias, 1.0)
 
     def forward(self, h: Tensor) -> Tensor:
         """The logit of writing, (B, T), from h (B, T, D), which it does not shape."""
         return self.out(F.silu(self.hidden(h.detach()))).squeeze(-1)
 
     @staticmethod
-    def loss(logit: Tensor, use: Tensor, price: float, where: Tensor) -> Tensor:
+    def loss(logit: Tensor, use: Tensor, price: float, where: Tensor, *, by_sequence: bool = False) -> Tensor:
         """Cross-entropy of "use exceeds the price", weighted by the distance between the two. Scalar.
 
         Args:
@@ -41,8 +45,11 @@ class SalienceGate(nn.Module):
             use: (B, T).
             price: in the same unit.
             where: the tokens that were written, bool (B, T); the others teach nothing.
+            by_sequence: the sum over the tokens of each sequence, (B,), instead of the mean.
         """
         margin = use.detach() - price
         nats = F.binary_cross_entropy_with_logits(logit, (margin > 0).to(logit.dtype), reduction="none")
         regret = margin.abs().clamp(max=_LARGEST_REGRET) * where
+        if by_sequence:
+            return (nats * regret).sum(dim=1) / price
         return (nats * regret).sum() / (price * where.sum().clamp(min=1))

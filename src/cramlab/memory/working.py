@@ -153,8 +153,7 @@ class WorkingMemory(nn.Module):
     def __init__(self, config: WorkingMemoryConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
-        rates = torch.logspace(0.0, -math.log10(config.longest), config.n_timescales)
-        self.log_rate = nn.Parameter(rates.log())
+        self.log_rate = nn.Parameter(self._initial_rates().log())
         self.write = nn.Linear(d_model, config.d_state, bias=False)
         self.norm = nn.LayerNorm(config.d_state, bias=False)
         self.w_tau = nn.Linear(1, config.d_state)
@@ -162,11 +161,20 @@ class WorkingMemory(nn.Module):
         self.w2 = nn.Linear(d_model, config.d_state)
         self.w_out = nn.Linear(config.d_state, d_model, bias=False)
 
-    def initial_state(self, n_batch: int) -> Tensor:
-        """Nothing remembered: zeros, (B, G, E), in 32 bits at least."""
+    def _initial_rates(self) -> Tensor:
+        return torch.logspace(0.0, -math.log10(self.config.longest), self.config.n_timescales)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets the rates, its only parameters of its own, to what they are in a new memory."""
+        self.log_rate.copy_(self._initial_rates().log())
+
+    def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
+        """Nothing remembered: zeros, (B, G, E), in 32 bits at least, where `like` is; None: where the parameters are."""
         width = self.config.d_state // self.config.n_timescales
         exact = torch.promote_types(self.log_rate.dtype, torch.float32)
-        return self.log_rate.new_zeros(n_batch, self.config.n_timescales, width, dtype=exact)
+        like = self.log_rate if like is None else like
+        return like.new_zeros(n_batch, self.config.n_timescales, width, dtype=exact)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answers every token from the recurrence.
@@ -193,9 +201,9 @@ class WorkingMemory(nn.Module):
 class NoWorkingMemory(nn.Module):
     """An ablation: answers with the token itself and remembers nothing. State: (B, 0)."""
 
-    def initial_state(self, n_batch: int) -> Tensor:
+    def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
         """Empty, (B, 0)."""
-        return torch.zeros(n_batch, 0)
+        return torch.zeros(n_batch, 0, device=None if like is None else like.device)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
         """As `WorkingMemory.forward`; h(K) is one zero a token."""
