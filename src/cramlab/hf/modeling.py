@@ -1,184 +1,99 @@
 """A causal language model of CRAM layers with the interface of transformers: Auto classes, cache, generate, Trainer.
 
-Importing this module registers the model type "cram" with the Auto classes.
+Importing this module registers the model type "cram" with the Auto classes; so does `import cramlab` when transformers
+is used.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+import uuid
+from typing import Any, NamedTuple, cast
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.generic import can_return_tuple
 
-from cramlab.memory import (
-    AdapterConfig,
-    CRAMConfig,
-    CRAMLayer,
-    CRAMState,
-    EpisodicMemoryConfig,
-    RouterConfig,
-    WorkingMemoryConfig,
-)
-from cramlab.memory.decoder import Decoder
+from cramlab.hf import language_inputs as inputs
+from cramlab.hf.configuration import CRAMForCausalLMConfig
+from cramlab.hf.cram_cache import CRAMCacheLayer, checked_cache, new_cache
+from cramlab.hf.fresh_weights import keep_fresh, reset_missing
+from cramlab.hf.packed_rows import Documents, Packing, Past, documents
+from cramlab.memory import CRAMLayer, CRAMState
 from cramlab.memory.episodic import Buffer
+from cramlab.memory.plain import is_plain
 from cramlab.mixer import MixerOutput, Routing
 from cramlab.model import Block, ModelConfig
 
 
-@strict
-class CRAMForCausalLMConfig(PreTrainedConfig):
-    """Sizes of a CRAM language model; text has no time gaps, so each token comes one unit after the one before.
+class Tokens(NamedTuple):
+    """What a pass knows of its tokens beside the residual stream; see `Mixer.forward`."""
+
+    gaps: Tensor
+    valid: Tensor | None
+    documents: Documents | None
+
+
+class Passed(NamedTuple):
+    """What a block returns: tensors alone and on one level, as gradient checkpointing asks.
 
     Attributes:
-        vocab_size: tokens.
-        hidden_size: width.
-        intermediate_size: hidden width of the MLPs.
-        num_hidden_layers: blocks.
-        num_attention_heads: heads of the episodic memory.
-        memory_capacity: entries that a layer's buffer holds at most; None: no bound, so state grows with the context.
-        memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
-        state_size: width of the working memory's state.
-        semantic_rank: width of the semantic memory.
-        router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
-            of recurrence and attention.
-        read_price: nats that a read must save to be worth it.
-        audit_frac: share of the tokens that reads in training whatever the gate says, in the layer taught at a step.
-        initializer_range: of the embedding.
+        x: residual stream, (B, T, D).
+        silent: the same if one layer had not read; None: no layer so far has been asked to do without.
+        aux: losses of the memories, summed over sequences; None outside of training.
+        gate_logit: of the read gate, (B, T); None: it has none.
+        scored: tokens that read, bool (B, T).
+        working: state of the working memory.
+        keys: of the buffer, like the parts after it.
+        values: see `Buffer`.
+        times: see `Buffer`.
+        filled: see `Buffer`.
     """
 
-    model_type = "cram"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - as transformers has it
-
-    vocab_size: int = 32000
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    memory_capacity: int | None = 4096
-    memory_write: str = "all"
-    state_size: int = 128
-    semantic_rank: int = 256
-    router: str | list[str] = "benefit"
-    read_price: float = 0.1
-    audit_frac: float = 0.1
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    tie_word_embeddings: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-
-    def routers(self) -> list[str]:
-        """One a layer; refuses those that cannot serve text, and too many or too few."""
-        names = [self.router] * self.num_hidden_layers if isinstance(self.router, str) else self.router
-        if len(names) != self.num_hidden_layers:
-            raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
-        for name in names:
-            if name not in ("benefit", "always", "never"):
-                raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
-        return names
-
-    def mixer(self, router: str) -> CRAMConfig:
-        """The config of a layer's mixer; refuses what a layer cannot be built with."""
-        return CRAMConfig(
-            working=WorkingMemoryConfig(d_state=self.state_size),
-            episodic=EpisodicMemoryConfig(
-                n_heads=self.num_attention_heads,
-                capacity=self.memory_capacity,
-                write=self.memory_write,  # type: ignore[arg-type]
-            ),
-            semantic=AdapterConfig(rank=self.semantic_rank),
-            router=RouterConfig(name=router),  # type: ignore[arg-type]
-        )
+    x: Tensor
+    silent: Tensor | None
+    aux: Tensor | None
+    gate_logit: Tensor | None
+    scored: Tensor
+    working: Tensor
+    keys: Tensor
+    values: Tensor
+    times: Tensor
+    filled: Tensor
 
 
-class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
-    """One layer's state: the recurrence, and a buffer of keys and values of bounded size."""
+class CRAMBlock(Block, GradientCheckpointingLayer):
+    """A block that also carries the residual stream in which one of the layers has not read."""
 
-    is_croppable = False  # type: ignore[assignment]
+    def forward(
+        self, x: Tensor, silent: Tensor | None, tokens: Tokens, routing: Routing, *state: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """One pass over x and, where there is one, the silent stream; returns a `Passed`, as a tuple."""
+        before = CRAMState(state[0], Buffer(*state[1:])) if state else None
+        mixed = self._mixed(x, tokens, before, routing)
+        if mixed.y_without_reads is not None:
+            silent = self.finish(x, mixed.y_without_reads)
+        elif silent is not None:
+            silent = self.finish(silent, self._mixed(silent, tokens, before, routing).y)
+        aux = torch.stack([loss.sum() for loss in mixed.aux.values()]) if mixed.aux else None
+        y = self.finish(x, mixed.y)
+        return y, silent, aux, mixed.trace.gate_logit, mixed.trace.scored, mixed.state.working, *mixed.state.buffer
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: CRAMState | None = None
-        self.decoder: Decoder | None = None  # instead of `state`, while tokens come one at a time
-        self.n_tokens = 0
+    def _mixed(self, x: Tensor, tokens: Tokens, state: CRAMState | None, routing: Routing) -> MixerOutput:
+        if tokens.documents is None:
+            return self.mix(x, tokens.gaps, state, tokens.valid, routing)
+        return tokens.documents.mix(self.mixer, self.mixer_input(x), tokens.gaps, tokens.valid, routing)
 
-    def put(self, state: CRAMState, n_tokens: int) -> None:
-        """Replaces the state after another `n_tokens` tokens."""
-        self.state, self.decoder, self.n_tokens = state, None, self.n_tokens + n_tokens
-        self._show(state.buffer.keys, state.buffer.values)
-
-    def take(self) -> CRAMState | None:
-        """The state, to go on from by other means than `step`."""
-        if self.decoder is not None:
-            self.put(self.decoder.state(), 0)
-        return self.state
-
-    def step(self, layer: CRAMLayer, x: Tensor, gaps: Tensor) -> Tensor:
-        """One more token, in place, (B, 1, D), from x (B, 1, D) and gaps (B, 1)."""
-        if self.decoder is None:
-            assert self.state is not None
-            self.decoder, self.state = Decoder(layer, self.state), None
-        y = self.decoder.step(x[:, 0], gaps[:, 0])
-        self.n_tokens += 1
-        self._show(self.decoder.ring.keys, self.decoder.ring.values)
-        return y[:, None]
-
-    def _show(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.device, self.dtype, self.is_initialized = keys.device, keys.dtype, True
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, not entries held."""
-        return self.n_tokens
-
-    def get_max_length(self) -> int:
-        """No bound on the context, whatever the bound on the buffer."""
-        return -1
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.state, self.decoder, self.n_tokens = None, None, 0
-        self.keys, self.values, self.is_initialized = None, None, False
-
-    def _select(self, rows: Tensor) -> None:
-        state = self.take()
-        if state is not None:
-            rows = rows.to(state.working.device)
-            buffer = Buffer(*(part.index_select(0, rows) for part in state.buffer))
-            self.put(CRAMState(working=state.working.index_select(0, rows), buffer=buffer), 0)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Each row becomes a copy of the row that its beam goes on from."""
-        self._select(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps some rows."""
-        self._select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row, `repeats` times."""
-        state = self.take()
-        if state is not None:
-            self._select(torch.arange(len(state.working)).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused, unless nothing is to be removed.
-
-        Raises:
-            NotImplementedError: the recurrence has summed over all tokens and evicted entries are gone.
-        """
-        if tokens_to_remove and self.n_tokens:
-            raise NotImplementedError(
-                f"cannot remove {abs(tokens_to_remove)} tokens: the recurrent state is a sum over all tokens seen and "
-                "holds no single one of them, and what the buffer has evicted is gone; run the shorter context again"
-            )
+    @property
+    def steps(self) -> bool:
+        """Whether a decoder may go around `forward`: nothing has been hung on the block or its mixer."""
+        return is_plain(self, CRAMBlock) and is_plain(self.mixer, CRAMLayer)
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -187,7 +102,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = CRAMForCausalLMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ["Block"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CRAMBlock"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # type: ignore[assignment]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # type: ignore[assignment]  # noqa: RUF012
     _is_stateful = True
@@ -202,21 +118,33 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             d_mlp=config.intermediate_size,
         )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(blocks, mixer) for mixer in mixers)
+        self.layers = nn.ModuleList(CRAMBlock(blocks, mixer) for mixer in mixers)
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.own_name = uuid.uuid4().hex  # by which caches know whose state they hold; copies share it
+        keep_fresh(self)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The layers have initialised themselves; only the embedding is scaled for text."""
+        """The layers initialise themselves; only the embedding is scaled for text."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
+        else:
+            reset_missing(module)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         """No: `forward` makes a cache of its own kind of layer."""
         return False
+
+    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refuses a kind of cache that cannot hold the state, before anything runs."""
+        wanted = generation_config.cache_implementation
+        if wanted not in (None, "dynamic", "dynamic_full"):
+            raise ValueError(f'cache_implementation = "{wanted}" cannot hold a recurrent state; leave it out')
+        generation_config.cache_implementation = None
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -236,78 +164,125 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         read_all: bool = False,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        token_type_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One pass.
 
         Args:
             input_ids: (B, T).
-            attention_mask: 0 on padding, left or right, (B, T) or (B, past + T).
-            past_key_values: returned by the call before.
+            attention_mask: 0 on padding, left, right or in between, (B, T) or (B, past + T).
+            past_key_values: returned by the call before, or an empty `DynamicCache`, which is filled in place.
             inputs_embeds: in place of `input_ids`, (B, T, D).
-            labels: (B, T), -100 where there is no loss.
-            use_cache: return the state; by default only outside of training.
+            labels: (B, T), -100 where there is no loss; the first token of a document is nobody's target.
+            use_cache: return the state; by default only outside of training, and not for packed rows.
             output_hidden_states: return the residual stream before each layer and after the last norm; None: as the
                 config says.
-            logits_to_keep: compute logits for the last so many tokens; 0: all.
+            logits_to_keep: return logits for the last so many tokens, or for those of these numbers; 0: all.
             read_all: every token reads and is written: the encoding phase of training.
-            kwargs: for the loss function.
+            position_ids: packed rows, see `Packing`; the model itself knows no positions.
+            seq_idx: see `Packing`.
+            cu_seq_lens_q: see `Packing`.
+            cu_seq_lens_k: see `Packing`.
+            max_length_q: see `Packing`.
+            max_length_k: see `Packing`.
+            token_type_ids: zeros, if any.
+            output_attentions: refused, as a token that does not read has no attention to show.
+            num_items_in_batch: targets in all parts of the batch. Each term of the loss is then a sum over tokens
+                divided by it, so that the losses of the parts add up to that of the whole.
+            shift_labels: the target of each token, (B, T), in place of the labels moved by one.
+            kwargs: refused, unless they say nothing.
 
         Raises:
-            ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given.
+            ValueError: for what cannot be honoured; the message names the argument.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        inputs.check_nothing_else(kwargs)
+        inputs.check_no_types(token_type_ids)
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("output_attentions cannot be honoured: a token that does not read has none; leave it out")
+        dtype = self.dtype if input_ids is None else torch.float32
+        inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size, dtype)
+        given = cast("Tensor", input_ids if inputs_embeds is None else inputs_embeds)
+        shape = (given.shape[0], given.shape[1])
+        if past_key_values is not None:
+            past_key_values = checked_cache(past_key_values, self.own_name, len(self.layers), shape[0])
+        first = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[0])
+        past, seen = Past() if first is None else first.past, None if first is None else first.valid
+        valid = inputs.valid_tokens(attention_mask, shape, past.n_tokens, seen)
+        packing = Packing(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+        packed = documents(packing, shape, valid, past)
+        if packed is not None and (use_cache or past_key_values is not None):
+            raise ValueError("packed rows have no state to go on from; leave out use_cache and past_key_values")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and packed is None
+        if use_cache and past_key_values is None:
+            past_key_values = new_cache(self.own_name, len(self.layers))
+        target = None
+        if labels is not None or shift_labels is not None:
+            target = inputs.targets(labels, shift_labels, shape, self.config.vocab_size)
+            if packed is not None and shift_labels is None:
+                target = target.masked_fill(packed.ends, inputs.IGNORED)
+            inputs.check_some_target(target, num_items_in_batch)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = Cache(layers=[CRAMCacheLayer() for _ in self.layers])
-        gaps = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
-        valid = None
-        if attention_mask is not None and not bool((given := attention_mask[:, -x.shape[1] :] != 0).all()):
-            valid = given
-        learns_gate = self.training and labels is not None and "benefit" in self.config.routers()
-        routing, without = self._training_routing(read_all, gaps) if learns_gate else (Routing(read_all=read_all), -1)
-        stepping = x.shape[1] == 1 and valid is None and not (self.training or read_all or torch.is_grad_enabled())
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        tokens = Tokens(torch.ones(shape, dtype=x.dtype, device=x.device), valid, packed)
+        routing = Routing(read_all=read_all, by_sequence=num_items_in_batch is not None)
+        learns_gate = self.training and target is not None and "benefit" in self.config.routers()
+        without = -1
+        if learns_gate:
+            routing, without = self._training_routing(routing, tokens.gaps)
+        stepping = shape[1] == 1 and valid is None and not (self.training or read_all or torch.is_grad_enabled())
         silent: Tensor | None = None  # the residual stream in which one layer, `without`, has not read
         hidden, auxes, waiting, judged = [], [], [], None
-        for i, block in enumerate(cast("list[Block]", list(self.layers))):
+        for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
             hidden.append(x)
             layer = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[i])
-            if stepping and layer is not None and (layer.state or layer.decoder):
-                x = block.finish(x, layer.step(cast("CRAMLayer", block.mixer), block.mixer_input(x), gaps))
+            if stepping and layer is not None and layer.n_rows is not None and block.steps:
+                mixer = cast("CRAMLayer", block.mixer)
+                x = block.finish(x, layer.step(mixer, block.mixer_input(x), tokens.gaps))
                 continue
             state = None if layer is None else layer.take()
             # Audits are of the layer that goes without: were all audited, each could rely on the others' reads.
             asked = routing._replace(counterfactual=i == without, audits=routing.audits if i == without else None)
-            mixed = block.mix(x, gaps, state, valid, asked)
-            if mixed.y_without_reads is not None:
-                silent, judged = block.finish(x, mixed.y_without_reads), mixed
-            elif silent is not None:
-                silent = block.finish(silent, block.mix(silent, gaps, state, valid, asked).y)
-            x = block.finish(x, mixed.y)
-            auxes += mixed.aux.values()
-            if learns_gate and i != without and mixed.trace.gate_logit is not None:
-                waiting.append(mixed.trace.gate_logit.mean())
+            parts = () if state is None else (state.working, *state.buffer)
+            passed = Passed(*block(x, silent, tokens, asked, *parts))
+            x, silent = passed.x, passed.silent
+            if passed.aux is not None:
+                auxes.append(passed.aux)
+            if i == without:
+                judged = passed
+            elif learns_gate and passed.gate_logit is not None:
+                waiting.append(passed.gate_logit.mean())
             if layer is not None:
-                layer.put(mixed.state, x.shape[1])
+                layer.saw(valid)
+                layer.put(CRAMState(passed.working, Buffer(*passed[-4:])), shape[1])
         x = self.norm(x)
-        logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)
+        logits = self.lm_head(x if target is not None else inputs.kept(x, logits_to_keep))
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            own = torch.stack(auxes).mean() if auxes else loss.new_zeros(())
+        if target is not None:
+            shifted = packed is not None or shift_labels is not None
+            loss = self._next_token_loss(logits, labels, target, num_items_in_batch, shifted=shifted)
+            n_items = None if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=x.device)
+            own = torch.cat(auxes).mean() if auxes else loss.new_zeros(())
+            own = own if n_items is None else own / n_items
             if silent is not None and judged is not None:
-                own = own + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), labels)
+                own = own + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), target, n_items)
             if waiting:  # gates whose turn it is not: data parallel waits for every gradient, be it zero
                 own = own + 0.0 * torch.stack(waiting).sum()
-            if (n_items := kwargs.get("num_items_in_batch")) is not None:  # Trainer sums over parts of a batch
-                own = own * ((labels[:, 1:] != -100).sum() / n_items)
             loss = loss + own
+            logits = inputs.kept(logits, logits_to_keep)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -315,27 +290,39 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states=(*hidden, x) if output_hidden_states else None,  # type: ignore[arg-type]
         )
 
-    def _training_routing(self, read_all: bool, gaps: Tensor) -> tuple[Routing, int]:
+    def _training_routing(self, routing: Routing, gaps: Tensor) -> tuple[Routing, int]:
         """Audits for this step, and the gated layer, drawn by lot, that a second pass does without."""
         audits = torch.rand(gaps.shape, device=gaps.device) < self.config.audit_frac
         gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
-        return Routing(read_all=read_all, audits=audits), gated[int(torch.randint(len(gated), ()))]
+        return routing._replace(audits=audits), gated[int(torch.randint(len(gated), ()))]
 
-    def _gate_loss(self, mixed: MixerOutput, logits: Tensor, silent_logits: Tensor, labels: Tensor) -> Tensor:
-        """Task loss without the reads, and the gate's: see `losses.gate_loss`, here with the next token's nats."""
-        target = F.pad(labels, (0, 1), value=-100)[:, 1:]
-        read = mixed.trace.scored & (target != -100)
+    def _next_token_loss(
+        self, logits: Tensor, labels: Tensor | None, target: Tensor, n_items: int | Tensor | None, *, shifted: bool
+    ) -> Tensor:
+        """By the model's loss function; `shifted`: the targets are not simply the labels moved by one."""
+        how: dict[str, Any] = {} if n_items is None else {"num_items_in_batch": n_items}
+        if shifted or labels is None:
+            labels, how["shift_labels"] = target, target
+        return self.loss_function(logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **how)
+
+    def _gate_loss(
+        self, judged: Passed, logits: Tensor, silent_logits: Tensor, target: Tensor, n_items: Tensor | None
+    ) -> Tensor:
+        """Task loss without the reads, and the gate's: see `losses.gate_loss`, here with the next token's nats.
+
+        A mean over the tokens that read, or their sum by the items of the whole batch.
+        """
+        read = judged.scored & (target != inputs.IGNORED)
         nats, silent = (
             F.cross_entropy(given.float().transpose(1, 2), target, reduction="none")
             for given in (logits, silent_logits)
         )
-        n_read = read.sum().clamp(min=1)
+        n_read = read.sum().clamp(min=1) if n_items is None else n_items
         margin = (silent - nats - self.config.read_price).detach()
-        gate_logit = mixed.trace.gate_logit
+        gate_logit = judged.gate_logit
         assert gate_logit is not None
         wrong = F.binary_cross_entropy_with_logits(gate_logit, (margin > 0).to(gate_logit.dtype), reduction="none")
         return ((wrong * margin.abs().clamp(max=2.0) + 0.5 * silent) * read).sum() / n_read
 
 
-AutoConfig.register("cram", CRAMForCausalLMConfig)
 AutoModelForCausalLM.register(CRAMForCausalLMConfig, CRAMForCausalLM)

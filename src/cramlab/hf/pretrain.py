@@ -20,7 +20,8 @@ from transformers.utils import logging
 from cramlab.batch import Batch
 from cramlab.config import to_dict
 from cramlab.files import write_json, write_text
-from cramlab.hf.cram_gpt2 import CramGPT2Config, CramGPT2LMHeadModel, MixerAttention, reads_frac, routed
+from cramlab.hf.configuration_gpt2 import CramGPT2Config
+from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, Outputs, reads_frac, routed
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
 from cramlab.mixer import Routing
 
@@ -236,19 +237,17 @@ def _terms(
     encoding = step < config.encoding_frac * config.n_steps
     routing = Routing(read_all=True) if encoding else Routing(audits=audits)
     model.train()
-    with routed(model, routing):
+    with routed(model, routing) as outputs:
         nats = _nats(model, tokens)
-    outputs = [_output(mixer) for mixer in model.mixers()]
-    reads = _share(model)
-    with routed(model, routing, without_reads_in=layer):
+    with routed(model, routing, without_reads_in=layer) as others:
         without = _nats(model, tokens)
-    reads += _share(model)
+    reads = _share(outputs) + _share(others)
     trace = outputs[layer].trace
     terms = {
         "task": nats[:, :-1].mean(),
         "no_read": config.loss.no_read_weight * masked_mean(without, trace.attended & _has_target(tokens)),
         "consolidation": config.loss.consolidation_weight
-        * torch.stack([output.aux["consolidation"] for output in outputs]).mean(),
+        * torch.stack([outputs[i].aux["consolidation"] for i in range(config.n_layers)]).mean(),
     }
     if trace.gate_logit is not None:
         terms["gate"] = config.loss.gate_weight * gate_loss(
@@ -257,13 +256,8 @@ def _terms(
     return terms, reads
 
 
-def _output(mixer: MixerAttention) -> Any:
-    assert mixer.output is not None
-    return mixer.output
-
-
-def _share(model: nn.Module) -> float:
-    shares = reads_frac(model)
+def _share(outputs: Outputs) -> float:
+    shares = reads_frac(outputs)
     assert shares is not None
     return float(shares.mean())
 
@@ -297,8 +291,9 @@ def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[
     total, total_read_all, shares = 0.0, 0.0, torch.zeros(config.n_layers, dtype=torch.float64)
     for tokens in windows.split(config.batch_size):
         weight = len(tokens) / len(windows)
-        total += weight * float(_nats(model, tokens)[:, :-1].mean())
-        found = reads_frac(model)
+        with routed(model, Routing()) as outputs:
+            total += weight * float(_nats(model, tokens)[:, :-1].mean())
+        found = reads_frac(outputs)
         shares += weight * (torch.ones(config.n_layers, dtype=torch.float64) if found is None else found.cpu())
         with routed(model, Routing(read_all=True)):
             total_read_all += weight * float(_nats(model, tokens)[:, :-1].mean())

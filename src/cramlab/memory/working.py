@@ -170,7 +170,7 @@ class WorkingMemory(nn.Module):
         self.log_rate.copy_(self._initial_rates().log())
 
     def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
-        """Nothing remembered: zeros, (B, G, E), in 32 bits at least, where `like` is; None: where the parameters are."""
+        """Nothing remembered: zeros, (B, G, E), in 32 bits at least, where `like` is; None: where parameters are."""
         width = self.config.d_state // self.config.n_timescales
         exact = torch.promote_types(self.log_rate.dtype, torch.float32)
         like = self.log_rate if like is None else like

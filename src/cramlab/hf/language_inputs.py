@@ -1,0 +1,183 @@
+"""What a call of a CRAM language model is given, checked before anything runs: taken as it is meant, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100  # label of a token that is no target
+
+
+def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, width: int, dtype: torch.dtype) -> None:
+    """Refuses what is no batch of token numbers (B, T), or of embeddings (B, T, D).
+
+    Raises:
+        ValueError: unless exactly one of both is given, in its shape, type and range.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if input_ids is not None:
+        _check_whole("input_ids", input_ids)
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give (batch, tokens)")
+        _check_range("input_ids", input_ids, vocab_size)
+        return
+    if not isinstance(inputs_embeds, Tensor) or inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != width:
+        shape = f"has shape {tuple(inputs_embeds.shape)}" if isinstance(inputs_embeds, Tensor) else "is no tensor"
+        raise ValueError(f"inputs_embeds {shape}; give (batch, tokens, {width})")
+    mixed = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.is_floating_point()
+    if inputs_embeds.dtype != dtype and not mixed:
+        raise ValueError(f"inputs_embeds has type {inputs_embeds.dtype} and the model {dtype}; convert one of them")
+
+
+def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen: Tensor | None) -> Tensor | None:
+    """The tokens that are no padding, bool (B, T); None: all are valid.
+
+    Args:
+        attention_mask: as given: 1 on tokens and 0 on padding, (B, T), or with those that a cache has seen in front.
+        shape: B and T.
+        n_past: tokens that a cache has seen.
+        seen: which of the first of them were valid, bool (B, up to `n_past`); None: all.
+
+    Raises:
+        ValueError: for another shape, other numbers, and another mask of what the cache has seen already.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        given = f"has {attention_mask.dim()} dimensions" if isinstance(attention_mask, Tensor) else "is no tensor"
+        raise ValueError(
+            f"attention_mask {given}; a recurrence cannot hide tokens from some of the later ones alone: "
+            "give (batch, tokens) with 1 on tokens and 0 on padding"
+        )
+    n_batch, n_tokens = shape
+    whole = attention_mask.shape == (n_batch, n_past + n_tokens)
+    if not whole and attention_mask.shape != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; give {shape}"
+            + (f", or {(n_batch, n_past + n_tokens)} with what the cache has seen" if n_past else "")
+        )
+    given = attention_mask != 0
+    if bool(given.all()) and bool((attention_mask == 1).all()) and seen is None:
+        return None
+    if not bool(((attention_mask == 1) | ~given).all()):
+        raise ValueError("attention_mask holds numbers other than 0 and 1; give 1 on tokens and 0 on padding")
+    if whole and n_past:
+        before, given = given[:, :n_past], given[:, n_past:]
+        n_seen = 0 if seen is None else seen.shape[1]
+        if not bool(before[:, n_seen:].all()) or (seen is not None and not torch.equal(before[:, :n_seen], seen)):
+            raise ValueError(
+                "attention_mask hides other tokens of past_key_values than when these were read, and a recurrent "
+                "state cannot forget them; run the context again without the cache"
+            )
+    return None if bool(given.all()) else given
+
+
+def targets(labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: int) -> Tensor:
+    """The token that each is to predict, int64 (B, T), -100 where none.
+
+    Args:
+        labels: the tokens themselves, (B, T), -100 where there is no loss.
+        shift_labels: the targets already, (B, T); None: the labels, moved by one.
+        shape: B and T.
+        vocab_size: of the model.
+
+    Raises:
+        ValueError: for another shape, type or range.
+    """
+    for name, given in (("labels", labels), ("shift_labels", shift_labels)):
+        if given is None:
+            continue
+        _check_whole(name, given)
+        if given.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; give one label a token, {shape}")
+        _check_range(name, given, vocab_size, IGNORED)
+    if shift_labels is not None:
+        return shift_labels.long()
+    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].long()
+
+
+def check_some_target(target: Tensor, n_items: Any) -> None:
+    """Refuses a mean over no token, which is no number.
+
+    Raises:
+        ValueError: when there is no target, unless the number of items of a larger batch is given.
+    """
+    if n_items is None and not bool((target != IGNORED).any()):
+        raise ValueError("labels leave no token to predict: all are -100, or have no token before them")
+    if n_items is not None and not bool((torch.as_tensor(n_items) > 0).all()):
+        raise ValueError(f"num_items_in_batch = {n_items} must be positive: labels leave no token to predict")
+
+
+def kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The tokens of x (B, T, D) that logits are asked for: the last so many, all for 0, or those of these numbers.
+
+    Raises:
+        ValueError: for a negative number, or numbers of no token.
+    """
+    if not isinstance(logits_to_keep, Tensor):
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep = {logits_to_keep} must be 0 (all tokens) or more")
+        return x[:, -logits_to_keep:] if logits_to_keep else x
+    if logits_to_keep.dim() == 0:
+        return kept(x, int(logits_to_keep))
+    if logits_to_keep.dtype != torch.bool:
+        _check_whole("logits_to_keep", logits_to_keep)
+    n_tokens = x.shape[1]
+    fits = logits_to_keep.dtype != torch.bool or len(logits_to_keep) == n_tokens
+    if logits_to_keep.dim() != 1 or not fits:
+        raise ValueError(f"logits_to_keep has shape {tuple(logits_to_keep.shape)}; give the numbers of tokens, 1-D")
+    if logits_to_keep.dtype != torch.bool and logits_to_keep.numel():
+        least, most = (int(bound) for bound in logits_to_keep.aminmax())
+        if least < -n_tokens or most >= n_tokens:
+            raise ValueError(f"logits_to_keep asks for token {most if most >= n_tokens else least} of {n_tokens}")
+    return x[:, logits_to_keep.to(x.device)]
+
+
+def check_nothing_else(unknown: Mapping[str, Any]) -> None:
+    """Refuses arguments that nobody would listen to.
+
+    Raises:
+        ValueError: for the first of them that says something.
+    """
+    for name, value in unknown.items():
+        silent = value is None or value is False
+        if name == "is_causal":
+            silent = value is None or value is True
+        if not silent:
+            raise ValueError(f"{name} is not known to a CRAM language model, which cannot honour it; leave it out")
+
+
+def check_no_types(token_type_ids: Tensor | None) -> None:
+    """Refuses types of tokens other than 0, which tokenizers give whether or not a model knows them.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if token_type_ids is not None and bool((token_type_ids != 0).any()):
+        raise ValueError("token_type_ids holds other types than 0, and the model has one type of token; leave them out")
+
+
+def _check_whole(name: str, given: Any) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} is a {type(given).__name__}; give a tensor of integers")
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"{name} has type {given.dtype}; give integers")
+
+
+def _check_range(name: str, given: Tensor, vocab_size: int, absent: int | None = None) -> None:
+    """Looks at the numbers, unless in compiled code."""
+    if not given.numel() or torch.compiler.is_compiling():
+        return
+    least, most = (int(bound) for bound in given.aminmax())
+    if most >= vocab_size:
+        raise ValueError(f"{name} holds {most}; the model's vocabulary ends at {vocab_size - 1}")
+    if least < 0 and (absent is None or bool(((given < 0) & (given != absent)).any())):
+        wrong = least if absent is None else int(given[(given < 0) & (given != absent)][0])
+        raise ValueError(
+            f"{name} holds {wrong}; tokens are numbered from 0" + (f", and {absent} is none" if absent else "")
+        )
