@@ -5,31 +5,11 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from tiny_cram import ids, make  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
-from cramlab.hf.modeling import CRAMCacheLayer, CRAMForCausalLM, CRAMForCausalLMConfig  # noqa: E402
-
-
-def make(**changes):
-    config = CRAMForCausalLMConfig(
-        **{
-            "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "memory_capacity": 12, "state_size": 16, "semantic_rank": 8, "pad_token_id": 0,
-        } | changes
-    )  # fmt: skip
-    model = CRAMForCausalLM(config).eval()
-    with torch.no_grad():
-        for block in model.layers:  # gates that say yes to some tokens and no to others
-            for gate in (getattr(block.mixer, "gate", None), block.mixer.episodic.salience):
-                if gate is not None:
-                    gate.out.weight.normal_()
-                    gate.out.bias.zero_()
-        model.embed_tokens.weight.normal_()
-    return model
-
-
-def ids(n_batch=3, n_tokens=20):
-    return torch.randint(3, 50, (n_batch, n_tokens))
+from cramlab.hf.cram_cache import CRAMCacheLayer  # noqa: E402
+from cramlab.hf.modeling import CRAMForCausalLM  # noqa: E402
 
 
 @pytest.mark.parametrize("write", ["all", "salience"])
@@ -210,38 +190,6 @@ def test_the_loss_is_the_next_token_s_outside_of_training():
     assert torch.equal(as_tuple[1], output.logits)
     assert len(model(tokens, output_hidden_states=True).hidden_states) == 3
     assert torch.allclose(model(tokens, logits_to_keep=1).logits, output.logits[:, -1:], atol=1e-6)
-
-
-@pytest.mark.parametrize("router", ["benefit", "never"])
-def test_the_loss_of_a_part_of_a_batch_is_its_part_of_the_loss(router):
-    """As Trainer asks for it when it accumulates gradients; the memories' and gates' own terms included."""
-    model = make(router=router).train()
-    tokens, losses = ids(), []
-    for n_items in (None, 2 * 3 * 19):
-        torch.manual_seed(0)  # of the audits
-        losses.append(float(model(tokens, labels=tokens, num_items_in_batch=n_items).loss.detach()))
-    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-5)
-
-
-def test_trainer_trains_saves_and_accumulates(tmp_path):
-    """Two steps of 4 rows in one part or in two are the same, where no term is of a whole part."""
-    rows, found = list(ids(8, 12)), []
-    for router, size in (("never", 4), ("never", 2), ("benefit", 2)):
-        torch.manual_seed(1)
-        model = make(router=router)
-        arguments = transformers.TrainingArguments(
-            str(tmp_path / f"{router}{size}"), max_steps=2, per_device_train_batch_size=size,
-            gradient_accumulation_steps=4 // size, learning_rate=1e-3, optim="sgd", max_grad_norm=0.0, save_steps=2,
-            report_to=[], use_cpu=True, disable_tqdm=True,
-        )  # fmt: skip
-        data = [{"input_ids": row, "labels": row} for row in rows]
-        trainer = transformers.Trainer(model, arguments, train_dataset=data)
-        trainer.train()
-        found.append(model)
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"{router}{size}" / "checkpoint-2").eval()
-        assert torch.equal(again(rows[0][None]).logits, model.eval()(rows[0][None]).logits)
-    whole, parts, _ = (model.state_dict() for model in found)
-    assert all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole)
 
 
 def test_bad_inputs_are_refused():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
 
 from cramlab.hf import language_inputs as inputs
 from cramlab.hf.configuration_gpt2 import CramGPT2Config
@@ -75,6 +75,21 @@ class MixerAttention(nn.Module):
 _asked: ContextVar[Asked | None] = ContextVar("asked", default=None)  # of one thread: the model may be many threads'
 
 
+class CramGPT2Model(GPT2Model):
+    """The blocks of GPT-2, which know how CRAM layers in place of their attention are initialised."""
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:  # noqa: ARG002
+        """Looks at each parameter by itself, where transformers passes over modules of others that have none."""
+        super()._initialize_weights(module)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        mixers = (part for part in self.modules() if isinstance(part, MixerAttention))
+        if any(module is part for mixer in mixers for part in mixer.modules()):
+            reset_missing(module)
+        else:
+            super()._init_weights(module)
+
+
 class CramGPT2LMHeadModel(GPT2LMHeadModel):
     """A GPT-2 whose attention has been replaced; saved and loaded like any other. Without a cache: for audits."""
 
@@ -83,17 +98,13 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
     _supports_attention_backend = False  # its blocks have no attention function to replace
 
     def __init__(self, config: CramGPT2Config) -> None:
-        super().__init__(config)
+        super(GPT2LMHeadModel, self).__init__(config)  # its parent's: the transformer is of our class
+        self.transformer = CramGPT2Model(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
         for block in self.transformer.h:
             block.attn = MixerAttention(config)
             keep_fresh(block.attn)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """CRAM layers bring their own initial weights."""
-        if any(module is part for layer in self.mixers() for part in layer.modules()):
-            reset_missing(module)
-        else:
-            super()._init_weights(module)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -125,6 +125,10 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         keep_fresh(self)
         self.post_init()
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:  # noqa: ARG002
+        """Looks at each parameter by itself, where transformers passes over modules of others that have none."""
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The layers initialise themselves; only the embedding is scaled for text."""
@@ -138,13 +142,15 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         """No: `forward` makes a cache of its own kind of layer."""
         return False
 
-    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        """Refuses a kind of cache that cannot hold the state, before anything runs."""
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any) -> None:
+        """Makes a cache, and refuses a kind of cache that cannot hold the state, before anything runs."""
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic", "dynamic_full"):
             raise ValueError(f'cache_implementation = "{wanted}" cannot hold a recurrent state; leave it out')
         generation_config.cache_implementation = None
-        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
