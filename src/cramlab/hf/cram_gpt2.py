@@ -17,7 +17,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
 from cramlab.hf import language_inputs as inputs
 from cramlab.hf.configuration_gpt2 import CramGPT2Config
 from cramlab.hf.fresh_weights import keep_fresh, reset_missing
-from cramlab.hf.packed_rows import Documents, Packing, documents
+from cramlab.hf.packed_rows import Documents, Packing, documents, silent_tokens
 from cramlab.memory import CRAMConfig, CRAMLayer, EpisodicMemoryConfig
 from cramlab.mixer import MixerOutput, Routing
 
@@ -167,12 +167,9 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
             raise ValueError("packed rows need position_ids, which GPT-2 embeds; give them too")
         how: dict[str, Any] = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         if labels is not None:
-            target = inputs.targets(labels, None, shape, self.config.vocab_size)
+            target = inputs.targets(labels, None, shape, self.config.vocab_size, silent_tokens(valid, packed))
             inputs.check_some_target(target, num_items_in_batch)
-            how |= {
-                "labels": labels,
-                "shift_labels": target if packed is None else target.masked_fill(packed.ends, -100),
-            }
+            how |= {"labels": labels, "shift_labels": target}
         return super().forward(
             input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids,
             inputs_embeds=inputs_embeds, use_cache=False, logits_to_keep=logits_to_keep, return_dict=return_dict,

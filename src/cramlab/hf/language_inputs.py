@@ -77,7 +77,9 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen:
     return None if bool(given.all()) else given
 
 
-def targets(labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: int) -> Tensor:
+def targets(
+    labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: int, absent: Tensor | None = None
+) -> Tensor:
     """The token that each is to predict, int64 (B, T), -100 where none.
 
     Args:
@@ -85,6 +87,7 @@ def targets(labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: 
         shift_labels: the targets already, (B, T); None: the labels, moved by one.
         shape: B and T.
         vocab_size: of the model.
+        absent: tokens that predict nothing, such as padding, bool (B, T); None: there are none.
 
     Raises:
         ValueError: for another shape, type or range.
@@ -96,9 +99,9 @@ def targets(labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: 
         if given.shape != shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; give one label a token, {shape}")
         _check_range(name, given, vocab_size, IGNORED)
-    if shift_labels is not None:
-        return shift_labels.long()
-    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].long()
+    target = F.pad(labels, (0, 1), value=IGNORED)[:, 1:] if shift_labels is None else shift_labels
+    target = target.long().contiguous()
+    return target if absent is None else target.masked_fill(absent, IGNORED)
 
 
 def check_some_target(target: Tensor, n_items: Any) -> None:

@@ -24,7 +24,7 @@ from cramlab.hf import language_inputs as inputs
 from cramlab.hf.configuration import CRAMForCausalLMConfig
 from cramlab.hf.cram_cache import CRAMCacheLayer, checked_cache, new_cache
 from cramlab.hf.fresh_weights import keep_fresh, reset_missing
-from cramlab.hf.packed_rows import Documents, Packing, Past, documents
+from cramlab.hf.packed_rows import Documents, Packing, Past, documents, silent_tokens
 from cramlab.memory import CRAMLayer, CRAMState
 from cramlab.memory.episodic import Buffer
 from cramlab.memory.plain import is_plain
@@ -191,7 +191,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: 0 on padding, left, right or in between, (B, T) or (B, past + T).
             past_key_values: returned by the call before, or an empty `DynamicCache`, which is filled in place.
             inputs_embeds: in place of `input_ids`, (B, T, D).
-            labels: (B, T), -100 where there is no loss; the first token of a document is nobody's target.
+            labels: (B, T), -100 where there is no loss; padding predicts nothing, nor does the end of a document.
             use_cache: return the state; by default only outside of training, and not for packed rows.
             output_hidden_states: return the residual stream before each layer and after the last norm; None: as the
                 config says.
@@ -236,9 +236,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = new_cache(self.own_name, len(self.layers))
         target = None
         if labels is not None or shift_labels is not None:
-            target = inputs.targets(labels, shift_labels, shape, self.config.vocab_size)
-            if packed is not None and shift_labels is None:
-                target = target.masked_fill(packed.ends, inputs.IGNORED)
+            absent = silent_tokens(valid, packed if shift_labels is None else None)
+            target = inputs.targets(labels, shift_labels, shape, self.config.vocab_size, absent)
             inputs.check_some_target(target, num_items_in_batch)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -278,8 +277,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(x if target is not None else inputs.kept(x, logits_to_keep))
         loss = None
         if target is not None:
-            shifted = packed is not None or shift_labels is not None
-            loss = self._next_token_loss(logits, labels, target, num_items_in_batch, shifted=shifted)
+            simple = packed is None and valid is None and shift_labels is None
+            loss = self._next_token_loss(logits, labels if simple else None, target, num_items_in_batch)
             n_items = None if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=x.device)
             own = torch.cat(auxes).mean() if auxes else loss.new_zeros(())
             own = own if n_items is None else own / n_items
@@ -303,11 +302,11 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         return routing._replace(audits=audits), gated[int(torch.randint(len(gated), ()))]
 
     def _next_token_loss(
-        self, logits: Tensor, labels: Tensor | None, target: Tensor, n_items: int | Tensor | None, *, shifted: bool
+        self, logits: Tensor, labels: Tensor | None, target: Tensor, n_items: int | Tensor | None
     ) -> Tensor:
-        """By the model's loss function; `shifted`: the targets are not simply the labels moved by one."""
+        """By the model's loss function; labels None: the targets are not simply these moved by one."""
         how: dict[str, Any] = {} if n_items is None else {"num_items_in_batch": n_items}
-        if shifted or labels is None:
+        if labels is None:
             labels, how["shift_labels"] = target, target
         return self.loss_function(logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **how)
 

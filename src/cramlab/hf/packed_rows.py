@@ -143,6 +143,13 @@ def documents(
     return Documents((found | first).flatten().cumsum(0).view(shape) - 1)
 
 
+def silent_tokens(valid: Tensor | None, packed: Documents | None) -> Tensor | None:
+    """The tokens that predict none of the next: padding, and ends of documents, bool (B, T); None: there are none."""
+    if valid is None:
+        return None if packed is None else packed.ends
+    return ~valid if packed is None else ~valid | packed.ends
+
+
 def _rows(name: str, value: Any, shape: tuple[int, int]) -> Tensor:
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(f"{name} must be a tensor of integers, (batch, tokens) = {shape}")
