@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
@@ -118,7 +119,8 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
         if generation_config.cache_implementation is not None or model_kwargs.get("past_key_values") is not None:
             raise ValueError("a cram_gpt2 model has no cache; leave out cache_implementation and past_key_values")
         generation_config.use_cache = False
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        prepare = GenerationMixin._prepare_cache_for_generation
+        return prepare(cast("Any", self), generation_config, model_kwargs, *args, **kwargs)
 
     def mixers(self) -> list[MixerAttention]:
         """In order of depth."""
@@ -163,6 +165,9 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
         valid = inputs.valid_tokens(attention_mask, shape, 0, None)
         packing = Packing(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         packed = documents(packing, shape, valid)
+        n_places = shape[1] if position_ids is None or not position_ids.numel() else int(position_ids.max()) + 1
+        if n_places > self.config.n_positions:
+            raise ValueError(f"{n_places} tokens are too many: the model has {self.config.n_positions} positions")
         if packed is not None and position_ids is None:
             raise ValueError("packed rows need position_ids, which GPT-2 embeds; give them too")
         how: dict[str, Any] = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
@@ -170,11 +175,12 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
             target = inputs.targets(labels, None, shape, self.config.vocab_size, silent_tokens(valid, packed))
             inputs.check_some_target(target, num_items_in_batch)
             how |= {"labels": labels, "shift_labels": target}
-        return super().forward(
-            input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, use_cache=False, logits_to_keep=logits_to_keep, return_dict=return_dict,
-            output_hidden_states=output_hidden_states, asked=_asked.get(), valid=valid, packed=packed, **how,
-        )  # fmt: skip
+        how |= {
+            "input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds, "use_cache": False, "logits_to_keep": logits_to_keep,
+            "return_dict": return_dict, "output_hidden_states": output_hidden_states,
+        }  # fmt: skip
+        return super().forward(asked=_asked.get(), valid=valid, packed=packed, **how)
 
 
 @contextlib.contextmanager

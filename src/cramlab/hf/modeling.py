@@ -142,13 +142,16 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         """No: `forward` makes a cache of its own kind of layer."""
         return False
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any) -> None:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Makes a cache, and refuses a kind of cache that cannot hold the state, before anything runs."""
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic", "dynamic_full"):
             raise ValueError(f'cache_implementation = "{wanted}" cannot hold a recurrent state; leave it out')
         generation_config.cache_implementation = None
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        prepare = GenerationMixin._prepare_cache_for_generation
+        prepare(cast("Any", self), generation_config, model_kwargs, *args, **kwargs)
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
