@@ -119,8 +119,8 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
         if generation_config.cache_implementation is not None or model_kwargs.get("past_key_values") is not None:
             raise ValueError("a cram_gpt2 model has no cache; leave out cache_implementation and past_key_values")
         generation_config.use_cache = False
-        prepare = GenerationMixin._prepare_cache_for_generation
-        return prepare(cast("Any", self), generation_config, model_kwargs, *args, **kwargs)
+        prepare = cast("Any", GenerationMixin)._prepare_cache_for_generation
+        return prepare(self, generation_config, model_kwargs, *args, **kwargs)
 
     def mixers(self) -> list[MixerAttention]:
         """In order of depth."""

@@ -150,8 +150,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if wanted not in (None, "dynamic", "dynamic_full"):
             raise ValueError(f'cache_implementation = "{wanted}" cannot hold a recurrent state; leave it out')
         generation_config.cache_implementation = None
-        prepare = GenerationMixin._prepare_cache_for_generation
-        prepare(cast("Any", self), generation_config, model_kwargs, *args, **kwargs)
+        prepare = cast("Any", GenerationMixin)._prepare_cache_for_generation
+        prepare(self, generation_config, model_kwargs, *args, **kwargs)
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
