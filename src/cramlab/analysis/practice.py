@@ -178,7 +178,7 @@ class PracticeFit:
     at_bounds: tuple[str, ...] = ()
 
     def curve(self, k: np.ndarray) -> np.ndarray:
-        """Its value at encounters k (N,), `first` or more."""
+        """The curve at encounters k (N,), `first` or more."""
         with np.errstate(divide="ignore"):
             logs = np.log([self.parameters[name] for name in LAWS[self.law].names])
         return np.exp(LAWS[self.law].log_curve(k, logs, self.first))

@@ -193,7 +193,7 @@ def _gradual_designs(t: np.ndarray, trend: np.ndarray) -> list[np.ndarray]:
 
 
 def _bic(residual: np.ndarray, n_parameters: int) -> float:
-    """Of a least-squares fit with normal noise."""
+    """Bayes' criterion of a least-squares fit with normal noise."""
     n = len(residual)
     power = max(float((residual**2).mean()), 1e-12)
     return n * np.log(power) + (n_parameters + 1) * np.log(n)

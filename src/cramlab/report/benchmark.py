@@ -22,8 +22,8 @@ class PaperRow:
 
 # What a figure claims is its distance from the other side's: a baseline's retrieval from CRAM's and the reverse.
 _BASELINE, _PERFECT = Figure(value=0.68, without=1.0), Figure(value=1.0, without=0.68)
-# CRAM's from the 5% that ask, which a router reads without any memory; without consolidation from CRAM's own.
-# CRAM's from the 5% that ask, which a router reads without any memory; that without consolidation from CRAM's.
+# The paper's rows under the names that our mixers have; its Mamba is our recurrence. Attention is told from none or
+# all; CRAM's from the 5% that ask, which a router reads without any memory; without consolidation from CRAM's own.
 PAPER: dict[str, PaperRow] = {
     "transformer": PaperRow(dynamics_mse=0.589, retrieval_acc=_BASELINE, attention_frac=Figure(value=1.0, without=0.0)),
     "recurrence": PaperRow(dynamics_mse=0.620, retrieval_acc=_BASELINE, attention_frac=Figure(value=0.0, without=1.0)),

@@ -97,7 +97,7 @@ def shown(ours: Interval | None, digits: int, n_runs: int) -> str:
 
 
 def interval_of(values: Sequence[float]) -> Interval:
-    """Of an estimate in an audit: value, and the ends of its 95% interval."""
+    """An audit's estimate: value, and the ends of its 95% interval."""
     return Interval(mean=values[0], low=values[1], high=values[2])
 
 

@@ -57,7 +57,7 @@ class Row:
 
 
 def row(run: dict[str, Any]) -> Row | None:
-    """Of a run on a target; None for a source."""
+    """A run on a target; None for a source."""
     target, _, way = run.get("variant", "").partition("-")
     if target == "source":
         return None

@@ -58,7 +58,7 @@ class Course:
 
 
 def course(run: dict[str, Any]) -> Course | None:
-    """Of a run that validated often enough to tell; None for others and for those that never attend."""
+    """A run that validated often enough to tell; None for others and for those that never attend."""
     rows = [row for row in run["series"] if row["validation"] is not None]
     steps = [row["step"] for row in rows]
     shares = [row["validation"]["attention_frac"] for row in rows]
