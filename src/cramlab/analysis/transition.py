@@ -53,7 +53,7 @@ class Transition:
         width_high: upper end.
         before: geometric mean of the last shares before the step, 0 to 1.
         after: geometric mean of the first shares after it, 0 to 1.
-        unresolved: it is no wider than the least distance of two observations, so `width` is an upper bound.
+        unresolved: it is no wider than the least distance of two observations, which `width` then is, an upper bound.
         floored: the shares after it lie at the resolution or below, so `fold` is a lower bound.
     """
 
@@ -112,18 +112,19 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
     tails = [50 * (1 - config.confidence), 50 * (1 + config.confidence)]
     (step_low, step_high), (width_low, width_high) = (np.percentile(x[again], tails) for x in (middles, widths))
     before, after = _levels(y, float(fall), curves[best], config.min_side)
+    spacing = float(np.diff(t).min())
     # What lies between two observations cannot be told apart, so intervals are widened by half their distance.
     gap = float(np.diff(t).max()) / 2
     return Transition(
         step=float(middles[best]),
         step_low=float(step_low - gap),
         step_high=float(step_high + gap),
-        width=float(width),
+        width=float(max(width, spacing)),
         width_low=float(width_low),
         width_high=float(width_high),
         before=float(np.exp(before)),
         after=float(np.exp(after)),
-        unresolved=bool(width <= np.diff(t).min()),
+        unresolved=bool(width <= spacing),
         floored=bool(np.exp(after) <= 1.001 * config.resolution),
     )
 
