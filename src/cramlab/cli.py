@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +20,7 @@ from rich.table import Table
 
 from cramlab import records
 from cramlab.catalog import MIXERS
+from cramlab.cli_arguments import UsageError, folder_of, page_of, path_of, whole
 from cramlab.cli_audit import USAGE_ERRORS as AUDIT_ERRORS
 from cramlab.cli_audit import add_audit
 from cramlab.cli_consolidate import USAGE_ERRORS as CONSOLIDATE_ERRORS
@@ -25,45 +30,65 @@ from cramlab.cli_irregular import add_irregular
 from cramlab.config import ConfigError, nearest, overridden
 from cramlab.experiments import EXPERIMENTS, Study
 from cramlab.files import DamagedFileError, write_text
-from cramlab.model import SequenceModel
 from cramlab.progress import ProgressDisplay
 from cramlab.report.page import render
 from cramlab.report.tables import results_table
 from cramlab.tasks.srcd import SIZES
+from cramlab.terminal import plain
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
 from cramlab.training.loop import RunFailedError
 from cramlab.training.ray_jobs import run_jobs_on_ray
-from cramlab.training.run import RunConfig
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 ENGINES = {"local": run_jobs, "ray": run_jobs_on_ray}
 
 
-class UsageError(Exception):
-    """A name or value that the command cannot use; answered with exit code 2."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0, 1 (failed) or 2 (bad usage)."""
-    args = _parser().parse_args(argv)
-
-    command: Callable[[argparse.Namespace], None] = args.command
+    """Runs one command. Returns 0, 1 (failed, or ended by Ctrl-C or SIGTERM) or 2 (bad usage)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need be no text
+    args = None
     try:
-        command(args)
-        sys.stdout.flush()
+        with _ending_like_ctrl_c():
+            args = _parser().parse_args(argv)
+            args.command(args)
+            sys.stdout.flush()
     except (UsageError, ConfigError, *AUDIT_ERRORS, *CONSOLIDATE_ERRORS) as error:
-        print(f"cramlab: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _said(str(error), EXIT_USAGE)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
     except (RunFailedError, DamagedFileError, OSError) as error:
-        print(f"cramlab: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return _said(str(error), EXIT_FAILED)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _said(f"out of memory ({error}); smaller sizes need less", EXIT_FAILED)
     except KeyboardInterrupt:
-        print("cramlab: interrupted; the same command with --resume continues", file=sys.stderr)
-        return EXIT_FAILED
+        can_resume = hasattr(args, "resume")
+        return _said("interrupted" + "; the same command with --resume continues" * can_resume, EXIT_FAILED)
     return 0
+
+
+def _said(message: str, code: int) -> int:
+    """Prints why a command ends, in one line."""
+    print(f"cramlab: {plain(' '.join(message.splitlines()))}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends what is done here as Ctrl-C does: files are left whole, and other processes end too."""
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,15 +114,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--size", default="small", metavar="S", help="tiny, small, medium or paper (default: small)")
     run.add_argument(
-        "--seed", type=int, metavar="I", help="of data, weights and sampling (default: the experiment's own seeds)"
+        "--seed",
+        type=whole("--seed", 0, 2**32 - 1),
+        metavar="I",
+        help="of data, weights and sampling (default: the experiment's own seeds)",
     )
-    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
+    run.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the runs")
     run.add_argument("--resume", action="store_true", help="continue interrupted runs, keep finished ones")
     run.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides",
-        help="change a field of every run's config, as shown by cramlab show; may be repeated",
+        help="change a field of every run's config, as shown by cramlab show; may be repeated, in any order",
     )  # fmt: skip
-    run.add_argument("--jobs", type=int, default=2, metavar="J", help="runs at a time, one core each (default: 2)")
+    run.add_argument(
+        "--jobs",
+        type=whole("--jobs", 1, 1024),
+        default=2,
+        metavar="J",
+        help="runs at a time, one core each (default: 2)",
+    )
     run.add_argument(
         "--engine", choices=ENGINES, default="local",
         help="where the runs go: processes of this machine, or a Ray cluster that shares --out (default: local)",
@@ -110,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Loads each run under DIR from its checkpoint and measures it on the test split with the "
         "routing rule that decoding uses. Changes no file.",
     )
-    evaluate.add_argument("dir", type=Path, metavar="DIR", help="a run's folder, or a folder of runs")
+    evaluate.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder, or a folder of runs")
     evaluate.set_defaults(command=_eval)
 
     cost = commands.add_parser(
@@ -120,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         "FLOPs, parameter and state bytes that follow, layer by layer and part by part, with the length below which "
         "full attention is cheaper. Changes no file.",
     )
-    cost.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+    cost.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder")
     cost.set_defaults(command=lambda args: print_cost(args.dir))
 
     report = commands.add_parser(
@@ -129,8 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws attention, retrieval, losses, routing and forecasts of all records found, and the table "
         "with intervals over seeds. The page needs no network.",
     )
-    report.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="run folders, folders of records, or records")
-    report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="where to write the page")
+    report.add_argument(
+        "dirs", type=path_of("DIR"), nargs="+", metavar="DIR", help="run folders, folders of records, or records"
+    )
+    report.add_argument(
+        "--out", type=page_of("--out"), required=True, metavar="PAGE.html", help="where to write the page"
+    )
     report.set_defaults(command=_report)
 
     add_audit(commands)
@@ -158,43 +196,27 @@ def _study(name: str, size: str, seed: int | None) -> Study:
         raise UsageError(f'experiment "{experiment}" is unknown{nearest(experiment, EXPERIMENTS)}')
     if size not in SIZES:
         raise UsageError(f'--size "{size}" is unknown{nearest(size, SIZES)}')
-    if seed is not None and seed < 0:
-        raise UsageError(f"--seed {seed} must be 0 or more")
     mixers = listed.split(",") if slash else None
-    for mixer in mixers or ():
+    for i, mixer in enumerate(mixers or ()):
         if mixer not in MIXERS:
             raise UsageError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
+        if mixer in listed.split(",")[:i]:
+            raise UsageError(f'mixer "{mixer}" is named twice; name it once')
     return EXPERIMENTS[experiment](size=size, seed=seed, mixers=mixers)
-
-
-def _overridden(configs: list[RunConfig], overrides: list[str]) -> list[RunConfig]:
-    """The runs with all --set changes, each of which must be something that a model can be built with."""
-    try:  # a config or model that refuses a value says which field and why
-        configs = [overridden(config, overrides) for config in configs]
-        with torch.device("meta"):
-            for config in configs:
-                SequenceModel(config.model, config.task.input_spec)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return configs
 
 
 def _run(args: argparse.Namespace) -> None:
     for assignment in args.overrides:
         if (field := assignment.partition("=")[0]) in ("experiment", "size", "mixer", "seed", "variant"):
             raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
-    if args.jobs < 1:
-        raise UsageError(f"--jobs {args.jobs} must be 1 or more")
     study = _study(args.name, args.size, args.seed)
-    configs = _overridden(next(study), args.overrides)
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file; give a folder")
+    configs = [overridden(config, args.overrides) for config in next(study)]
     while True:
         with ProgressDisplay([config.name for config in configs]) as display:
             found = ENGINES[args.engine](configs, args.out, resume=args.resume, n_jobs=args.jobs, progress=display)
         display.console.print(results_table(found))
         try:
-            configs = _overridden(study.send(found), args.overrides)
+            configs = [overridden(config, args.overrides) for config in study.send(found)]
         except StopIteration:
             return
 
@@ -214,8 +236,6 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    if args.out.suffix not in (".html", ".htm"):
-        raise UsageError(f"--out {args.out} should end in .html")
     write_text(args.out, render([records.read(path) for path in records.find(args.dirs)]))
     print(f"report: {args.out}")
 

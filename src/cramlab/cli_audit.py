@@ -16,6 +16,7 @@ from cramlab.audit.over_text import described
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
 from cramlab.audit.text import Corpus
+from cramlab.cli_arguments import folder_of, path_of, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
 from cramlab.files import write_text
@@ -40,14 +41,16 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "model", metavar="MODEL", nargs="?",
         help="smollm2 or glassllm (packaged), a local folder, or a hub name",
     )  # fmt: skip
-    parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="audit every checkpoint under DIR instead")
+    parser.add_argument(
+        "--checkpoints", type=path_of("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
+    )
     parser.add_argument(
         "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
     )
     parser.add_argument(
         "--other-text", default="prose", metavar="TEXT", help="another domain (default: prose), or none"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument("--layers", metavar="I,J,...", help="layers to audit, from 0 (default: all)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to fit on (default: 100000)")
     parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a forward pass (default: 1024)")
@@ -55,7 +58,9 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change a field of AuditConfig, as in context=256; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda; needs float64")
     parser.add_argument("--no-controls", action="store_true", help="leave out planted model and random weights")
     parser.add_argument(

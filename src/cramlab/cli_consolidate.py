@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cramlab.audit import read_corpus
+from cramlab.cli_arguments import folder_of, path_of, positive, whole
 from cramlab.cli_display import Display
 from cramlab.config import differing, overridden, to_dict
 from cramlab.hf.errors import ConsolidationError
@@ -42,18 +43,24 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--further-text", metavar="TEXT", help="other text to take gradients from; nothing is measured on it"
     )
     parser.add_argument(
-        "--from", type=Path, metavar="FOLDER", dest="start",
+        "--from", type=path_of("--from"), metavar="FOLDER", dest="start",
         help="learn nothing: calibrate what this folder of another consolidation holds for this promise and text",
     )  # fmt: skip
     parser.add_argument(
-        "--max-loss-increase", type=float, default=0.02, metavar="NATS", help="promised, per token (default: 0.02)"
+        "--max-loss-increase",
+        type=positive("--max-loss-increase", "nats per token"),
+        default=0.02,
+        metavar="NATS",
+        help="promised, per token (default: 0.02)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change a field of RetrofitConfig, as in window=128; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
@@ -81,8 +88,6 @@ def _consolidate(args: argparse.Namespace) -> None:
     if args.start is not None and args.further_text is not None:
         raise ConsolidationError("with --from nothing is learned, which is what --further-text is for; leave it out")
     config = _config(args.overrides, args.start)
-    if not args.max_loss_increase > 0:
-        raise ConsolidationError(f"--max-loss-increase {args.max_loss_increase} must be above 0, in nats per token")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     path: Path = args.out / RECORD

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from cramlab.cli_arguments import folder_of, path_of, whole
 from cramlab.config import ConfigError, nearest
 from cramlab.tasks.irregular import SOURCES, load
 from cramlab.tasks.irregular.series import VISITS_KEPT, cut_off
@@ -30,22 +30,31 @@ def add_irregular(commands: Any) -> None:
         "--source runs/transfer/cram-source-seed0 --out runs/pbcseq",
     )
     parser.add_argument("--data", required=True, choices=SOURCES, help="data set")
-    parser.add_argument("--path", type=Path, metavar="PATH", help="file or folder of the data set, where you bring it")
+    parser.add_argument(
+        "--path", type=path_of("--path"), metavar="PATH", help="file or folder of the data set, where you bring it"
+    )
     parser.add_argument("--models", metavar="A,B", help="models (default: all of them); not with --source")
     parser.add_argument(
-        "--source", type=Path, metavar="RUN", help="folder of a finished run of cram or seqboat, to be carried over"
+        "--source",
+        type=path_of("--source"),
+        metavar="RUN",
+        help="folder of a finished run of cram or seqboat, to be carried over",
     )
     parser.add_argument("--ways", metavar="A,B", help="what of --source is carried and trained (default: all ways)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of splits and weights (default: 5)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the documents")
+    parser.add_argument(
+        "--seeds",
+        type=whole("--seeds", 1, 1000),
+        default=5,
+        metavar="N",
+        help="seeds of splits and weights (default: 5)",
+    )
+    parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the documents")
     parser.add_argument("--resume", action="store_true", help="keep finished documents of the same data and settings")
     parser.set_defaults(command=run_irregular)
 
 
 def run_irregular(args: argparse.Namespace) -> None:
     """Every model (or way of carrying one over) and seed, one after the other; a finished document is kept."""
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds} must be 1 or more")
     if args.source is None and args.ways is not None:
         raise ConfigError("--ways is of carrying a model over; give --source RUN as well")
     carried = None if args.source is None else Carried.read(args.source)

@@ -168,7 +168,9 @@ def find(paths: list[Path]) -> list[Path]:
         below = sorted(
             p
             for p in path.rglob("*.json")
-            if p.stem.partition("-")[0] not in _NO_RECORDS and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
+            if p.is_file()
+            and p.stem.partition("-")[0] not in _NO_RECORDS
+            and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
         )
         if not below:
             raise RecordError(f"{path} holds no record; is the run finished?")

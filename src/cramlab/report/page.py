@@ -9,11 +9,12 @@ import jinja2
 
 from cramlab.report import plots
 from cramlab.report.tables import COLUMNS, cells, origin, summarise
+from cramlab.terminal import plain
 
 
 def render(found: list[dict[str, Any]]) -> str:
     """The page for a set of records; failed runs are listed with their reason and drawn no further than they came."""
-    found = sorted(found, key=lambda r: (r["experiment"], r["size"], r["mixer"], r["seed"]))
+    found = sorted(plain(found), key=lambda r: (r["experiment"], r["size"], r["mixer"], r["seed"]))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = importlib.resources.files("cramlab.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     trained = [record for record in found if record["series"]]

@@ -26,7 +26,7 @@ def svg(figure: Figure) -> str:
 
 
 def _label(record: dict[str, Any]) -> str:
-    return f"{record['mixer']}, {record['size']}, seed {record['seed']}"
+    return f"{record['mixer']}, {record['size']}, seed {record['seed']}".replace("$", r"\$")  # no formula
 
 
 def _validated(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from cramlab.config import differing, to_dict
 from cramlab.losses import LossConfig
+from cramlab.terminal import plain
 from cramlab.training.run import TrainingConfig
 
 
@@ -187,7 +189,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def results_table(found: Iterable[dict[str, Any]]) -> Table:
     """For the terminal: one column a mixer, so that it fits."""
-    columns = [cells(row) for row in summarise(found)]
+    columns = [[Text(cell) for cell in cells(row)] for row in summarise(plain(list(found)))]
     table = Table(title="test split, 95% intervals", show_header=False)
     for name, *values in zip(COLUMNS, *columns, strict=True):
         table.add_row(name, *values, end_section=name == "seeds")

@@ -16,6 +16,7 @@ from cramlab.batch import Batch
 from cramlab.metrics import AttentionUse, Scores, attention_use, count
 from cramlab.mixer import Routing
 from cramlab.tasks.srcd import Split, SRCDConfig
+from cramlab.training.folder import CONFIG, RECORD, own_record
 from cramlab.training.load import load_run
 from cramlab.training.run import RunConfig
 
@@ -114,12 +115,15 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
         The run's name and the metrics of the record.
 
     Raises:
-        ConfigError: when the config names a mixer or field that this version does not know.
-        RecordError: when the run is not finished: its test split must not be looked at while it can still change.
+        ConfigError: when the config has wrong types, or names a mixer or field that this version does not know.
+        DamagedFileError: when a file of the folder is damaged or of another run; or the run is not finished: its test
+            split must not be looked at while it can still change.
     """
-    if not (folder / "record.json").exists():
+    if not (folder / RECORD).exists():
         raise records.RecordError(f"{folder} holds no finished run; continue it with --resume first")
     config, model = load_run(folder)
+    if own_record(folder, records.read_json(folder / CONFIG))["status"] != "finished":
+        raise records.RecordError(f"{folder} holds a run that failed; continue it with --resume first")
     torch.set_num_threads(config.training.n_threads)
     return config.name, evaluate(model, split_batches(config, "test")).metrics()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterable
@@ -13,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from cramlab.training.loop import Progress, RunFailedError, refuse_to_overwrite, train
+from cramlab.config import ConfigError
+from cramlab.files import DamagedFileError
+from cramlab.training.folder import RECORD, refuse_to_overwrite
+from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.machine import check_accelerator, check_model
 from cramlab.training.run import RunConfig
 
 
@@ -35,8 +40,11 @@ def run_jobs(
     Raises:
         RunFailedError: when any run failed; the others have been finished first.
         FileExistsError: when a folder holds another run; none has been started.
+        ConfigError: when this machine cannot train one of them; none has been started.
     """
     check_jobs(configs, out, resume=resume)
+    for config in configs:
+        check_accelerator(config.training)
     if len(configs) == 1:
         return [train(configs[0], out / configs[0].name, resume=resume, progress=progress)]
     context = multiprocessing.get_context("spawn")
@@ -68,14 +76,16 @@ def run_jobs(
             job.terminate()
     if failures:
         raise RunFailedError("; ".join(f"{name}: {message}" for name, message in failures.items()))
-    return [records.read(out / config.name / "record.json") for config in configs]
+    return [records.read(out / config.name / RECORD) for config in configs]
 
 
 def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
-    """Raises unless every config has a folder of its own that is free or its own, before any of them has begun."""
-    if len({config.name for config in configs}) < len(configs):
-        raise ValueError("two runs have the same name, MIXER-seedN, and would share a folder")
+    """Raises unless every config can be trained and has a folder that is free or its own, before any has begun."""
+    names = [config.name for config in configs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two runs would share the folder {twice[0]}; name each mixer once")
     for config in configs:
+        check_model(config)
         refuse_to_overwrite(config, out / config.name, resume=resume)
 
 
@@ -101,10 +111,11 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
 
 def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int) -> None:
     """Body of a child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     try:
         train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
-    except RunFailedError as error:
+    except (RunFailedError, DamagedFileError, OSError) as error:
         events.put(("failed", config.name, str(error)))
     except Exception as error:  # whatever it is, the parent has to know
         events.put(("failed", config.name, f"{type(error).__name__}: {error}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from torch.optim.swa_utils import AveragedModel
@@ -9,9 +10,10 @@ from torch.optim.swa_utils import AveragedModel
 from cramlab import records
 from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, from_dict, nearest
-from cramlab.files import load_checkpoint
 from cramlab.model import ModelConfig, SequenceModel
 from cramlab.tasks.srcd import SRCDConfig
+from cramlab.training.folder import CHECKPOINT, CONFIG, own_checkpoint, restoring
+from cramlab.training.machine import check_model
 from cramlab.training.run import RunConfig, TrainingConfig
 
 
@@ -22,24 +24,29 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
         folder: of one run, finished or not, with `config.json` and `checkpoint.pt`.
 
     Raises:
-        ConfigError: when the config names a mixer or field that this version does not know.
-        RecordError: when the folder lacks one of the two files.
+        ConfigError: when the config has wrong types, or names a mixer or field that this version does not know.
+        DamagedFileError: when the folder lacks one of the two files, or one is damaged or of another run.
     """
-    for name in ("config.json", "checkpoint.pt"):
+    for name in (CONFIG, CHECKPOINT):
         if not (folder / name).exists():
             raise records.RecordError(f"{folder} holds no {name}; give the folder of one run")
-    data = records.read_json(folder / "config.json")
-    if data["mixer"] not in MIXERS:
-        raise ConfigError(
-            f'{folder / "config.json"}: mixer "{data["mixer"]}" is unknown{nearest(data["mixer"], MIXERS)}'
-        )
-    like = RunConfig(
-        experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
-        model=ModelConfig(mixer=MIXERS[data["mixer"]]()),
-    )  # fmt: skip
-    config = from_dict(data, like)
+    data = records.read_json(folder / CONFIG)
+    try:
+        mixer = data.get("mixer") if isinstance(data, dict) else None
+        if not isinstance(mixer, str) or mixer not in MIXERS:
+            raise ConfigError(f"mixer {json.dumps(mixer)} is unknown{nearest(str(mixer), MIXERS)}")
+        like = RunConfig(
+            experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
+            model=ModelConfig(mixer=MIXERS[mixer]()),
+        )  # fmt: skip
+        config = from_dict(data, like)
+        check_model(config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+    saved = own_checkpoint(folder, data)
     model = SequenceModel(config.model, config.task.input_spec)
     average = AveragedModel(model)
-    average.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["average"])
+    with restoring(folder / CHECKPOINT):
+        average.load_state_dict(saved["average"])
     model.load_state_dict(average.module.state_dict())
     return config, model.eval()

@@ -15,13 +15,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.config import config_hash, differing, to_dict
-from cramlab.files import load_checkpoint, only_process_in, save_checkpoint, write_json
+from cramlab.config import config_hash, to_dict
+from cramlab.files import only_process_in, save_checkpoint, write_json
 from cramlab.losses import gate_loss, task_loss, token_losses
 from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
 from cramlab.model import ModelOutput, SequenceModel
 from cramlab.training.evaluate import Evaluation, evaluate, split_batches
+from cramlab.training.folder import (
+    CHECKPOINT,
+    CONFIG,
+    RECORD,
+    own_checkpoint,
+    own_record,
+    refuse_to_overwrite,
+    restoring,
+)
+from cramlab.training.machine import check_accelerator, check_model
 from cramlab.training.practice import PracticeLog
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.samples import record_samples
@@ -70,22 +80,29 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: Progr
         The record.
 
     Raises:
+        ConfigError: when this machine cannot train such a run; nothing has been written.
         RunFailedError: when a loss term, the gradient or a validation is not finite; the record has been written.
         FileExistsError: when `out` holds another run, or this one and `resume` is false, or is in use right now.
+        FileNotFoundError: when `out` is removed meanwhile.
+        DamagedFileError: when a file in `out` cannot be read, or is of another run.
     """
+    check_model(config)
+    check_accelerator(config.training)
     refuse_to_overwrite(config, out, resume=resume)
-    if resume and (out / "record.json").exists():
-        record = records.read(out / "record.json")
-        if record["status"] == "finished":
-            return record
-    with only_process_in(out):
-        return _train(config, out, resume=resume, progress=progress)
+    with only_process_in(out) as still_held:
+        if (out / RECORD).exists():
+            record = own_record(out, to_dict(config))
+            if record["status"] == "finished":
+                return record
+        return _train(config, out, resume=resume, progress=progress, still_held=still_held)
 
 
-def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
+def _train(
+    config: RunConfig, out: Path, *, resume: bool, progress: Progress | None, still_held: Callable[[], None]
+) -> dict[str, Any]:
     """The loop, in a folder that is this process's own. See `train`."""
     training = config.training
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT
     torch.set_num_threads(training.n_threads)
     fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
     with torch.random.fork_rng():
@@ -103,14 +120,16 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     practice = PracticeLog(config.task.n_patterns)
     run = new_progress(records.header(fabric.device), encoding=training.encoding_target > 0)
     if resume and checkpoint.exists():
-        saved = load_checkpoint(checkpoint)
-        plain.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        practice.load(saved["practice"])
-        for adamw, held in zip(adamws, saved["optimizers"], strict=True):
-            adamw.load_state_dict(held)
-        run = saved["progress"] | {"header": records.continued(saved["progress"]["header"], run["header"])}
-    write_json(out / "config.json", to_dict(config))
+        saved = own_checkpoint(out, to_dict(config))
+        with restoring(checkpoint):
+            plain.load_state_dict(saved["model"])
+            average.load_state_dict(saved["average"])
+            practice.load(saved["practice"])
+            for adamw, held in zip(adamws, saved["optimizers"], strict=True):
+                adamw.load_state_dict(held)
+            header = records.continued(saved["progress"]["header"], run["header"])
+            run = {name: saved["progress"][name] for name in run} | {"header": header}
+    write_json(out / CONFIG, to_dict(config))
     model.train()
     clock = _Clock(run["elapsed_s"])
 
@@ -185,12 +204,15 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
         if due:
             run["elapsed_s"] = clock.seconds()
             state = {
+                "config_hash": config_hash(config),
+                "seed": config.seed,
                 "model": plain.state_dict(),
                 "average": average.state_dict(),
                 "practice": practice.state(),
                 "optimizers": [adamw.state_dict() for adamw in adamws],
                 "progress": run,
             }
+            still_held()
             save_checkpoint(checkpoint, state)
 
     test = evaluate(averaged, split_batches(config, "test")) if training.n_test_tokens else None
@@ -200,7 +222,8 @@ def _train(config: RunConfig, out: Path, *, resume: bool, progress: Progress | N
     record = _record(config, run, clock, test=test) | {"samples": samples, "n_parameters": n_parameters}
     record["metrics"]["test_at"] = {seq_len: evaluation.metrics() for seq_len, evaluation in elsewhere.items()}
     record["practice"] = practice.record()
-    return records.write(out / "record.json", record)
+    still_held()
+    return records.write(out / RECORD, record)
 
 
 def _parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[list[dict[str, Any]]]:
@@ -226,21 +249,6 @@ class _Clock:
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start_s
-
-
-def refuse_to_overwrite(config: RunConfig, out: Path, *, resume: bool) -> None:
-    """Nothing that the user has is lost: a folder in use needs `resume`, and only for the same config."""
-    if not (out / "config.json").exists():
-        return
-    if not resume:
-        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
-    held = records.read_json(out / "config.json")
-    if held != to_dict(config):
-        changed = differing(held, to_dict(config))
-        raise FileExistsError(
-            f"{out} holds a run with another config (differs in {', '.join(changed)}); "
-            "choose another --out or give the same settings"
-        )
 
 
 def _finished(config: RunConfig, run: dict[str, Any]) -> bool:
@@ -352,8 +360,8 @@ def _stop_if_not_finite(
         return
     failure = {"step": run["step"], "term": bad[0], "seed": config.seed}
     message = f"term {bad[0]!r} is not finite at step {run['step']} with seed {config.seed}"
-    records.write(out / "record.json", _record(config, run, clock, failure=failure | {"message": message}))
-    raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / 'record.json'}")
+    records.write(out / RECORD, _record(config, run, clock, failure=failure | {"message": message}))
+    raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / RECORD}")
 
 
 def _validate(config: RunConfig, run: dict[str, Any], model: nn.Module, stage: Stage) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
+from cramlab.config import ConfigError
+from cramlab.training.folder import RECORD
 from cramlab.training.jobs import check_jobs, next_job
 from cramlab.training.loop import Progress, RunFailedError, train
 from cramlab.training.run import RunConfig
@@ -23,13 +25,13 @@ def run_jobs_on_ray(
     Raises:
         RunFailedError: when a run failed or its machine was lost; the others have been finished first.
         FileExistsError: when a folder holds another run; none has been started.
-        ImportError: without Ray.
+        ConfigError: without Ray, or when a run cannot be trained; none has been started.
     """
     try:
         import ray
         from ray.util.queue import Queue
     except ImportError as error:
-        raise ImportError("--engine ray needs Ray; install it with: pip install cramlab[ray]") from error
+        raise ConfigError("--engine ray needs Ray; install it with: pip install cramlab[ray]") from error
     check_jobs(configs, out, resume=resume)
     if not ray.is_initialized():
         if "RAY_ADDRESS" in os.environ:
@@ -59,7 +61,7 @@ def run_jobs_on_ray(
     rows.shutdown()
     if failures:
         raise RunFailedError("; ".join(f"{name}: {message}" for name, message in failures.items()))
-    return [records.read(out / config.name / "record.json") for config in configs]
+    return [records.read(out / config.name / RECORD) for config in configs]
 
 
 def _train_remotely(config: RunConfig, out: Path, resume: bool, rows: Any) -> None:

@@ -27,6 +27,8 @@ from cramlab.tasks.srcd import SRCDConfig
 
 Accelerator = Literal["cpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+_Tokens = Annotated[int, Field(ge=1, le=2**30)]
+_TokensOrZero = Annotated[int, Field(ge=0, le=2**30)]
 SeqLen = Annotated[int, Field(ge=2, le=2**20)]
 
 
@@ -94,8 +96,8 @@ class TrainingConfig:
     grad_clip: Positive = 1.0
     eval_every_steps: Count = 50
     patience_evals: Count = 6
-    n_validation_tokens: Count = 16_384
-    n_test_tokens: CountOrZero = 65_536
+    n_validation_tokens: _Tokens = 16_384
+    n_test_tokens: _TokensOrZero = 65_536
     test_seq_lens: tuple[SeqLen, ...] = ()
     encoding_target: Share = 0.95
     audit_frac: Share = 0.05

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cramlab import records
 from cramlab.config import ConfigError, Name, checked
-from cramlab.files import load_checkpoint
 from cramlab.model import SequenceModel
+from cramlab.training.folder import CHECKPOINT, CONFIG, RECORD, own_checkpoint, own_record
 from cramlab.training.run import RunConfig
 
 HEADS = ("norm.", "level_head.", "answer_head.")
@@ -41,12 +42,16 @@ def start(config: TransferConfig, model: SequenceModel, out: Path) -> None:
 
     Raises:
         ConfigError: when the source is not finished or of another shape, or nothing would be trained.
+        DamagedFileError: when a file of the source is damaged, or of another run.
     """
     if config.source:
         folder = out.parent / config.source
-        if not (folder / "record.json").exists():
+        if not all((folder / name).exists() for name in (CONFIG, RECORD, CHECKPOINT)):
             raise ConfigError(f'source = "{config.source}": {folder} holds no finished run; train it first')
-        averaged = load_checkpoint(folder / "checkpoint.pt")["average"]
+        data = records.read_json(folder / CONFIG)
+        if own_record(folder, data)["status"] != "finished":
+            raise ConfigError(f'source = "{config.source}": the run in {folder} failed; train it first')
+        averaged = own_checkpoint(folder, data)["average"]
         weights = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
         try:
             model.load_state_dict(weights)

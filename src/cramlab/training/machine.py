@@ -1,0 +1,60 @@
+"""Whether this machine can train a run at all: asked before anything is written."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from cramlab.config import ConfigError
+from cramlab.model import SequenceModel
+from cramlab.training.run import RunConfig, TrainingConfig
+
+_BYTES_A_PARAMETER = 20  # itself, its gradient, two moments of AdamW, the average of the weights
+_BYTES_A_NUMBER = 4
+
+
+def check_model(config: RunConfig) -> None:
+    """Builds the model without memory.
+
+    Raises:
+        ConfigError: when its parts do not fit together, or it needs more than all of the memory of this machine, by a
+            count that leaves out most of what a step holds.
+    """
+    try:
+        with torch.device("meta"):
+            model = SequenceModel(config.model, config.task.input_spec)
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError) as error:  # of sizes that do not go together, or exceed what a tensor can have
+        raise ConfigError(str(error).splitlines()[0]) from error
+    n_parameters = sum(p.numel() for p in model.parameters())
+    n_tokens = max(stage.batch_size * config.task_at(stage).seq_len for stage in config.training.stages)
+    a_token = _BYTES_A_NUMBER * (config.model.d_model + config.model.d_mlp) * config.model.n_layers
+    needed, there = n_parameters * _BYTES_A_PARAMETER + n_tokens * a_token, memory_bytes()
+    if needed > there:
+        raise ConfigError(
+            f"{config.name} has {n_parameters:,} parameters and up to {n_tokens:,} tokens a step: more than "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}; lower model.d_model, model.d_mlp, "
+            "model.n_layers, task.seq_len, or the stages' batch_size"
+        )
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_accelerator(training: TrainingConfig) -> None:
+    """Raises `ConfigError` unless the accelerator is there and takes the precision."""
+    there = {"cpu": True, "auto": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[training.accelerator]:
+        names = ", ".join(f'"{name}"' for name, is_there in there.items() if is_there)
+        raise ConfigError(f'training.accelerator = "{training.accelerator}" is not on this machine; give {names}')
+    on_cpu = training.accelerator == "cpu" or not (there["cuda"] or there["mps"])
+    on_mps = training.accelerator in ("mps", "auto") and there["mps"] and not there["cuda"]
+    if (on_cpu and training.precision == "16-mixed") or (on_mps and training.precision == "64-true"):
+        raise ConfigError(
+            f'training.precision = "{training.precision}" is not for training.accelerator = "{training.accelerator}" '
+            'on this machine; give "32-true"'
+        )
