@@ -105,6 +105,6 @@ def test_sources_whose_checkpoint_is_of_something_else_are_named(folder, tmp_pat
     state = load_checkpoint(folder / "checkpoint.pt")
     average = {name: value for name, value in state["average"].items() if "layers." in name}
     damage(average)
-    monkeypatch.setattr("cramlab.training.irregular_transfer.load_checkpoint", lambda path: {"average": average})
+    monkeypatch.setattr("cramlab.training.irregular_transfer.own_checkpoint", lambda *_: {"average": average})
     with pytest.raises(ConfigError, match=message):
         Carried.read(folder)

@@ -93,6 +93,8 @@ def restoring(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except DamagedFileError:
+        raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedFileError(

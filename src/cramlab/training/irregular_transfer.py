@@ -14,9 +14,9 @@ from cramlab import records
 from cramlab.batch import InputSpec
 from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, from_dict
-from cramlab.files import load_checkpoint
 from cramlab.memory import CRAMConfig, RouterConfig
 from cramlab.model import ModelConfig, SequenceModel
+from cramlab.training.folder import own_checkpoint
 from cramlab.training.irregular import FitConfig, Start
 from cramlab.training.start import EMBEDDING, HEADS
 
@@ -61,8 +61,10 @@ class Carried:
         record = records.read(folder / "record.json")
         if record["mixer"] not in WAYS:
             raise ConfigError(f"--source {folder} is a run of {record['mixer']}; give one of {' or '.join(WAYS)}")
+        if record["status"] != "finished":
+            raise ConfigError(f"--source {folder} holds a run that failed; cramlab run transfer trains one")
         like = ModelConfig(mixer=MIXERS[record["mixer"]]())
-        averaged = load_checkpoint(folder / "checkpoint.pt").get("average", {})
+        averaged = own_checkpoint(folder, record["config"])["average"]
         weights = {name.removeprefix("module."): value for name, value in averaged.items()}
         carried = cls(
             mixer=record["mixer"],

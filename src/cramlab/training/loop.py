@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cramlab import records
 from cramlab.batch import Batch
 from cramlab.config import config_hash, to_dict
-from cramlab.files import only_process_in, save_checkpoint, write_json
+from cramlab.files import DamagedFileError, only_process_in, save_checkpoint, write_json
 from cramlab.losses import gate_loss, task_loss, token_losses
 from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
@@ -120,8 +121,8 @@ def _train(
     practice = PracticeLog(config.task.n_patterns)
     run = new_progress(records.header(fabric.device), encoding=training.encoding_target > 0)
     if resume and checkpoint.exists():
-        saved = own_checkpoint(out, to_dict(config))
-        with restoring(checkpoint):
+        with _recording_what_is_wrong(config, run, out), restoring(checkpoint):
+            saved = own_checkpoint(out, to_dict(config))
             plain.load_state_dict(saved["model"])
             average.load_state_dict(saved["average"])
             practice.load(saved["practice"])
@@ -249,6 +250,18 @@ class _Clock:
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start_s
+
+
+@contextlib.contextmanager
+def _recording_what_is_wrong(config: RunConfig, run: dict[str, Any], out: Path) -> Iterator[None]:
+    """Around the loading of a checkpoint: where it cannot be taken, the record says that the run could not go on."""
+    try:
+        yield
+    except DamagedFileError as error:
+        message = str(error).replace(f"{out}/", "")
+        failure = {"step": 0, "term": CHECKPOINT, "seed": config.seed, "message": message}
+        records.write(out / RECORD, _record(config, run, _Clock(0.0), failure=failure))
+        raise
 
 
 def _finished(config: RunConfig, run: dict[str, Any]) -> bool:

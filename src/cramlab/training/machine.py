@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import torch
@@ -15,20 +16,24 @@ _BYTES_A_NUMBER = 4
 
 
 def check_model(config: RunConfig) -> None:
-    """Builds the model without memory.
+    """Builds the model's layers without memory, one of each kind.
 
     Raises:
         ConfigError: when its parts do not fit together, or it needs more than all of the memory of this machine, by a
             count that leaves out most of what a step holds.
     """
+    n_kinds = len(config.model.mixer) if isinstance(config.model.mixer, tuple) else 1
+    n_built = min(n_kinds, config.model.n_layers)  # the others are the same again
     try:
         with torch.device("meta"):
-            model = SequenceModel(config.model, config.task.input_spec)
+            model = SequenceModel(dataclasses.replace(config.model, n_layers=n_built), config.task.input_spec)
     except ConfigError:
         raise
     except (ValueError, RuntimeError) as error:  # of sizes that do not go together, or exceed what a tensor can have
         raise ConfigError(str(error).splitlines()[0]) from error
-    n_parameters = sum(p.numel() for p in model.parameters())
+    in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
+    around = sum(p.numel() for p in model.parameters()) - in_blocks
+    n_parameters = around + in_blocks * config.model.n_layers // n_built
     n_tokens = max(stage.batch_size * config.task_at(stage).seq_len for stage in config.training.stages)
     a_token = _BYTES_A_NUMBER * (config.model.d_model + config.model.d_mlp) * config.model.n_layers
     needed, there = n_parameters * _BYTES_A_PARAMETER + n_tokens * a_token, memory_bytes()

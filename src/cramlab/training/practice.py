@@ -69,6 +69,13 @@ class PracticeLog:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("met", "n", "read")}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Continues from `state`."""
-        for name, held in state.items():
-            setattr(self, name, held.numpy().copy())
+        """Continues from `state`.
+
+        Raises:
+            LookupError: when a part is missing.
+            ValueError: when a part is of another number of patterns or bins.
+        """
+        for name, own in self.state().items():
+            if state[name].shape != own.shape:
+                raise ValueError(f"practice.{name} has shape {tuple(state[name].shape)}, not {tuple(own.shape)}")
+            setattr(self, name, state[name].numpy().copy())
