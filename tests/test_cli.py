@@ -208,12 +208,16 @@ def test_a_page_under_a_name_that_is_no_text_is_written_and_said(runs, tmp_path,
     assert "report: " in capfd.readouterr().out
 
 
+def end_at_step_30(_, row):
+    if row["step"] == 30:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_sigterm_ends_like_ctrl_c_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
     arguments = ["run", "srcd/cram", "--size", "tiny", "--out", str(tmp_path), "--set", "training.n_test_tokens=64"]
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        end = lambda _, row: row["step"] == 30 and signal.raise_signal(signal.SIGTERM)  # noqa: E731
-        patch.setattr(ProgressDisplay, "__call__", end)
+        patch.setattr(ProgressDisplay, "__call__", end_at_step_30)
         assert main(arguments) == 1
     assert capsys.readouterr().err == "cramlab: interrupted; the same command with --resume continues\n"
     assert signal.getsignal(signal.SIGTERM) == before

@@ -129,7 +129,7 @@ def _train(
             for adamw, held in zip(adamws, saved["optimizers"], strict=True):
                 adamw.load_state_dict(held)
             header = records.continued(saved["progress"]["header"], run["header"])
-            run = {name: saved["progress"][name] for name in run} | {"header": header}
+            run.update({name: saved["progress"][name] for name in run} | {"header": header})
     write_json(out / CONFIG, to_dict(config))
     model.train()
     clock = _Clock(run["elapsed_s"])
