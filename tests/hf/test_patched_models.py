@@ -176,6 +176,24 @@ def test_every_cache_of_transformers_generates_the_same(cache):
                 assert torch.equal(model.generate(prompt, **asked, **kind), model.generate(prompt, **asked))
 
 
+def test_generate_compiles_no_patched_model(model):
+    assert model.get_compiled_call(None) is model
+    assert copy.deepcopy(model).get_compiled_call(None) is not model
+    remove(model)
+    assert "get_compiled_call" not in vars(model)
+
+
+def test_compiled_by_hand_it_answers_alike(model):
+    """Compiled code stops at every attention; the backend without a compiler shows where."""
+    tokens, mask = tokens_of(), torch.ones(2, N, dtype=torch.int64)
+    mask[0, [3, 9]] = 0
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        got, wanted = (one(tokens, attention_mask=mask).logits for one in (compiled, model))
+        torch.testing.assert_close(got, wanted)
+    assert not _stacks.calls
+
+
 def test_a_cache_that_has_dropped_keys_is_refused(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """A call of a patched model, executed: the window for every token, the far read for those that a rule lets read.
 
 A forward pass writes nothing to the model: what belongs to a call lives on a stack of the thread that makes it, so any
-number of threads can ask one model.
+number of threads can ask one model. Gates decide on the host, so compiled code stops at each attention and goes on
+after it.
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ _stacks = _Stacks()
 closed_here: ContextVar[frozenset[FarReads]] = ContextVar("closed patches", default=frozenset())
 
 
+@torch.compiler.disable
 def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before attention: keeps what it sees."""
     _stacks.calls.append(_Call(module, args[0] if args else kwargs["hidden_states"]))
 
 
+@torch.compiler.disable
 def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     """After the output projection: adds what the rule answers instead of reads."""
     if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
@@ -101,12 +104,14 @@ def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     return output + correction.to(output.dtype)
 
 
+@torch.compiler.disable
 def leave(module: nn.Module, _: Any, __: Any) -> None:
     """After attention, also when it failed."""
     if _stacks.calls and _stacks.calls[-1].module is module:
         _stacks.calls.pop()
 
 
+@torch.compiler.disable
 def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before a forward pass: refuses what would be answered wrongly, and takes the place of the first token."""
     given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments if args else kwargs
@@ -128,12 +133,14 @@ def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
         run.visibility(mask, tokens.shape[0], made.n_heads, tokens.shape[1])
 
 
+@torch.compiler.disable
 def end(module: nn.Module, _: Any, __: Any) -> None:
     """After a forward pass, also when it failed."""
     if _stacks.passes and _stacks.passes[-1].module is module:
         _stacks.passes.pop()
 
 
+@torch.compiler.disable
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:

@@ -102,7 +102,8 @@ def install(
     place = int(getattr(sites[first].attention, "layer_idx", first) or 0)
     made = Installation(implementation, handles, layers[first], sites[first].n_heads, place, write)
     setattr(base, Installation.ATTRIBUTE, made)
-    model.save_pretrained = functools.partial(_save_pretrained, model)  # type: ignore[assignment]
+    for name, method in _OVERRIDDEN.items():
+        setattr(model, name, functools.partial(method, model))
     changed.set_attn_implementation(NAMES[implementation])
 
 
@@ -144,8 +145,9 @@ def remove(model: nn.Module) -> None:
         handle.remove()
     for module in model.modules():
         vars(module).pop(Installation.ATTRIBUTE, None)
-        if isinstance(vars(module).get("save_pretrained"), functools.partial):
-            del vars(module)["save_pretrained"]
+        for name in _OVERRIDDEN:
+            if isinstance(vars(module).get(name), functools.partial):
+                del vars(module)[name]
     cast(PreTrainedModel, model).set_attn_implementation(made.implementation)
 
 
@@ -183,3 +185,11 @@ def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, *
             f"cramlab.load(model, {str(save_directory)!r})"
         )
     warnings.warn(f"{save_directory} holds the model {said}", stacklevel=2)
+
+
+def _uncompiled(model: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    """`get_compiled_call` of a patched model: `generate` compiles no model whose gates decide on the host."""
+    return model
+
+
+_OVERRIDDEN = {"save_pretrained": _save_pretrained, "get_compiled_call": _uncompiled}  # methods, while patched
