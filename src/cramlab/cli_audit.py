@@ -12,16 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
-from cramlab.audit.over_text import described
+from cramlab.audit.over_text import unlike
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
-from cramlab.audit.text import Corpus
 from cramlab.cli_arguments import folder_of, path_of, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
-from cramlab.hf.loading import LoadError, load, name_of
+from cramlab.hf.loading import LoadError, device_named, load
 from cramlab.report.audit_page import render_audit, render_over_training
 
 USAGE_ERRORS = (AuditError, UnknownFamilyError, LoadError)
@@ -93,38 +92,27 @@ def _audit(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
     if (args.out / "state").exists() and not args.resume:
         raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
-    result = _finished(path, args, config) if path.exists() else _run(args, config)
+    device = device_named(args.device, torch.float64)
+    corpus, other = read_corpus(args.text), None if args.other_text == "none" else read_corpus(args.other_text)
+    pretrained = load(args.model, allow_pickle=args.allow_pickle)
+    pretrained.model.to(device)
+    controls = not args.no_controls
+    if path.exists():
+        result = AuditResult.read(path)
+        if changed := unlike(result, pretrained, corpus, config, other=other, controls=controls):
+            raise FileExistsError(
+                f"{path} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
+            )
+    else:
+        with Display() as display:
+            result = audit_text(
+                pretrained, corpus, config, other=other, controls=controls, out=args.out, progress=display
+            )
+        result.write(path)
+    clear(args.out)
     write_text(args.out / "audit.html", render_audit(result.data))
     _print(result)
     print(f"record: {path}\nreport: {args.out / 'audit.html'}")
-
-
-def _finished(path: Path, args: argparse.Namespace, config: AuditConfig) -> AuditResult:
-    """The audit that is there already, if it is the one that is asked for."""
-    result = AuditResult.read(path)
-    corpus, other = _corpora(args)
-    changed = result.differing(config, described(corpus, other))
-    if result.data["model"]["name"] != name_of(args.model):
-        changed = ["model", *changed]
-    if changed:
-        raise FileExistsError(
-            f"{path} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
-        )
-    return result
-
-
-def _corpora(args: argparse.Namespace) -> tuple[Corpus, Corpus | None]:
-    """The text, and that of another domain."""
-    return read_corpus(args.text), None if args.other_text == "none" else read_corpus(args.other_text)
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, if there is one that can add in float64."""
-    try:
-        return torch.zeros((), dtype=torch.float64, device=name).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise AuditError(f'--device "{name}" cannot be used here ({reason}); leave it out for the CPU') from error
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
@@ -134,7 +122,7 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
         raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
     data = over_training.audit_checkpoints(
         over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
-        allow_pickle=args.allow_pickle, device=_device(args.device), out=args.out, log=print,
+        allow_pickle=args.allow_pickle, device=device_named(args.device, torch.float64), out=args.out, log=print,
     )  # fmt: skip
     over_training.write(path, data)
     write_text(args.out / "over_training.html", render_over_training(data))
@@ -143,20 +131,6 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
         steps = f"from step {trend['from_step']} to {trend['to_step']}"
         print(f"{trend['run']}: centred R2 {trend['r2']['direction']} {steps}: {change:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(f"record: {path}\nreport: {args.out / 'over_training.html'}")
-
-
-def _run(args: argparse.Namespace, config: AuditConfig) -> AuditResult:
-    device = _device(args.device)
-    corpus, other = _corpora(args)
-    pretrained = load(args.model, allow_pickle=args.allow_pickle)
-    pretrained.model.to(device)
-    with Display() as display:
-        result = audit_text(
-            pretrained, corpus, config, other=other, controls=not args.no_controls, out=args.out, progress=display
-        )
-    result.write(args.out / FILE)
-    clear(args.out)
-    return result
 
 
 def _print(result: AuditResult) -> None:

@@ -11,11 +11,19 @@ if TYPE_CHECKING:
     from cramlab.hf.consolidation_folder import Report
 
 
-def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
-    """A pretrained model with what `cramlab consolidate` wrote into a folder; see `hf.consolidation_folder.load`."""
-    from cramlab.hf.consolidation_folder import load
+def load(model: str | nn.Module, folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """A pretrained model with what `cramlab consolidate` wrote into a folder; see `hf.consolidation_folder.load`.
 
-    return load(model, folder)
+    Args:
+        model: a name or folder that `cramlab consolidate` takes, or the loaded model itself.
+        folder: that `cramlab consolidate` wrote.
+        trust_remote_code: see `hf.loading.load`; of a loaded model it says nothing.
+    """
+    from cramlab.hf import consolidation_folder
+    from cramlab.hf.loading import load
+
+    loaded = load(model, trust_remote_code=trust_remote_code).model if isinstance(model, str) else model
+    return consolidation_folder.load(loaded, folder)
 
 
 def read_report(model: nn.Module) -> Report:

@@ -13,10 +13,12 @@ from cramlab.audit.checks import checked_sites
 from cramlab.audit.config import AuditConfig
 from cramlab.audit.controls import planted_control, summary
 from cramlab.audit.result import AuditResult, peak_memory_bytes
-from cramlab.audit.resume import Progress
-from cramlab.audit.run import audit
+from cramlab.audit.resume import Identity, Progress
+from cramlab.audit.run import audit, digests
 from cramlab.audit.text import Corpus
+from cramlab.config import differing, to_dict
 from cramlab.hf.loading import Pretrained, with_random_weights
+from cramlab.records import RecordError
 
 
 def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> list[Tensor]:
@@ -29,6 +31,53 @@ def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> li
 def described(corpus: Corpus, other: Corpus | None) -> dict[str, Any]:
     """The text of an audit, as its record names it."""
     return corpus.described() | {"other": None if other is None else other.described()}
+
+
+def sized(config: AuditConfig, pretrained: Pretrained) -> AuditConfig:
+    """The config with a context that the model allows."""
+    return dataclasses.replace(config, context=min(config.context, pretrained.context))
+
+
+def unlike(
+    result: AuditResult,
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: AuditConfig,
+    *,
+    other: Corpus | None = None,
+    controls: bool = False,
+) -> list[str]:
+    """In what a finished audit is not the one asked for: fields of the config, "model", "text", "tokenizer", "controls".
+
+    Args:
+        result: the finished one.
+        pretrained: asked for, as all that follows.
+        corpus: see `audit_text`.
+        config: see `audit_text`.
+        other: see `audit_text`.
+        controls: see `audit_text`.
+
+    Raises:
+        RecordError: when the audit is of a version that kept no digests, so that nobody can tell.
+    """
+    config, data = sized(config, pretrained), result.data
+    documents = [tokenised(pretrained, one, config) for one in (corpus, other) if one is not None]
+    model, text = digests(Identity.of(pretrained.model, [*documents, []][:2]))
+    if missing := model.keys() - data["model"].keys() | text.keys() - data["text"].keys():
+        raise RecordError(
+            f"this audit of {data['model']['name']} is of an earlier version of cramlab, which kept no digest of model "
+            f"and tokens ({', '.join(sorted(missing))}), so nobody can tell whether it is the one asked for. It can be "
+            "read as before; choose another --out"
+        )
+    # Audits over training do not name the other text, as they have none.
+    same_text = {name: data["text"].get(name) for name in ("name", "version", "digest", "other")} == described(corpus, other)
+    changed = {
+        "model": any(data["model"][name] != value for name, value in model.items()),
+        "text": not same_text,
+        "tokenizer": same_text and any(data["text"][name] != value for name, value in text.items()),
+        "controls": bool(data["controls"]) != controls,
+    }
+    return [*differing(to_dict(config), data["config"]), *(name for name, is_so in changed.items() if is_so)]
 
 
 def audit_text(
@@ -52,7 +101,7 @@ def audit_text(
         out: folder for the state of an unfinished audit.
         progress: see `audit`.
     """
-    config = dataclasses.replace(config, context=min(config.context, pretrained.context))
+    config = sized(config, pretrained)
     checked_sites(pretrained.model, config)  # before the tokenizer is put to work
     documents = tokenised(pretrained, corpus, config)
     result = audit(

@@ -19,7 +19,7 @@ from cramlab import records
 from cramlab.audit.bootstrap import Bootstrap
 from cramlab.audit.config import AuditConfig
 from cramlab.audit.errors import AuditError
-from cramlab.audit.over_text import tokenised
+from cramlab.audit.over_text import sized, tokenised, unlike
 from cramlab.audit.result import AuditResult, schema_error
 from cramlab.audit.run import audit
 from cramlab.audit.text import Corpus
@@ -86,28 +86,28 @@ def audit_checkpoints(
         The document of `over_training.schema.json`.
 
     Raises:
-        FileExistsError: when an audit that is kept there is one of another text or config.
+        FileExistsError: when an audit that is kept there is one of another model, text or config.
     """
     points, results = [], {}
-    described = corpus.described()
     for checkpoint in checkpoints:
         kept = None if out is None else out / checkpoint.run / f"audit-{checkpoint.step:08d}.json"
+        work = None if kept is None else kept.with_suffix("")
+        pretrained = load(str(checkpoint.folder), allow_pickle=allow_pickle)
+        pretrained.model.to(device)
         if kept is not None and kept.exists():
             result = AuditResult.read(kept)
-            if changed := result.differing(config, described):
+            if changed := unlike(result, pretrained, corpus, config):
                 raise FileExistsError(
-                    f"{kept} is an audit of another text or config ({', '.join(changed)}); choose another --out"
+                    f"{kept} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
                 )
         else:
-            work = None if kept is None else kept.with_suffix("")
-            pretrained = load(str(checkpoint.folder), allow_pickle=allow_pickle)
-            sized = dataclasses.replace(config, context=min(config.context, pretrained.context))
-            documents = tokenised(pretrained, corpus, sized)
-            result = audit(pretrained.model.to(device), documents, sized, out=work)
-            result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, described)
-            if kept is not None and work is not None:
+            fitting = sized(config, pretrained)
+            result = audit(pretrained.model, tokenised(pretrained, corpus, fitting), fitting, out=work)
+            result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, corpus.described())
+            if kept is not None:
                 result.write(kept)
-                shutil.rmtree(work)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
         points.append(_point(checkpoint, result))
         results[checkpoint] = result
         if log is not None:

@@ -24,7 +24,7 @@ from cramlab.audit.probes import MAIN, SiteFit
 from cramlab.audit.redundancy import CLASSES, N_BINS, Example, Tally
 from cramlab.audit.replacement import KINDS, Replacement
 from cramlab.audit.split import Contexts, Split, count_tokens
-from cramlab.config import differing, to_dict
+from cramlab.config import to_dict
 from cramlab.files import write_text
 from cramlab.hf.attention_sites import AttentionSite
 
@@ -89,18 +89,6 @@ class AuditResult:
         return AuditResult(
             self.data | {"model": self.data["model"] | dict(model), "text": self.data["text"] | dict(text)}
         )
-
-    def differing(self, config: AuditConfig, text: Mapping[str, Any]) -> list[str]:
-        """In what this audit is not the one asked for: fields of the config, and "text".
-
-        Args:
-            config: asked for; a shorter context is no difference, as models shorten it.
-            text: as given to `described`.
-        """
-        held = self.data["config"]
-        asked = to_dict(config) | {"context": min(config.context, held["context"])}
-        other_text = [name for name, value in text.items() if self.data["text"].get(name) != value]
-        return list(differing(asked, held)) + (["text"] if other_text else [])
 
     def write(self, path: Path) -> None:
         """Writes the validated document, whole or not at all."""
@@ -221,7 +209,8 @@ def _text(parts: Split, other: Split | None, causal: CausalSums | None, config: 
         sizes |= {"other_fit": size(other.fit), "other_validation": size(other.validation)}
     if causal is not None:
         sizes["causal"] = {"documents": len(causal.nats), "tokens": causal.n_contexts * config.context}
-    return {"name": None, "parts": sizes}
+    copies = {"text": parts.n_copies} | ({} if other is None else {"other": other.n_copies})
+    return {"name": None, "parts": sizes, "copies": copies}
 
 
 def _ratios(sums: Tensor) -> dict[str, Tensor]:

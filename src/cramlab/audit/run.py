@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from cramlab.audit.probes import SiteFit, Statistics, fit_site, frequent_types, 
 from cramlab.audit.redundancy import Tally
 from cramlab.audit.replacement import Loss, MaskedToken, NextToken, Replacement, losses, plan
 from cramlab.audit.result import AuditResult, CausalSums, Measured, assemble
-from cramlab.audit.resume import Progress, Resumable, Stages, TensorRows, identity
+from cramlab.audit.resume import Identity, Progress, Resumable, Stages, TensorRows
 from cramlab.audit.split import Contexts, Split, count_tokens, split
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
@@ -94,18 +95,21 @@ def audit(
     check_context(model, config)
     check_tokens(model, [*documents, *(other or ())])
     parts = split(documents, config, n_features=sites[0].d_model + 1)
-    other_parts = None if other is None else _split_other(other, config, sites[0].d_model + 1)
+    other_parts = None if other is None else _split_other(other, config, sites[0].d_model + 1, parts.test)
     check_causal(model, parts.test[0].tokens[0])
 
     types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model).to(sites[0].device)
     setting = _Setting(model, sites, config, types)
-    named = identity(model, [documents, other or []], config)
-    if out is None:
-        with reading_all(model):
-            return _audit(setting, parts, other_parts, Stages(None, named, progress), decode, mask_token)
-    with only_process_in(out), reading_all(model):
-        stages = Stages(out / "state", named, progress)
-        return _audit(setting, parts, other_parts, stages, decode, mask_token)
+    who = Identity.of(model, [documents, other or []])
+    stages = Stages(None if out is None else out / "state", who.with_settings(config), progress)
+    with contextlib.nullcontext() if out is None else only_process_in(out), reading_all(model):
+        result = _audit(setting, parts, other_parts, stages, decode, mask_token)
+    return result.described(*digests(who))
+
+
+def digests(who: Identity) -> tuple[dict[str, str], dict[str, str]]:
+    """What a result says of whose it is, under "model" and under "text"."""
+    return {"sha256": who.weights, "config_sha256": who.config}, {"tokens_sha256": who.tokens}
 
 
 def _audit(
@@ -187,10 +191,12 @@ def _fit(setting: _Setting, parts: Split, other: Split | None, stages: Stages) -
     return fits
 
 
-def _split_other(documents: Sequence[Tensor], config: AuditConfig, n_features: int) -> Split:
-    """The other domain has nothing to test."""
-    parts = split(documents, config, n_features)
-    return Split(fit=parts.fit + parts.test, validation=parts.validation, test=())
+def _split_other(
+    documents: Sequence[Tensor], config: AuditConfig, n_features: int, tested: Sequence[Contexts]
+) -> Split:
+    """The other domain has nothing to test, and no copy of what is tested."""
+    parts = split(documents, config, n_features, apart_from=tested)
+    return Split(fit=parts.fit + parts.test, validation=parts.validation, test=(), n_copies=parts.n_copies)
 
 
 def _causal_contexts(parts: Split, config: AuditConfig) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.install import consolidatable_sites, install, installed, remove
 from cramlab.hf.loading import load as load_pretrained
-from cramlab.hf.patch import Counts, FarReads
+from cramlab.hf.patch import Counts
+from cramlab.hf.weights import weights_digest
 
 FORMAT = 2
 RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
@@ -59,17 +60,6 @@ def _digest(record: dict[str, Any]) -> str:
     """SHA-256 of a record without this field and how long it all took; its threshold carries the promise."""
     rest = {name: value for name, value in record.items() if name not in ("record_sha256", "seconds")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of names, shapes and values (as float32) of all parameters of the unpatched model."""
-    sha = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if f".{FarReads.CHILD}." in name:
-            continue
-        sha.update(f"{name} {tuple(parameter.shape)}\0".encode())
-        sha.update(parameter.detach().float().cpu().contiguous().numpy().data)
-    return sha.hexdigest()
 
 
 def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Module, record: dict[str, Any]) -> None:

@@ -1,6 +1,10 @@
-"""What a consolidation refuses, and why; needs no transformers."""
+"""What is refused in a pretrained model, and why; needs no transformers."""
 
 from __future__ import annotations
+
+
+class LoadError(ValueError):
+    """A model that cannot be loaded, or whose weights cannot be read; the message says why and what to do."""
 
 
 class ConsolidationError(ValueError):

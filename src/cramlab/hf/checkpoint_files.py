@@ -1,0 +1,110 @@
+"""Whether what a model was saved as is whole: its files, and the weights that came out of them."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cramlab.hf.errors import LoadError
+
+_LFS_POINTER = b"version https://git-lfs"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def check_config(folder: Path) -> bool:
+    """Reads the configuration of a folder, if there is one; returns whether the folder brings code of its own.
+
+    Raises:
+        LoadError: when it is no JSON object.
+    """
+    path = folder / "config.json"
+    return path.exists() and "auto_map" in _json_object(path)
+
+
+def check_safetensors(folder: Path) -> None:
+    """Opens the safetensors files that a folder's weights are loaded from, if there are any.
+
+    Raises:
+        LoadError: when one is missing, empty, cut off, or the pointer that git-lfs leaves in its place.
+    """
+    from safetensors import safe_open
+
+    files = [_WHOLE] if (folder / _WHOLE).exists() else []
+    if not files and (index := folder / _INDEX).exists():
+        found = _json_object(index).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise LoadError(f"{index} names no files of weights; copy it again from where the model is from")
+        files = sorted(set(found.values()))
+        if missing := [file for file in files if not (folder / file).is_file()]:
+            raise LoadError(f"{folder} lacks {len(missing)} of its {len(files)} files of weights: {shortened(missing)}")
+    for path in (folder / file for file in files):
+        try:
+            with path.open("rb") as file:
+                if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    raise LoadError(f"{path} is a pointer of git-lfs and not the weights; get them with: git lfs pull")
+            with safe_open(path, framework="pt") as opened:
+                opened.keys()
+        except LoadError:
+            raise
+        except Exception as error:
+            size = path.stat().st_size
+            raise LoadError(f"{path} ({size:,} bytes) is damaged or cut off ({said(error)}); copy it again") from error
+
+
+def refuse_incomplete(model: nn.Module, found: Mapping[str, Any], source: str | Path) -> None:
+    """Refuses what was loaded with weights that the files lack or hold in another shape; tied ones are not missing.
+
+    Args:
+        model: as loaded.
+        found: what `from_pretrained(output_loading_info=True)` says.
+        source: file, folder or name that it is from.
+
+    Raises:
+        LoadError: naming the weights.
+    """
+    other = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
+    if other:
+        raise LoadError(
+            f"{len(other)} weights of {source} have another shape than its configuration says: {shortened(other)}; "
+            "config.json and weights are not of one model"
+        )
+    if missing := sorted(found["missing_keys"]):
+        strange = sorted(found["unexpected_keys"])
+        instead = f" (it holds others that the model does not know: {shortened(strange)})" if strange else ""
+        raise LoadError(
+            f"{source} lacks {len(missing)} weights of a {type(model).__name__}: {shortened(missing)}{instead}. They "
+            "would be drawn by lot and all figures worthless; get the complete model"
+        )
+
+
+def refuse_not_finite(model: nn.Module, source: str | Path) -> None:
+    """Raises `LoadError`, which names them, when weights hold NaN or infinity."""
+    bad = [n for n, p in model.named_parameters() if p.device.type != "meta" and not bool(torch.isfinite(p).all())]
+    if bad:
+        raise LoadError(f"{len(bad)} weights of {source} hold NaN or infinity: {shortened(bad)}; get the model again")
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first few names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def said(error: Exception, most: int = 300) -> str:
+    """What an error says, in one line and not too long; its kind when it says nothing."""
+    return textwrap.shorten(str(error), most, placeholder=" ...") or type(error).__name__
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{path} is not JSON ({said(error)}); copy it again from where the model is from") from error
+    if not isinstance(found, dict):
+        raise LoadError(f"{path} is no JSON object but a {type(found).__name__}; copy it again")
+    return found

@@ -1,0 +1,91 @@
+"""Which model this is: a digest of all its weights, and one of its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cramlab.hf.patch import FarReads
+from cramlab.hf.errors import LoadError
+
+# Fields of a configuration that say where it is from or how it is run, not what the model is.
+_NO_PART_OF_THE_MODEL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and values (as float32) of everything that the unpatched model would save.
+
+    Parameters come first, by name; buffers and the further tensors of quantised layers follow. Tied weights count once.
+    Weights that accelerate keeps elsewhere, on disk or beside the device, are read from there.
+
+    Raises:
+        LoadError: when the values of a weight are not to be had.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in _all_tensors(model):
+        _add(sha, name, _values(model, name, tensor))
+    return sha.hexdigest()
+
+
+def config_digest(model: nn.Module) -> str:
+    """SHA-256 of the configuration, without what only says where it is from, and of the precision of the weights."""
+    config: Any = getattr(model, "config", None)
+    fields = _of_the_model(config.to_dict()) if hasattr(config, "to_dict") else {}
+    precision = sorted({str(tensor.dtype) for _, tensor in _all_tensors(model)})
+    canonical = json.dumps([fields, precision], sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _of_the_model(fields: Any) -> Any:
+    if isinstance(fields, dict):
+        kept = {str(name): value for name, value in fields.items() if name not in _NO_PART_OF_THE_MODEL}
+        return {name: _of_the_model(value) for name, value in kept.items() if not name.startswith("_")}
+    return [_of_the_model(value) for value in fields] if isinstance(fields, (list, tuple)) else fields
+
+
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then what else is saved, each by name; nothing of a patch."""
+    patch = f".{FarReads.CHILD}."
+    parameters = dict(model.named_parameters())
+    seen = {id(parameter) for parameter in parameters.values()}
+    further = {n: t for n, t in model.state_dict(keep_vars=True).items() if id(t) not in seen}
+    for tensors in (parameters, further):
+        for name, tensor in sorted(tensors.items()):
+            if patch in name:
+                continue
+            if not isinstance(tensor, Tensor):
+                raise LoadError(f"{name} is a {type(tensor).__name__}, of which no digest can be made; dequantise first")
+            yield name, tensor
+
+
+def _add(sha: Any, name: str, tensor: Tensor) -> None:
+    """Adds one tensor; where float32 would lose digits, also its own bytes."""
+    values = tensor.detach().cpu().contiguous()
+    sha.update(f"{name} {tuple(values.shape)}\0".encode())
+    single = values.float()
+    sha.update(single.numpy().data)
+    if values.dtype.itemsize > 2 and values.dtype != torch.float32 and not torch.equal(single.to(values.dtype), values):
+        sha.update(str(values.dtype).encode() + values.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself or, where only its shape is held, what accelerate's hook on a module above it would fetch."""
+    if tensor.device.type != "meta":
+        return tensor
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        hook = getattr(model.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
+        for one in (hook, *getattr(hook, "hooks", ())):
+            kept = getattr(one, "weights_map", None)
+            if kept is None:
+                continue
+            try:
+                return kept[".".join(parts[depth:])]
+            except KeyError:
+                continue
+    raise LoadError(f"{name} has a shape but no values (device meta), so nobody knows which model this is; load it whole")
