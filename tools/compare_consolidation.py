@@ -41,12 +41,11 @@ from cramlab.retrofit.consolidate import (
     CLOSED_FORM,
     Calibration,
     chosen_by_validation,
-    config_before,
     gradients,
     learn,
-    learned_before,
 )
 from cramlab.retrofit.distil import distilled
+from cramlab.retrofit.earlier import config_before, learned_before
 from cramlab.retrofit.learn import Learner, set_gate
 from cramlab.retrofit.measure import DocumentLoss, at_threshold, measured, original_loss
 from cramlab.retrofit.recover import recovered

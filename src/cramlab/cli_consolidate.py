@@ -13,9 +13,9 @@ from rich.table import Table
 from cramlab.audit import read_corpus
 from cramlab.cli_arguments import folder_of, path_of, positive, whole
 from cramlab.cli_display import Display
-from cramlab.config import differing, overridden, to_dict
+from cramlab.config import overridden
 from cramlab.hf.errors import ConsolidationError
-from cramlab.hf.loading import LoadError, load
+from cramlab.hf.loading import LoadError, device_named, load
 from cramlab.retrofit.config import RetrofitConfig
 
 USAGE_ERRORS = (ConsolidationError,)
@@ -73,7 +73,7 @@ def _config(overrides: list[str], start: Path | None = None) -> RetrofitConfig:
     config = RetrofitConfig()
     if start is not None:
         from cramlab.hf.consolidation_folder import read_record
-        from cramlab.retrofit.consolidate import config_before
+        from cramlab.retrofit.earlier import config_before
 
         config = config_before(read_record(start), start)
     return overridden(config, overrides)
@@ -83,6 +83,7 @@ def _consolidate(args: argparse.Namespace) -> None:
     try:
         from cramlab.hf.consolidation_folder import RECORD, read_record
         from cramlab.retrofit.consolidate import consolidate, recalibrate
+        from cramlab.retrofit.finished import unlike
     except ImportError as error:
         raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error
     if args.start is not None and args.further_text is not None:
@@ -95,34 +96,24 @@ def _consolidate(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
     if (args.out / "state").exists() and not args.resume:
         raise FileExistsError(f"{args.out} holds unfinished work; go on with --resume, or choose another --out")
+    device = device_named(args.device)
     corpus = read_corpus(args.text)
+    further = None if args.further_text is None else read_corpus(args.further_text)
+    pretrained = load(args.model, allow_pickle=args.allow_pickle)
+    pretrained.model.to(device)
+    asked = {"max_loss_increase": args.max_loss_increase}
     if path.exists():
-        record = read_record(args.out)
-        same = {
-            "max-loss-increase": record["promise"]["increase"] == args.max_loss_increase,
-            "text": record["text"] == corpus.described(),
-            "from": ("learned_on" in record) == (args.start is not None)
-            and (args.start is None or read_record(args.start)["weights_sha256"] == record["weights_sha256"]),
-        }
-        if changed := [
-            *differing(to_dict(config), record["config"]),
-            *(name for name, is_so in same.items() if not is_so),
-        ]:
+        if changed := unlike(args.out, pretrained, corpus, config, further=further, start=args.start, **asked):
             raise FileExistsError(f"{path} was made with another config ({', '.join(changed)}); choose another --out")
+        record = read_record(args.out)
     else:
-        further = None if args.further_text is None else read_corpus(args.further_text)
-        pretrained = load(args.model, allow_pickle=args.allow_pickle)
-        try:
-            pretrained.model.to(args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConsolidationError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
         with Display() as display:
-            asked = {"max_loss_increase": args.max_loss_increase, "out": args.out, "progress": display}
+            asked |= {"out": args.out, "progress": display}
             if args.start is None:
                 record = consolidate(pretrained, corpus, config, further=further, **asked)
             else:
                 record = recalibrate(pretrained, corpus, config, start=args.start, **asked)
-        shutil.rmtree(args.out / "state")
+    shutil.rmtree(args.out / "state", ignore_errors=True)
     _print(record)
     print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")
 
@@ -140,3 +131,5 @@ def _print(record: dict) -> None:
         f"on {test['documents']} test documents {test['increase']:+.4f} with {test['skipped_frac']:.1%} of far reads "
         f"skipped, {test['pairs_frac']:.1%} of causal pairs scored"
     )
+    if n_copies := sum(record.get("copies", {}).values()):
+        print(f"{n_copies} documents were left out as copies of others, exact or near")

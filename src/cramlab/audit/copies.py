@@ -1,8 +1,8 @@
 """Copies among documents, exact and near, so that what is split or promised counts independent ones.
 
-Two contexts are copies when the Jaccard similarity of their shingles, all runs of 5 tokens, is 0.5 or more. MinHash finds
-the candidates (Broder 1997; the library is datasketch), and each is then compared exactly, so a pair that is called a
-copy is one.
+Two contexts are copies when the Jaccard similarity of their shingles, all runs of 5 tokens, is 0.5 or more. MinHash
+finds the candidates (Broder 1997; the library is datasketch), and each is then compared exactly, so a pair that is
+called a copy is one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shingles = NDArray[np.uint64]
 
 
 def shingles_of(tokens: Tensor) -> Shingles:
-    """Hashes of all runs of `SHINGLE_TOKENS` tokens of a context (T,), each once, ascending; of fewer, the context's."""
+    """Hashes of all runs of `SHINGLE_TOKENS` tokens of a context (T,), each once, ascending; or of all its tokens."""
     ids = tokens.cpu().numpy().astype(np.uint64)
     runs = np.lib.stride_tricks.sliding_window_view(ids, min(SHINGLE_TOKENS, len(ids)))
     hashes = np.zeros(len(runs), dtype=np.uint64)

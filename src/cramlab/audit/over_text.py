@@ -47,7 +47,7 @@ def unlike(
     other: Corpus | None = None,
     controls: bool = False,
 ) -> list[str]:
-    """In what a finished audit is not the one asked for: fields of the config, "model", "text", "tokenizer", "controls".
+    """In what a finished audit is not the one asked for: fields of the config, or "model", "text", "tokenizer" and so on.
 
     Args:
         result: the finished one.
@@ -70,7 +70,9 @@ def unlike(
             "read as before; choose another --out"
         )
     # Audits over training do not name the other text, as they have none.
-    same_text = {name: data["text"].get(name) for name in ("name", "version", "digest", "other")} == described(corpus, other)
+    same_text = {name: data["text"].get(name) for name in ("name", "version", "digest", "other")} == described(
+        corpus, other
+    )
     changed = {
         "model": any(data["model"][name] != value for name, value in model.items()),
         "text": not same_text,

@@ -137,7 +137,10 @@ def _from_gguf(path: Path, name: str) -> Pretrained:
 
     where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     bars = io.StringIO()  # of the conversion, which no setting of transformers keeps away
-    with contextlib.redirect_stderr(bars), _explained(path, "cannot be read as a model; it may have been cut off, copy it again"):
+    with (
+        contextlib.redirect_stderr(bars),
+        _explained(path, "cannot be read as a model; it may have been cut off, copy it again"),
+    ):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

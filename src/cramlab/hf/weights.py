@@ -59,7 +59,9 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if patch in name:
                 continue
             if not isinstance(tensor, Tensor):
-                raise LoadError(f"{name} is a {type(tensor).__name__}, of which no digest can be made; dequantise first")
+                raise LoadError(
+                    f"{name} is a {type(tensor).__name__}, of which no digest can be made; dequantise first"
+                )
             yield name, tensor
 
 
@@ -88,4 +90,6 @@ def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
                 return kept[".".join(parts[depth:])]
             except KeyError:
                 continue
-    raise LoadError(f"{name} has a shape but no values (device meta), so nobody knows which model this is; load it whole")
+    raise LoadError(
+        f"{name} has a shape but no values (device meta), so nobody knows which model this is; load it whole"
+    )

@@ -42,7 +42,8 @@ class RetrofitConfig:
             a fifth of this.
         skipped_fracs: shares of far reads to skip that thresholds are made for, ascending.
         delta: the guarantee may fail in this share of all calibrations.
-        bound_factor: increases of a document above so many times the promised one are counted as that much.
+        bound_factor: increases of a document above so many times the promised one are counted as that much; at most
+            100, as the documents that a promise needs grow with it.
         seed: of the split and of all sampling.
     """
 
@@ -71,7 +72,7 @@ class RetrofitConfig:
     temperature: Positive = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 1.0)
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    bound_factor: Annotated[float, Field(gt=1, le=1e6)] = 5.0
+    bound_factor: Annotated[float, Field(gt=1, le=100)] = 5.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -18,21 +18,23 @@ from torch import Tensor, nn
 from cramlab import records
 from cramlab.audit.resume import Progress, Stages, identity
 from cramlab.audit.text import Corpus
-from cramlab.config import differing, from_dict, to_dict
+from cramlab.config import to_dict
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite
-from cramlab.hf.consolidation_folder import save, saved_layers
+from cramlab.hf.consolidation_folder import save
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.install import consolidatable_sites, patched
 from cramlab.hf.loading import Pretrained
 from cramlab.hf.patch import Seen
-from cramlab.retrofit.config import GROUPS, RECALIBRATED, REDRAWN, RetrofitConfig
+from cramlab.retrofit.config import GROUPS, RetrofitConfig
 from cramlab.retrofit.distil import distilled, rounded
+from cramlab.retrofit.earlier import learned_before
+from cramlab.retrofit.finished import made_of
 from cramlab.retrofit.learn import Learned, Learner
 from cramlab.retrofit.measure import Rows, at_threshold, measured, original_loss
 from cramlab.retrofit.observe import observed
 from cramlab.retrofit.risk import Promise, Tested, fixed_sequence
-from cramlab.retrofit.text import held_out_of, parts_of, unused, used_documents
+from cramlab.retrofit.text import held_out_of, parts_of, used_documents
 
 # The test starts this many shares below the boldest that it would pass if all documents were like those of validation,
 # and works its way up.
@@ -103,6 +105,8 @@ def consolidate(
             "gradients": gradients(candidates, chosen, found),
             "further_text": None if further is None else further.described(),
             "used_documents": used_documents(pretrained, corpus, config, further),
+            "made_of": made_of(model, parts),
+            "copies": parts.copies,
         }
         run = Calibration(model, sites, config, parts, stages, candidates[chosen], chosen)
         return _promised(run, promise, pretrained, corpus, learning, out)
@@ -138,10 +142,12 @@ def recalibrate(
     model = pretrained.model
     before, learned, allowed = learned_before(model, start, corpus, config)
     parts = held_out_of(pretrained, allowed, config)
-    named = identity(model, list(parts.values()), config) + before["weights_sha256"][:16]
+    named = identity(model, list(parts.values()), config) + before["weights_sha256"]
     with only_process_in(out):
         stages = Stages(out / "state", named, progress)
         learning = {"learned_on": before["text"]} | {name: before[name] for name in _KEPT if name in before}
+        for name, now in (("made_of", made_of(model, parts)), ("copies", parts.copies)):
+            learning[name] = before.get(name, {}) | now
         run = Calibration(model, consolidatable_sites(model), config, parts, stages, learned, "saved")
         return _promised(run, promise, pretrained, corpus, learning, out)
 
@@ -155,62 +161,6 @@ def _promise(max_loss_increase: float, config: RetrofitConfig) -> Promise:
             "(retrofit.calibration_documents), better three times as many"
         )
     return promise
-
-
-def learned_before(
-    model: nn.Module, start: Path, corpus: Corpus, config: RetrofitConfig
-) -> tuple[dict[str, Any], Learned, Corpus]:
-    """What a folder holds, to be measured anew: its record, adapters and gates, and the documents to measure on.
-
-    On the very text and with the draw that it was learned with, all of them, as its parts are the same then; else those
-    that nothing was learned from or chosen by, and no copies of these. Changed copies are not recognised.
-
-    Raises:
-        ConsolidationError: when it does not fit the model or the config, or when the record cannot tell.
-    """
-    before, layers = saved_layers(model, start)
-    said = before["learned"]
-    learned = Learned(
-        layers=layers, benefit_gates=[], ranks=list(before["ranks"].values()),
-        strengths=[(adapter, gate) for adapter, gate in said["strengths"]],
-        sensitivity=said["sensitivity"], explained=said["explained"],
-    )  # fmt: skip
-    changed = differing(to_dict(config), to_dict(config_before(before, start)))
-    for name in changed:
-        if name not in RECALIBRATED + REDRAWN:
-            raise ConsolidationError(
-                f"retrofit.{name} belongs to what was learned; leave it as {start} has it, or learn anew without --from"
-            )
-    learned_on, text = before.get("learned_on") or before["text"], corpus.described()
-    drawn_alike = "learned_on" not in before and not set(changed) & set(REDRAWN)
-    if drawn_alike and text["digest"] == learned_on["digest"]:
-        return before, learned, corpus
-    if "used_documents" not in before:
-        raise ConsolidationError(
-            f"{start} does not say which documents it was learned from; give the text and the numbers of documents "
-            "that it was learned with, or consolidate again"
-        )
-    packaged = text["version"] is not None and text["name"] == learned_on["name"]
-    if packaged and text["digest"] != learned_on["digest"]:
-        raise ConsolidationError(
-            f"{start} was learned on {text['name']} of {learned_on['version']}, and this is that of {text['version']}, "
-            "where documents that were learned from stand with small changes; give other text, or that version"
-        )
-    return before, learned, unused(corpus, before["used_documents"])
-
-
-def config_before(record: dict[str, Any], folder: Path) -> RetrofitConfig:
-    """What a folder was made with; a field that it does not know has its default.
-
-    Raises:
-        ConsolidationError: when it is no config of this version.
-    """
-    try:
-        return from_dict(record["config"], RetrofitConfig())
-    except (ValueError, TypeError) as error:
-        raise ConsolidationError(
-            f"{folder} has a config that this version cannot read ({error}); consolidate again"
-        ) from error
 
 
 def learn(

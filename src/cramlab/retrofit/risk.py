@@ -67,8 +67,10 @@ class Promise:
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if not 0 < self.increase < self.bound:
-            raise ValueError(f"promise.increase = {self.increase} must lie between 0 and the bound, {self.bound}")
+        if not 0 < self.increase < self.bound < math.inf:
+            raise ValueError(
+                f"promise.increase = {self.increase} must lie between 0 and the bound, {self.bound}, which is finite"
+            )
         if not 0 < self.delta < 1:
             raise ValueError(f"promise.delta = {self.delta} must lie between 0 and 1, as in 0.1")
 
@@ -91,11 +93,23 @@ class Promise:
         return high * 2 * self.bound - self.bound
 
     def fewest_documents(self) -> int:
-        """Documents without which even no increase at all could not be promised."""
-        n = 1
-        while self.p_value([0.0] * n) > self.delta:
-            n += 1
-        return n
+        """Documents without which even no increase at all could not be promised.
+
+        The more documents without an increase, the smaller the p-value, so the number is doubled until it is enough and
+        then bisected.
+        """
+
+        def enough(n: int) -> bool:
+            return self.p_value(np.zeros(n)) <= self.delta
+
+        high = 1
+        while not enough(high):
+            high *= 2
+        low = high // 2  # too few, or none
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high
 
 
 @dataclass(frozen=True)

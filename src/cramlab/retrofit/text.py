@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from cramlab.audit.checks import check_tokens
+from cramlab.audit.copies import Originals
 from cramlab.audit.text import Corpus, Document
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
@@ -20,58 +23,81 @@ def order_of(corpus: Corpus, seed: int) -> list[int]:
     return torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def drawn(
-    pretrained: Pretrained, corpus: Corpus, context: int, n_documents: int, seed: int
-) -> list[tuple[int, Tensor]]:
-    """The first `context` tokens of documents that have them, in random order; at most `n_documents`.
+def distinct(
+    pretrained: Pretrained, corpus: Corpus, context: int, seed: int, originals: Originals | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """The first `context` tokens of documents that have them, in random order, without copies.
 
-    Returns:
+    Args:
+        pretrained: whose tokens to count.
+        corpus: to draw from.
+        context: tokens of each.
+        seed: of the order.
+        originals: takes what is drawn, and counts the copies that are passed over; see `audit.copies`.
+
+    Yields:
         Index of the document and its tokens (T,), on the model's device.
     """
     device = next(pretrained.model.parameters()).device
-    found: list[tuple[int, Tensor]] = []
+    originals = originals or Originals()
     for i in order_of(corpus, seed):
         # Few tokenizers make a token of more than 16 characters; the rest of a long document need not be looked at.
-        tokens = pretrained.encode(corpus.documents[i].text[: 16 * context])[:context]
-        if len(tokens) == context:
-            found.append((i, torch.tensor(tokens, device=device)))
-        if len(found) == n_documents:
-            break
-    return found
+        tokens = torch.tensor(pretrained.encode(corpus.documents[i].text[: 16 * context])[:context])
+        if len(tokens) == context and originals.take(tokens):
+            yield i, tokens.to(device)
 
 
 def contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_documents: int, seed: int) -> list[Tensor]:
-    """See `drawn`; without the indices."""
-    return [tokens for _, tokens in drawn(pretrained, corpus, context, n_documents, seed)]
+    """The first of `distinct`, at most so many, without the indices."""
+    return [tokens for _, tokens in islice(distinct(pretrained, corpus, context, seed), n_documents)]
 
 
-def held_out_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig) -> dict[str, list[Tensor]]:
+class Parts(dict[str, list[Tensor]]):
+    """The contexts of each part, (T,) each, by its name.
+
+    Attributes:
+        copies: documents that were left out as copies, exact or near: "held_out" and "fitted" while these were drawn,
+            "learning" and "further" where a context of theirs is a copy of one that is held out.
+    """
+
+    def __init__(self, parts: dict[str, list[Tensor]], copies: dict[str, int]) -> None:
+        super().__init__(parts)
+        self.copies = copies
+
+
+def held_out_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig) -> Parts:
     """The parts of `HELD_OUT` alone, the same documents as in `parts_of`; raises likewise."""
-    return {part: [t for _, t in taken] for part, taken in _drawn_parts(pretrained, corpus, config, HELD_OUT).items()}
+    found, copies = _drawn_parts(pretrained, corpus, config, HELD_OUT)
+    return Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
 
 
-def parts_of(
-    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None = None
-) -> dict[str, list[Tensor]]:
+def parts_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None = None) -> Parts:
     """The parts of `PARTS`, and what gradients are taken from: "learning" and, of other text, "further".
 
-    Test and calibration are drawn first, so they stay the same when others change in size. Learning takes every context
-    of all documents but those of `HELD_OUT` and copies of these.
+    Test and calibration are drawn first, so they stay the same when others change in size. No context of these parts is
+    a copy of another. Learning takes every context of all documents but those of `HELD_OUT`, and those that hold a copy
+    of one of these.
 
     Raises:
         ConsolidationError: when there are too few documents as long as a context.
+        AuditError: when the tokenizer makes tokens that the model does not know.
     """
-    found = _drawn_parts(pretrained, corpus, config, PARTS)
-    held_out = {corpus.documents[i].text for part in HELD_OUT for i, _ in found[part]}
-    parts = {part: [tokens for _, tokens in taken] for part, taken in found.items()}
-    parts["learning"] = _all_contexts(pretrained, corpus, config, held_out)
-    parts["further"] = [] if further is None else _all_contexts(pretrained, further, config, held_out)
+    found, copies = _drawn_parts(pretrained, corpus, config, PARTS)
+    parts = Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
+    held_out, texts = Originals(), {corpus.documents[i].text for part in HELD_OUT for i, _ in found[part]}
+    for part in HELD_OUT:
+        for tokens in parts[part]:
+            held_out.take(tokens)
+    for name, source in (("learning", corpus), ("further", further)):
+        parts[name], parts.copies[name] = [], 0
+        if source is not None and (config.local_steps or config.end_steps):
+            parts[name], parts.copies[name] = _all_contexts(pretrained, source, config, texts, held_out)
     return parts
 
 
 def used_documents(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None) -> list[str]:
     """Digests of the documents that anything may have been learned from or chosen by: all but test and calibration."""
-    found = _drawn_parts(pretrained, corpus, config, HELD_OUT)
+    found, _ = _drawn_parts(pretrained, corpus, config, HELD_OUT)
     unseen = {corpus.documents[i].text for part in ("test", "calibration") for i, _ in found[part]}
     given = [*corpus.documents, *(() if further is None else further.documents)]
     return sorted({_digest(document) for document in given if document.text not in unseen})
@@ -89,37 +115,65 @@ def _digest(document: Document) -> str:
 
 def _drawn_parts(
     pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, parts: tuple[str, ...]
-) -> dict[str, list[tuple[int, Tensor]]]:
-    """The first parts of `PARTS`, with the indices of their documents."""
+) -> tuple[dict[str, list[tuple[int, Tensor]]], dict[str, int]]:
+    """The first parts of `PARTS`, with the indices of their documents; and the copies that were passed over."""
     longest = pretrained.context
     if config.context > longest:
         raise ConsolidationError(f"retrofit.context = {config.context} is longer than the model's own, {longest}")
     sizes = {part: getattr(config, f"{part}_documents") for part in parts}
-    n_wanted = sum(sizes.values())
-    found = drawn(pretrained, corpus, config.context, n_wanted, config.seed)
-    if len(found) < n_wanted:
+    originals, copies = Originals(), dict[str, int]()
+    documents = distinct(pretrained, corpus, config.context, config.seed, originals)
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for part, n_documents in sizes.items():
+        found[part] = list(islice(documents, n_documents))
+        kind = "held_out" if part in HELD_OUT else "fitted"
+        copies[kind] = originals.n_copies - (copies["held_out"] if kind == "fitted" else 0)
+    n_found, n_wanted = sum(map(len, found.values())), sum(sizes.values())
+    if n_found < n_wanted:
         wanted = ", ".join(f"{n} {part}" for part, n in sizes.items())
+        left_out = f" and {originals.n_copies} copies of these" if originals.n_copies else ""
         raise ConsolidationError(
-            f"the text has {len(found)} documents of at least {config.context} tokens, but {n_wanted} are "
+            f"the text has {n_found} documents of at least {config.context} tokens{left_out}, but {n_wanted} are "
             f"needed ({wanted}); give more text, or lower retrofit.context or the numbers of documents"
         )
-    rest = iter(found)
-    return {part: [next(rest) for _ in range(n)] for part, n in sizes.items()}
+    check_tokens(pretrained.model, [tokens for taken in found.values() for _, tokens in taken])
+    return found, copies
 
 
-def _all_contexts(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, without: set[str]) -> list[Tensor]:
-    """Contexts of documents in random order, every document from its start to its end, (T,) each."""
-    if not config.local_steps and not config.end_steps:
-        return []
-    device = next(pretrained.model.parameters()).device
+def _all_contexts(
+    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, texts: set[str], held_out: Originals
+) -> tuple[list[Tensor], int]:
+    """Contexts of documents in random order, every document from its start to its end, (T,) each.
+
+    Args:
+        pretrained: whose tokens to take.
+        corpus: the text.
+        config: with the length and the number of contexts.
+        texts: of documents that are held out.
+        held_out: the contexts of these. A document is left out when it holds a copy of one, wherever that begins: of
+            windows that start every half context, one shares three quarters with it, and so 0.6 of all shingles.
+
+    Returns:
+        The contexts, and the number of documents that were left out as copies.
+    """
+    device, length = next(pretrained.model.parameters()).device, config.context
     found: list[Tensor] = []
+    n_copies = 0
     for i in order_of(corpus, config.seed):
-        if (text := corpus.documents[i].text) not in without:
-            tokens = torch.tensor(pretrained.encode(text), device=device)
-            found += [part for part in tokens.split(config.context) if len(part) == config.context]
         if len(found) >= config.learning_contexts:
             break
-    return found[: config.learning_contexts]
+        if (text := corpus.documents[i].text) in texts:
+            continue
+        tokens = torch.tensor(pretrained.encode(text), dtype=torch.int64)
+        if len(tokens) < length:
+            continue
+        if held_out.knows(*tokens.unfold(0, length, max(1, length // 2))):
+            n_copies += 1
+            continue
+        found += [part for part in tokens.to(device).split(length) if len(part) == length]
+    found = found[: config.learning_contexts]
+    check_tokens(pretrained.model, found)
+    return found, n_copies
 
 
 def held_out_at(
@@ -137,7 +191,7 @@ def held_out_at(
     n_clean = config.test_documents + config.calibration_documents
     device = next(pretrained.model.parameters()).device
     found: list[Tensor] = []
-    for i, _ in drawn(pretrained, corpus, config.context, n_clean, config.seed):
+    for i, _ in islice(distinct(pretrained, corpus, config.context, config.seed), n_clean):
         tokens = pretrained.encode(corpus.documents[i].text[: 16 * context])[:context]
         if len(tokens) == context and len(found) < n_documents:
             found.append(torch.tensor(tokens, device=device))
