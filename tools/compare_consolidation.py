@@ -256,7 +256,7 @@ def main() -> None:
     rules = Rules(model, sites, config, parts, Stages(args.out / "state", named, _progress), args, saved)
     for file, text, documents, elsewhere in places(pretrained, corpus, config, parts, args):
         if documents:
-            _compare(args.out / f"{file}.json", rules, pretrained, text, further_text, documents, elsewhere)
+            _compare(args.out / f"{file}.json", rules, pretrained, text, further_text, documents, elsewhere, named)
 
 
 def _progress(stage: str, done: int, total: int, seconds: float) -> None:
@@ -264,7 +264,7 @@ def _progress(stage: str, done: int, total: int, seconds: float) -> None:
         print(time.strftime("%H:%M:%S"), f"{stage}: {total:,} tokens in {seconds:.1f} s", flush=True)
 
 
-def _compare(path, rules, pretrained, text, further_text, documents, elsewhere) -> None:
+def _compare(path, rules, pretrained, text, further_text, documents, elsewhere, named) -> None:
     model, config, learned = rules.model, rules.config, rules.learned
     data = json.loads(path.read_text()) if path.exists() else {
         "header": records.header(documents[0].device), "name": pretrained.name, "note": pretrained.note,
@@ -272,11 +272,11 @@ def _compare(path, rules, pretrained, text, further_text, documents, elsewhere) 
         "config": to_dict(config), "context": len(documents[0]), "documents": len(documents),
         "original": [original_loss(model, tokens) for tokens in documents],
         "ranks": learned.ranks, "explained": learned.explained, "sensitivity": learned.sensitivity,
-        "bytes": _bytes(learned.layers), "gradients": rules.gradients, "rows": [],
+        "bytes": _bytes(learned.layers), "gradients": rules.gradients, "identity": named, "rows": [],
     }  # fmt: skip
     of_others = {"documents": len(documents), "config": to_dict(config), "ranks": learned.ranks,
-                 "sensitivity": learned.sensitivity, "text": text.described()}  # fmt: skip
-    if changed := [name for name, value in of_others.items() if data[name] != value]:
+                 "sensitivity": learned.sensitivity, "text": text.described(), "identity": named}  # fmt: skip
+    if changed := [name for name, value in of_others.items() if data.get(name) != value]:
         raise SystemExit(f"{path} has rows of something else ({', '.join(changed)}); choose another --out")
     have = {(row["rule"], row["asked"]) for row in data["rows"]}
     for name, frac, make in rules.rows(everywhere=elsewhere):

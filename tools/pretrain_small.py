@@ -15,7 +15,7 @@ import torch
 
 from cramlab.audit import read_corpus
 from cramlab.config import overridden
-from cramlab.hf.pretrain import STEP_FILE, PretrainConfig, prepare, pretrain
+from cramlab.hf.pretrain import PretrainConfig, finished, prepare, pretrain
 
 
 def started() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
     text = prepare(documents, args.out, config.vocab_size, args.held_out_frac)
     configs = [dataclasses.replace(config, mixer=mixer, seed=seed) for mixer in args.mixers for seed in args.seeds]
-    left = [c for c in configs if not (args.out / c.name / f"step-{c.n_steps:06d}" / STEP_FILE).exists()]
+    left = [c for c in configs if not finished(c, text, args.out)]
     context = multiprocessing.get_context("spawn")  # an accelerator does not survive a fork
     with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=started) as pool:
         for running in [pool.submit(pretrain, c, text, args.out, print, args.device) for c in left]:

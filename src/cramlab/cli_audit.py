@@ -127,10 +127,17 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
     over_training.write(path, data)
     write_text(args.out / "over_training.html", render_over_training(data))
     for trend in data["trends"]:
-        change, low, high = trend["r2"]["change"]
-        steps = f"from step {trend['from_step']} to {trend['to_step']}"
-        print(f"{trend['run']}: centred R2 {trend['r2']['direction']} {steps}: {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+        steps, r2 = f"from step {trend['from_step']} to {trend['to_step']}", trend["r2"]
+        print(f"{trend['run']}: centred R2 {r2['direction']} {steps}: {_estimate(r2['change'], '+.3f')}")
     print(f"record: {path}\nreport: {args.out / 'over_training.html'}")
+
+
+def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
+    """A value and its interval; "-" for what has no number."""
+    value, low, high = estimate
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low is not None and high is not None else "")
 
 
 def _print(result: AuditResult) -> None:
@@ -140,17 +147,15 @@ def _print(result: AuditResult) -> None:
         "layer", "R", "R of the mean", "centred R2", "nats: probe", "mean", "zero", title=data["model"]["name"]
     )
 
-    def cell(estimate: Sequence[float | None]) -> str:
-        value, low, high = estimate
-        return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
-
     means = result.layers("r", "mean")
     for i, layer in enumerate(data["model"]["layers"]):
         row = None if data["loss"] is None else data["loss"]["alone"][i]
-        nats = ["-" if row is None else cell(row[kind]) for kind in ("probe", "mean", "zero")]
-        table.add_row(str(layer), cell(result.layers("r")[i]), cell(means[i]), cell(result.layers("r2")[i]), *nats)
+        nats = ["-" if row is None else _estimate(row[kind]) for kind in ("probe", "mean", "zero")]
+        shares = (result.layers("r")[i], means[i], result.layers("r2")[i])
+        table.add_row(str(layer), *map(_estimate, shares), *nats)
     table.add_section()
-    table.add_row("mean", cell(result.overall("r")), cell(result.overall("r", "mean")), cell(result.overall("r2")))
+    overall = (result.overall("r"), result.overall("r", "mean"), result.overall("r2"))
+    table.add_row("mean", *map(_estimate, overall))
     Console().print(table)
     if "verdict" in data and (both := data["verdict"]["predictable_not_removable"]):
         print(f"predictable, but not removable: layers {', '.join(map(str, both))}")

@@ -47,7 +47,7 @@ def unlike(
     other: Corpus | None = None,
     controls: bool = False,
 ) -> list[str]:
-    """In what a finished audit is not the one asked for: fields of the config, or "model", "text", "tokenizer" and so on.
+    """In what a finished audit is not the one asked for: fields of the config, or other things by name.
 
     Args:
         result: the finished one.
@@ -69,10 +69,8 @@ def unlike(
             f"and tokens ({', '.join(sorted(missing))}), so nobody can tell whether it is the one asked for. It can be "
             "read as before; choose another --out"
         )
-    # Audits over training do not name the other text, as they have none.
-    same_text = {name: data["text"].get(name) for name in ("name", "version", "digest", "other")} == described(
-        corpus, other
-    )
+    # An audit over training does not name the other text, as it has none.
+    same_text = all(data["text"].get(name) == value for name, value in described(corpus, other).items())
     changed = {
         "model": any(data["model"][name] != value for name, value in model.items()),
         "text": not same_text,

@@ -103,7 +103,8 @@ def audit_checkpoints(
         else:
             fitting = sized(config, pretrained)
             result = audit(pretrained.model, tokenised(pretrained, corpus, fitting), fitting, out=work)
-            result = result.described({"name": f"{checkpoint.run}, step {checkpoint.step}"}, corpus.described())
+            name = f"{checkpoint.run}, step {checkpoint.step}"
+            result = result.described({"name": name}, corpus.described()).rounded()  # as one that is kept is read
             if kept is not None:
                 result.write(kept)
         if work is not None:
@@ -111,9 +112,9 @@ def audit_checkpoints(
         points.append(_point(checkpoint, result))
         results[checkpoint] = result
         if log is not None:
-            r, r2 = result.overall("r")[0], result.overall("r2")[0]
+            r, r2 = ("-" if v is None else f"{v:.3f}" for v in (result.overall("r")[0], result.overall("r2")[0]))
             done = f"{len(points)} of {len(checkpoints)}"
-            log(f"{checkpoint.run} step {checkpoint.step} ({done}): R {r:.3f}, centred R2 {r2:.3f}")
+            log(f"{checkpoint.run} step {checkpoint.step} ({done}): R {r}, centred R2 {r2}")
     last = results[checkpoints[-1]].data
     return records.finite(
         {name: last[name] for name in ("date", "revision", "versions", "hardware", "text", "config")}

@@ -16,7 +16,7 @@ from cramlab.audit.capture import hooked, input_hooks
 from cramlab.audit.config import AuditConfig
 from cramlab.audit.probes import MAIN, SiteFit
 from cramlab.audit.redundancy import measure
-from cramlab.hf.attention_sites import AttentionSite
+from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
 
 Answerer = Callable[[Tensor, Tensor], Tensor]
 KINDS = ("probe", "mean", "zero")
@@ -162,6 +162,26 @@ class Remembered:
                     block.forward = forward
 
 
+def memory_serves(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tensor) -> bool:
+    """Whether blocks hand on nothing but their outputs, so that `Remembered` may stand in for them; tried on (B, T).
+
+    In Gemma 3n, for one, later layers use the keys and values of earlier ones, which must be computed each time.
+    """
+    base, memory = base_model(model), Remembered(sites)
+    options = {"use_cache": False} if family_of(model).causal else {}
+    with memory.remembering():
+        before = base(input_ids=tokens, **options)[0]
+    for n_sites in range(1, len(sites)):
+        try:
+            with memory.up_to(n_sites):
+                after = base(input_ids=tokens, **options)[0]
+        except Exception:  # whatever a block misses that an earlier one should have left
+            return False
+        if not torch.allclose(before, after, rtol=1e-5, atol=1e-6, equal_nan=True):
+            return False
+    return True
+
+
 class NextToken:
     """Loss of a causal model: nats of each token but the first."""
 
@@ -213,13 +233,18 @@ def losses(
     replacements: Sequence[Replacement],
     tokens: Tensor,
     seed: int,
+    *,
+    remember: bool = True,
 ) -> Tensor:
-    """Nats of each context of (B, T), untouched and then under every replacement; (B, 1 + replacements)."""
+    """Nats of each context of (B, T), untouched and then under every replacement; (B, 1 + replacements).
+
+    With `remember`, blocks before the first that is replaced are not run again; see `memory_serves`.
+    """
     memory = Remembered(sites)
     with memory.remembering():
         found = [loss(model, tokens, seed)]
     for replacement in replacements:
         stand_ins = answerers(replacement, fits, seed)
-        with memory.up_to(min(replacement.sites)), replacing(sites, stand_ins):
+        with memory.up_to(min(replacement.sites) if remember else 0), replacing(sites, stand_ins):
             found.append(loss(model, tokens, seed))
     return torch.stack(found, dim=1)

@@ -90,9 +90,13 @@ class AuditResult:
             self.data | {"model": self.data["model"] | dict(model), "text": self.data["text"] | dict(text)}
         )
 
+    def rounded(self) -> AuditResult:
+        """The result as it can be read again."""
+        return AuditResult(records.finite(_rounded(self.data)))
+
     def write(self, path: Path) -> None:
         """Writes the validated document, whole or not at all."""
-        data = records.finite(_rounded(self.data))
+        data = self.rounded().data
         validate(data, str(path))
         write_text(path, json.dumps(data, allow_nan=False) + "\n")
 

@@ -18,7 +18,7 @@ from cramlab.audit.config import AuditConfig
 from cramlab.audit.errors import AuditError
 from cramlab.audit.probes import SiteFit, Statistics, fit_site, frequent_types, make_inputs
 from cramlab.audit.redundancy import Tally
-from cramlab.audit.replacement import Loss, MaskedToken, NextToken, Replacement, losses, plan
+from cramlab.audit.replacement import Loss, MaskedToken, NextToken, Replacement, losses, memory_serves, plan
 from cramlab.audit.result import AuditResult, CausalSums, Measured, assemble
 from cramlab.audit.resume import Identity, Progress, Resumable, Stages, TensorRows
 from cramlab.audit.split import Contexts, Split, count_tokens, split
@@ -230,13 +230,16 @@ def _causal(
     table = TensorRows(len(contexts), 2 + len(flat))
     batches = list(enumerate(contexts.split(max(1, config.batch_tokens // config.context))))
 
+    remember = memory_serves(setting.model, setting.sites, contexts[:1, :16].to(setting.device))
+
     def step(item: tuple[int, Tensor]) -> int:
         number, tokens = item
         first = number * len(batches[0][1])
         rows = table.rows[first : first + len(tokens)]
         seed = config.seed * 1_000_003 + number
         rows[:, 0] = loss.n_tokens(tokens, seed)
-        rows[:, 1:] = losses(setting.model, loss, setting.sites, fits, flat, tokens.to(setting.device), seed).cpu()
+        rows[:, 1:] = losses(setting.model, loss, setting.sites, fits, flat, tokens.to(setting.device), seed,
+                             remember=remember).cpu()  # fmt: skip
         return tokens.numel()
 
     stages.run("causal", batches, step, table, contexts.numel())

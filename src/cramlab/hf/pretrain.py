@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +20,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from cramlab.batch import Batch
-from cramlab.config import to_dict
+from cramlab.config import differing, to_dict
 from cramlab.files import write_json, write_text
 from cramlab.hf.configuration_gpt2 import CramGPT2Config
 from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, Outputs, reads_frac, routed
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
 from cramlab.mixer import Routing
+from cramlab.records import read_json
 
 HELD_OUT = "held-out.jsonl"
 STEP_FILE = "step.json"
@@ -128,13 +131,28 @@ class PreparedText:
     train: Tensor
     held_out: Tensor
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all tokens, and so of the text and what the tokenizer made of it."""
+        sha = hashlib.sha256(f"{len(self.train)} {len(self.held_out)} ".encode())
+        for tokens in (self.train, self.held_out):
+            sha.update(tokens.long().numpy().data)
+        return sha.hexdigest()
+
 
 def prepare(
     documents: Sequence[tuple[str, str]], out: Path, vocab_size: int, held_out_frac: float = 0.1
 ) -> PreparedText:
-    """Splits documents (names, texts) at random, trains the tokenizer, writes the rest to `out/held-out.jsonl`."""
+    """Splits documents (names, texts) at random, trains the tokenizer, writes the rest to `out/held-out.jsonl`.
+
+    Raises:
+        FileExistsError: when other documents were held out there.
+    """
     train, held_out = _split(documents, held_out_frac)
-    write_text(out / HELD_OUT, "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out))
+    lines, path = "".join(json.dumps({"name": n, "text": t}) + "\n" for n, t in held_out), out / HELD_OUT
+    if path.exists() and path.read_bytes() != lines.encode():
+        raise FileExistsError(f"{path} holds the held-out text of other runs; give another folder, or remove them")
+    write_text(path, lines)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([text for _, text in train], vocab_size=vocab_size, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
@@ -148,7 +166,7 @@ def pretrain(
     log: Log | None = None,
     device: str = "cpu",
 ) -> None:
-    """Trains one model; writes `out/NAME/step-N` folders that `load` can read.
+    """Trains one model; writes `out/NAME/step-N` folders that `load` can read. A run that is `finished` is left alone.
 
     Args:
         config: the run.
@@ -158,8 +176,11 @@ def pretrain(
         device: where to train.
 
     Raises:
+        FileExistsError: when checkpoints of other settings, or of another text, are there.
         FloatingPointError: when the loss is not finite.
     """
+    if finished(config, text, out):
+        return
     logging.disable_progress_bar()
     validation = text.held_out[: 16 * config.batch_size * config.context].to(device)
     model = config.build()
@@ -172,7 +193,8 @@ def pretrain(
             row = _validate(model, validation, config)
             row |= {"step": step, "tokens": step * config.batch_size * config.context, "mixer": config.mixer,
                     "seed": config.seed, "training_reads_frac": n_reads / max(step, 1) if step else None,
-                    "elapsed_s": round(time.perf_counter() - start, 1), "config": to_dict(config)}  # fmt: skip
+                    "elapsed_s": round(time.perf_counter() - start, 1), "config": to_dict(config),
+                    "text_sha256": text.digest}  # fmt: skip
             _save(model, text.tokenizer, row, out / config.name / f"step-{step:06d}")
             if log is not None:
                 log(f"{config.name} step {step}: {row['nats_per_token']:.3f} nats, reads {row['reads_frac']}")
@@ -189,6 +211,33 @@ def pretrain(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
+
+def finished(config: PretrainConfig, text: PreparedText, out: Path) -> bool:
+    """Whether the last checkpoint of this very run is there, whole.
+
+    Raises:
+        FileExistsError: when checkpoints of other settings, or of another text, are there; or such as say nothing of
+            their text, since an earlier version wrote them.
+    """
+    for path in sorted((out / config.name).glob(f"step-*/{STEP_FILE}")):
+        row = read_json(path)
+        changed = [] if not isinstance(row, dict) else list(differing(to_dict(config), row.get("config")))
+        if not isinstance(row, dict) or row.get("text_sha256") != text.digest:
+            changed.append("text")
+        if changed:
+            raise FileExistsError(
+                f"{path.parent} is of a run of other settings or text ({', '.join(changed)}); give another folder, or "
+                "remove it"
+            )
+    last = out / config.name / f"step-{config.n_steps:06d}"
+    return (last / STEP_FILE).exists() and read_json(last / STEP_FILE).get("weights_sha256") == _digest_of(last)
+
+
+def _digest_of(folder: Path) -> str | None:
+    """SHA-256 of the weights of a checkpoint; None where there are none."""
+    path = folder / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _split(documents: Sequence[tuple[str, str]], frac: float) -> tuple[list, list]:
@@ -307,7 +356,12 @@ def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[
 
 
 def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], folder: Path) -> None:
-    """A checkpoint; the row is written last, so that a folder with it is whole."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / STEP_FILE, row)
+    """A checkpoint, which is put in its place when it is whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_json(partial / STEP_FILE, row | {"weights_sha256": _digest_of(partial)})
+    if folder.exists():  # from the same run, cut off later on
+        shutil.rmtree(folder)
+    partial.replace(folder)

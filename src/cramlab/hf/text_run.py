@@ -159,7 +159,7 @@ def run_text(
     looked_at(text, config)
     if record_path.exists():
         record = records.read_json(record_path)
-        _check_same(config, record["config"], record_path)
+        _check_same(config, text, record, record_path)
         return record
     device = torch.device(config.device)
     model = config.build()
@@ -168,7 +168,7 @@ def run_text(
     run: dict[str, Any] = {"step": 0, "series": [], "elapsed_s": 0.0}
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint)
-        _check_same(config, saved["config"], checkpoint)
+        _check_same(config, text, saved, checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         run = saved["run"]
@@ -194,7 +194,7 @@ def run_text(
             run["series"].append(row)
             run["elapsed_s"] = time.perf_counter() - start
             weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(checkpoint, weights | {"run": run, "config": to_dict(config)})
+            save_checkpoint(checkpoint, weights | {"run": run, "config": to_dict(config), "text_sha256": text.digest})
             if log is not None:
                 log(f"{config.name} {row} {run['elapsed_s']:.0f} s")
             if deadline is not None and time.time() > deadline and run["step"] < config.n_steps:
@@ -202,6 +202,7 @@ def run_text(
     record = records.header(device) | {
         "name": config.name,
         "config": to_dict(config),
+        "text_sha256": text.digest,
         "n_parameters": model.num_parameters(),
         "series": run["series"],
         "elapsed_s": run["elapsed_s"],
@@ -211,12 +212,17 @@ def run_text(
     return record
 
 
-def _check_same(config: TextRunConfig, other: dict[str, Any], path: Path) -> None:
+def _check_same(config: TextRunConfig, text: PreparedText, other: dict[str, Any], path: Path) -> None:
     """A run may go on elsewhere, and only as what it was."""
-    changed = differing(other, to_dict(config))
+    changed = differing(other.get("config"), to_dict(config))
     changed.pop("device", None)
     if changed:
         raise ValueError(f"{path} is of a run with other settings ({changed}); give another folder, or delete it")
+    if other.get("text_sha256") != text.digest:
+        raise ValueError(
+            f"{path} is of a run on another text, or of an earlier version of cramlab, which did not note it; give "
+            "another folder, or delete it"
+        )
 
 
 def _rate(config: TextRunConfig, step: int) -> float:
