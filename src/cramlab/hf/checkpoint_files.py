@@ -17,14 +17,14 @@ _LFS_POINTER = b"version https://git-lfs"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def check_config(folder: Path) -> bool:
-    """Reads the configuration of a folder, if there is one; returns whether the folder brings code of its own.
+def brings_code(folder: Path) -> bool:
+    """Whether the configuration of a folder's model or tokenizer names code of its own.
 
     Raises:
-        LoadError: when it is no JSON object.
+        LoadError: when one is no JSON object.
     """
-    path = folder / "config.json"
-    return path.exists() and "auto_map" in _json_object(path)
+    configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    return any("auto_map" in _json_object(path) for path in configs if path.exists())
 
 
 def check_safetensors(folder: Path) -> None:
@@ -60,6 +60,8 @@ def check_safetensors(folder: Path) -> None:
 def refuse_incomplete(model: nn.Module, found: Mapping[str, Any], source: str | Path) -> None:
     """Refuses what was loaded with weights that the files lack or hold in another shape; tied ones are not missing.
 
+    A pooler that the files lack is taken off, as it would answer by lot.
+
     Args:
         model: as loaded.
         found: what `from_pretrained(output_loading_info=True)` says.
@@ -74,7 +76,10 @@ def refuse_incomplete(model: nn.Module, found: Mapping[str, Any], source: str | 
             f"{len(other)} weights of {source} have another shape than its configuration says: {shortened(other)}; "
             "config.json and weights are not of one model"
         )
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):  # of an encoder; no figure needs it
+        model.pooler = None
+    elif missing:
         strange = sorted(found["unexpected_keys"])
         instead = f" (it holds others that the model does not know: {shortened(strange)})" if strange else ""
         raise LoadError(

@@ -15,7 +15,7 @@ from torch import nn
 
 from cramlab.hf.attention_sites import longest_context
 from cramlab.hf.checkpoint_files import (
-    check_config,
+    brings_code,
     check_safetensors,
     refuse_incomplete,
     refuse_not_finite,
@@ -195,7 +195,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
         raise LoadError(f"{name} is a file; give the folder that it is in, or a GGUF file")
     folder = Path(name) if Path(name).is_dir() else None
     where = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
-    brings_code = folder is not None and check_config(folder) and not trust_remote_code
+    has_code = folder is not None and brings_code(folder) and not trust_remote_code
     try:
         config = transformers.AutoConfig.from_pretrained(name, **where)
     except Exception as error:  # whatever it is, it comes from what was to be loaded
@@ -212,7 +212,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
     except Exception as error:
         raise LoadError(_why(name, folder is not None, allow_pickle, error)) from error
     refuse_incomplete(model, found, name)
-    notes = ["it comes with code of its own, which was not run"] if brings_code else []
+    notes = ["it comes with code of its own, which was not run"] if has_code else []
     if unused := sorted(found["unexpected_keys"]):
         notes.append(f"{len(unused)} of its tensors have no place in {type(model).__name__} ({shortened(unused)})")
     return _pretrained(name_of(name), model, tokenizer, "; ".join(notes), name)
