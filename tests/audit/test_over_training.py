@@ -89,7 +89,7 @@ def test_what_is_kept_is_not_made_again(audited, monkeypatch):
 
 def test_what_is_kept_must_be_what_is_asked_for(audited, trained):
     found, corpus, out, _ = audited
-    with pytest.raises(FileExistsError, match=r"another text or config \(seed\)"):
+    with pytest.raises(FileExistsError, match=r"another model, text or config \(seed\)"):
         over_training.audit_checkpoints(found, corpus, dataclasses.replace(CONFIG, seed=1), out=out)
     other = dataclasses.replace(corpus, documents=corpus.documents[1:])
     with pytest.raises(FileExistsError, match=r"another text or config \(text\)"):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -82,17 +83,123 @@ def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(AuditError, match="holds no document"):
         read_corpus(str(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(AuditError, match=r"a\.txt is not UTF-8"):
+    with pytest.raises(AuditError, match=r"a\.txt, line 1: is not UTF-8"):
         read_corpus(str(tmp_path))
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"txt": "y"}')
     with pytest.raises(AuditError, match=r"b\.jsonl, line 2"):
         read_corpus(str(tmp_path / "b.jsonl"))
 
 
+def test_lines_of_json_may_hold_any_character_a_mark_and_blank_lines(tmp_path):
+    texts = ["a\u2028b", "c\u0085d", "e\u2029f", "g\u000bh\x1ci", "\U0001f600"]
+    path = tmp_path / "d.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    for end in ("\n", "\r\n", "\n\n", "\n \n"):
+        path.write_bytes(b"\xef\xbb\xbf" + (end.join(lines) + end).encode())
+        assert [d.text for d in read_corpus(str(path)).documents] == texts
+    path.write_bytes(json.dumps({"text": texts[-1]}).encode())  # as a pair of escapes
+    assert read_corpus(str(path)).documents == (Document("d.jsonl:0", texts[-1]),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": null}', '"text" is null and not a string'),
+        (b'{"text": 1}', '"text" is 1 and not a string'),
+        (b'["a"]', "is not a JSON object .* a list"),
+        (b'{"txt": "a", "b": 1}', 'is not a JSON object with a field "text" but has only txt, b'),
+        (b'{"text": "a"', "is no JSON"),
+        (b'{"text": "a", "p": NaN}', "is no JSON .*NaN"),
+        (b"[" * 100_000, "is no JSON"),
+        (b'{"text": "\xe9"}', "is not UTF-8 text .* at byte 10"),
+        (b'{"text": "\\ud800"}', '"text" holds a NUL or half a pair of surrogates'),
+        (b'{"text": "a\\u0000"}', '"text" holds a NUL'),
+    ],
+)
+def test_a_line_that_holds_no_text_is_named(line, message, tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}')
+    with pytest.raises(AuditError, match=rf"d\.jsonl, line 3: {message}"):
+        read_corpus(str(path))
+
+
+def test_a_text_file_is_text_or_named_with_its_line(tmp_path):
+    path = tmp_path / "d.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree")
+    assert read_corpus(str(path)).documents == (Document("d.txt:0", "one\ntwo\nthree"),)
+    utf_16 = "a\n".encode("utf-16")
+    for held, message in ((b"one\n\ntwo\0", r"line 3: holds a NUL at byte 8"), (utf_16, "line 1: is not UTF-8")):
+        path.write_bytes(held)
+        with pytest.raises(AuditError, match=message):
+            read_corpus(str(path))
+    for held in (b"", b" \n\t"):
+        path.write_bytes(held)
+        with pytest.raises(AuditError, match="holds no document; the file is blank"):
+            read_corpus(str(path))
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def link_to_nothing(path):
+    path.symlink_to("nothing")
+
+
+@pytest.mark.parametrize("make", [pipe, link_to_itself, link_to_nothing])
+def test_what_is_no_file_is_named_instead_of_waited_for(make, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert [d.name for d in read_corpus(str(tmp_path)).documents] == ["a.txt"]
+    make(tmp_path / "b.txt")
+    with pytest.raises(AuditError, match=r"b\.txt is no regular file"):
+        read_corpus(str(tmp_path))
+    with pytest.raises(AuditError, match=r"b\.txt is no regular file|b\.txt\" does not exist"):
+        read_corpus(str(tmp_path / "b.txt"))
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="closed"):
+        read_corpus(str(tmp_path))
+
+
+def test_more_text_than_memory_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.txt"
+    path.touch()
+    os.truncate(path, 5 * 2**30)
+    for given in (path, tmp_path):
+        with pytest.raises(AuditError, match=r"holds 5\.0 GiB of text"):
+            read_corpus(str(given))
+
+
+def test_names_that_are_no_text_are_written_as_escapes(tmp_path, monkeypatch):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("a")
+    corpus = read_corpus(str(tmp_path))
+    assert corpus.documents == (Document("\\xff.txt", "a"),)
+    assert len(corpus.digest) == 16
+    monkeypatch.chdir(tmp_path)
+    assert read_corpus(".").name == tmp_path.name
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("context", 3), ("fit_tokens", 0), ("seed", -1), ("strengths", ()), ("strengths", (0.0,)),
-     ("replaced_fracs", (1.0,)), ("confidence", 1.0), ("layers", ()), ("layers", (-1,))],
+     ("replaced_fracs", (1.0,)), ("replaced_fracs", ()), ("strengths", (0.5, float("nan"))),
+     ("confidence", 1.0), ("layers", ()), ("layers", (-1,))],
 )  # fmt: skip
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"audit\.{field} = "):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.risk import Promise, betting_p, fixed_sequence, hoeffding_bentkus_p
 
 PROMISE = Promise(increase=0.02, bound=0.1, delta=0.1)
@@ -69,6 +70,26 @@ def test_too_few_documents_promise_nothing():
     assert 5 < n < 20
 
 
+@pytest.mark.parametrize("delta", [1e-4, 0.01, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("factor", [1.001, 1.5, 5, 12])
+def test_the_fewest_documents_are_those_that_counting_up_finds(factor, delta):
+    promise = Promise(increase=0.02, bound=factor * 0.02, delta=delta)
+    n = 1
+    while promise.p_value([0.0] * n) > delta:
+        n += 1
+    assert promise.fewest_documents() == n
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bound_factor", 1.0), ("bound_factor", 100.5), ("bound_factor", float("inf")), ("bound_factor", float("nan")),
+     ("strengths", (0.1, float("nan"))), ("skipped_fracs", (0.1, float("nan"), 0.9)), ("temperature", float("inf"))],
+)  # fmt: skip
+def test_settings_that_are_no_sizes_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"retrofit\.{field} = "):
+        RetrofitConfig(**{field: value})
+
+
 def test_the_sequence_stops_at_the_first_failure_and_its_error_is_controlled():
     """Candidates get worse; from the third on they break the promise. Passing the third is the only way to err."""
     generator = np.random.default_rng(5)
@@ -88,7 +109,9 @@ def test_capped_documents_are_counted():
     assert tested[0].n_capped == 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("increase", 0.0), ("increase", 0.2), ("delta", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("increase", 0.0), ("increase", 0.2), ("bound", float("inf")), ("delta", 1.0)]
+)
 def test_bad_promises_are_refused(name, value):
-    with pytest.raises(ValueError, match=rf"promise.{name} = {value}"):
+    with pytest.raises(ValueError, match=f"promise.{name} = {value}|the bound, {value}"):
         Promise(**{"increase": 0.02, "bound": 0.1, "delta": 0.1} | {name: value})
