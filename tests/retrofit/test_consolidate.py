@@ -402,7 +402,7 @@ def test_finished_work_of_another_text_or_folder_is_not_taken_for_this(folder, c
         (("glassllm", "--text", "stdlib", "--set", "window=0"), "retrofit.window = 0"),
         (("glassllm", "--text", "stdlib", "--set", "context=30"), "nothing far beyond window 64"),
         (("glassllm", "--text", "stdlib", "--set", "end_loss=mse"), 'end_loss = "mse" does not fit; give "kl", "nats"'),
-        (("glassllm", "--text", "stdlib", "--device", "nowhere"), "--device nowhere"),
+        (("glassllm", "--text", "stdlib", "--device", "nowhere"), '--device "nowhere" cannot be used here'),
         (("glassllm", "--text", "stdlib"), "longer than the model's own, 128"),
         (("glassllm", "--text", "stdlib", "--max-loss-increase", "0"), "must be above 0"),
         (("glassllm", "--text", "stdlib", "--set", "calibration_documents=3"), "promise nothing at confidence 0.9"),
