@@ -18,7 +18,7 @@ from cramlab.audit.resume import clear
 from cramlab.cli_arguments import folder_of, path_of, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
-from cramlab.files import write_text
+from cramlab.files import only_process_in, write_text
 from cramlab.hf.attention_sites import UnknownFamilyError
 from cramlab.hf.loading import LoadError, device_named, load
 from cramlab.report.audit_page import render_audit, render_over_training
@@ -108,9 +108,11 @@ def _audit(args: argparse.Namespace) -> None:
             result = audit_text(
                 pretrained, corpus, config, other=other, controls=controls, out=args.out, progress=display
             )
-        result.write(path)
-    clear(args.out)
-    write_text(args.out / "audit.html", render_audit(result.data))
+    with only_process_in(args.out):
+        if not path.exists():
+            result.write(path)
+        clear(args.out)
+        write_text(args.out / "audit.html", render_audit(result.data))
     _print(result)
     print(f"record: {path}\nreport: {args.out / 'audit.html'}")
 
@@ -124,8 +126,9 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
         over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
         allow_pickle=args.allow_pickle, device=device_named(args.device, torch.float64), out=args.out, log=print,
     )  # fmt: skip
-    over_training.write(path, data)
-    write_text(args.out / "over_training.html", render_over_training(data))
+    with only_process_in(args.out):
+        over_training.write(path, data)
+        write_text(args.out / "over_training.html", render_over_training(data))
     for trend in data["trends"]:
         steps, r2 = f"from step {trend['from_step']} to {trend['to_step']}", trend["r2"]
         print(f"{trend['run']}: centred R2 {r2['direction']} {steps}: {_estimate(r2['change'], '+.3f')}")

@@ -14,6 +14,7 @@ from cramlab.audit import read_corpus
 from cramlab.cli_arguments import folder_of, path_of, positive, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
+from cramlab.files import only_process_in
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import LoadError, device_named, load
 from cramlab.retrofit.config import RetrofitConfig
@@ -113,6 +114,8 @@ def _consolidate(args: argparse.Namespace) -> None:
                 record = consolidate(pretrained, corpus, config, further=further, **asked)
             else:
                 record = recalibrate(pretrained, corpus, config, start=args.start, **asked)
+    with only_process_in(args.out):  # also removes what a killed process was writing
+        pass
     shutil.rmtree(args.out / "state", ignore_errors=True)
     _print(record)
     print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")

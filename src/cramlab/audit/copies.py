@@ -7,7 +7,7 @@ called a copy is one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,8 @@ class Originals:
         return any(self._knows(*_sketched(context)) for context in contexts)
 
     def _knows(self, shingles: Shingles, sketch: MinHash) -> bool:
-        return any(similarity(shingles, self._taken[i]) >= SIMILARITY for i in self._index.query(sketch))
+        candidates = cast("list[int]", self._index.query(sketch))
+        return any(similarity(shingles, self._taken[i]) >= SIMILARITY for i in candidates)
 
 
 def _sketched(context: Tensor) -> tuple[Shingles, MinHash]:

@@ -83,8 +83,16 @@ class Stages:
     # Sums of a large model are large files: saving must take at most a twentieth of the time.
     saving_frac = 0.05
 
-    def __init__(self, folder: Path | None, identity: str, progress: Progress | None, save_every_s: float = 30) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: str,
+        progress: Progress | None,
+        save_every_s: float = 30,
+        still_held: Callable[[], None] | None = None,
+    ) -> None:
         self._folder, self._identity, self._progress, self._save_every_s = folder, identity, progress, save_every_s
+        self._still_held = still_held or (lambda: None)  # see `files.only_process_in`
         self.seconds: dict[str, float] = {}
 
     def run(
@@ -127,6 +135,7 @@ class Stages:
 
     def _save(self, stage: str, done: int, tokens_done: int, seconds: float, into: Resumable) -> None:
         if self._folder is not None:
+            self._still_held()
             save_checkpoint(
                 self._folder / f"{stage}.pt",
                 {"identity": self._identity, "done": done, "tokens_done": tokens_done, "seconds": seconds,

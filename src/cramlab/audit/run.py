@@ -101,8 +101,9 @@ def audit(
     types = frequent_types([c.tokens for c in parts.fit], sites[0].d_model).to(sites[0].device)
     setting = _Setting(model, sites, config, types)
     who = Identity.of(model, [documents, other or []])
-    stages = Stages(None if out is None else out / "state", who.with_settings(config), progress)
-    with contextlib.nullcontext() if out is None else only_process_in(out), reading_all(model):
+    state = None if out is None else out / "state"
+    with contextlib.nullcontext() if out is None else only_process_in(out) as still_held, reading_all(model):
+        stages = Stages(state, who.with_settings(config), progress, still_held=still_held)
         result = _audit(setting, parts, other_parts, stages, decode, mask_token)
     return result.described(*digests(who))
 

@@ -57,7 +57,7 @@ def check_safetensors(folder: Path) -> None:
             raise LoadError(f"{path} ({size:,} bytes) is damaged or cut off ({said(error)}); copy it again") from error
 
 
-def refuse_incomplete(model: nn.Module, found: Mapping[str, Any], source: str | Path) -> None:
+def refuse_incomplete(model: Any, found: Mapping[str, Any], source: str | Path) -> None:
     """Refuses what was loaded with weights that the files lack or hold in another shape; tied ones are not missing.
 
     A pooler that the files lack is taken off, as it would answer by lot.

@@ -142,7 +142,8 @@ def _from_gguf(path: Path, name: str) -> Pretrained:
         _explained(path, "cannot be read as a model; it may have been cut off, copy it again"),
     ):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        auto: Any = transformers.AutoModelForCausalLM
+        model, found = auto.from_pretrained(
             path.parent, **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     refuse_incomplete(model, found, path)

@@ -97,8 +97,8 @@ def consolidate(
     sites = consolidatable_sites(model)
     parts = parts_of(pretrained, corpus, config, further)
     named = identity(model, [parts[group] for group in GROUPS], config)
-    with only_process_in(out):
-        stages = Stages(out / "state", named, progress)
+    with only_process_in(out) as still_held:
+        stages = Stages(out / "state", named, progress, still_held=still_held)
         candidates = learn(model, sites, config, parts, stages)
         chosen, found = chosen_by_validation(model, sites, config, parts, stages, candidates)
         learning = {
@@ -143,8 +143,8 @@ def recalibrate(
     before, learned, allowed = learned_before(model, start, corpus, config)
     parts = held_out_of(pretrained, allowed, config)
     named = identity(model, list(parts.values()), config) + before["weights_sha256"]
-    with only_process_in(out):
-        stages = Stages(out / "state", named, progress)
+    with only_process_in(out) as still_held:
+        stages = Stages(out / "state", named, progress, still_held=still_held)
         learning = {"learned_on": before["text"]} | {name: before[name] for name in _KEPT if name in before}
         for name, now in (("made_of", made_of(model, parts)), ("copies", parts.copies)):
             learning[name] = before.get(name, {}) | now
