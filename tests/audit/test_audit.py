@@ -151,8 +151,8 @@ def test_an_audit_cut_off_in_any_stage_goes_on_to_the_same_result(stage, gpt2, t
 
     first = Stages.__init__
 
-    def every_document(self, folder, identity, progress, save_every_s=0.0):
-        first(self, folder, identity, progress, save_every_s)
+    def every_document(self, folder, identity, progress, save_every_s=0.0, **more):
+        first(self, folder, identity, progress, save_every_s, **more)
 
     monkeypatch.setattr(Stages, "__init__", every_document)
     arguments = (build("gpt2"), documents(), SMALL)

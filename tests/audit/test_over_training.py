@@ -92,7 +92,7 @@ def test_what_is_kept_must_be_what_is_asked_for(audited, trained):
     with pytest.raises(FileExistsError, match=r"another model, text or config \(seed\)"):
         over_training.audit_checkpoints(found, corpus, dataclasses.replace(CONFIG, seed=1), out=out)
     other = dataclasses.replace(corpus, documents=corpus.documents[1:])
-    with pytest.raises(FileExistsError, match=r"another text or config \(text\)"):
+    with pytest.raises(FileExistsError, match=r"another model, text or config \(text\)"):
         over_training.audit_checkpoints(found, other, CONFIG, out=out)
     assert sorted(p.name for p in out.rglob("*")) == sorted(
         [*(c.run for c in found[::3]), *(f"audit-{c.step:08d}.json" for c in found)]
