@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cramlab.hf.patch import FarReads
 from cramlab.hf.errors import LoadError
+from cramlab.hf.patch import FarReads
 
 # Fields of a configuration that say where it is from or how it is run, not what the model is.
 _NO_PART_OF_THE_MODEL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
