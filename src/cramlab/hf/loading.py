@@ -101,16 +101,19 @@ def device_named(name: str, dtype: torch.dtype = torch.float32) -> torch.device:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """While open, transformers logs errors alone; its bars stay away also afterwards, as they run through our own."""
+    """While open, transformers and the hub log errors alone; bars stay away also later, as they run through our own."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before = logging.get_verbosity(), hub.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(before[0])
+        hub.set_verbosity(before[1])
 
 
 def name_of(name: str) -> str:
