@@ -107,6 +107,8 @@ def test_nothing_in_nothing_out(shape):
     assert make()(tokens).logits.shape == (*shape, 50)
     with pytest.raises(ValueError, match="no token to predict"):
         make()(tokens, labels=tokens)
+    with pytest.raises(ValueError, match="give a token to generate from"):
+        make().generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=2, pad_token_id=0)
 
 
 GPT2_WRONG = {

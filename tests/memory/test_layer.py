@@ -17,7 +17,7 @@ from cramlab.memory import (
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
-from cramlab.mixer import Path, Routing
+from cramlab.mixer import Bounds, Path, Routing
 
 D = 16
 ROUTERS = ("benefit", "gumbel", "always", "never")
@@ -468,3 +468,36 @@ def test_paper_variant_is_the_paper_s():
     assert config.router.name == "gumbel"
     layer = dataclasses.replace(config).build(64)
     assert layer.semantic.w_down.out_features == 64 // 16
+
+
+@pytest.mark.parametrize("router", ["benefit", "always", "never", "gumbel"])
+@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("bounds", [None, Bounds(reads=9, writes=11)])
+def test_losses_by_sequence_are_those_of_each_sequence_alone(router, write, bounds):
+    """Sums over tokens: of one sequence, its mean times its tokens that count."""
+    if router == "gumbel" and bounds is not None:
+        return
+    episodic = EpisodicMemoryConfig(n_heads=2, capacity=6, write=write, write_audit_frac=0.0)
+    config = CRAMConfig(episodic=episodic, semantic=AdapterConfig(rank=8), router=RouterConfig(name=router))
+    layer = config.build(16).train()
+    for gate in (getattr(layer, "gate", None), layer.episodic.salience):
+        if gate is not None:
+            torch.nn.init.normal_(gate.out.weight, std=3.0)
+            torch.nn.init.zeros_(gate.out.bias)
+    x, gaps = torch.randn(4, 14, 16), torch.rand(4, 14)
+    valid = torch.arange(14) < torch.tensor([[14], [9], [0], [5]])
+    whole = layer(x, gaps, valid=valid, routing=Routing(by_sequence=True, bounds=bounds))
+    for row in range(4):
+        given = x[row : row + 1], gaps[row : row + 1]
+        routing = Routing(by_sequence=True, bounds=bounds)
+        alone = layer(*given, valid=valid[row : row + 1], routing=routing)
+        mean = layer(*given, valid=valid[row : row + 1], routing=Routing(bounds=bounds))
+        counts = {"consolidation": alone.trace.scored.sum(), "salience": alone.trace.written.sum()}
+        if router == "gumbel":
+            counts["consolidation"] = ((alone.trace.path == int(Path.EPISODIC)) & alone.trace.scored).sum()
+            counts["episodic_use"] = counts["semantic_use"] = alone.trace.scored.sum()
+        assert whole.aux.keys() == alone.aux.keys() == mean.aux.keys()
+        for name, loss in alone.aux.items():
+            torch.testing.assert_close(whole.aux[name][row], loss[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(loss[0], mean.aux[name] * counts[name], atol=1e-5, rtol=1e-4)
+    sum(loss.sum() for loss in whole.aux.values()).backward()

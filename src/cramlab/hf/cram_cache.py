@@ -153,6 +153,9 @@ def checked_cache(cache: Any, owner: str, n_layers: int, n_batch: int) -> Cache:
     Raises:
         ValueError: for a cache of another kind, model or number of sequences.
     """
+    first = cache.layers[0] if isinstance(cache, Cache) and len(cache.layers) == n_layers else None
+    if isinstance(first, CRAMCacheLayer) and first.owner == owner and first.n_rows == n_batch:
+        return cache  # so it is at every token of decoding
     kind = type(cache).__name__
     ours = isinstance(cache, Cache) and bool(cache.layers) and all(isinstance(x, CRAMCacheLayer) for x in cache.layers)
     if not ours and not (type(cache) in (Cache, DynamicCache) and not cache.offloading):

@@ -159,7 +159,7 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
             raise ValueError("a cram_gpt2 model has no cache; say use_cache=False and leave out past_key_values")
         if output_attentions:
             raise ValueError("output_attentions cannot be honoured: CRAM layers have none to show; leave it out")
-        inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.n_embd, self.dtype)
+        inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self)
         given = cast("Tensor", input_ids if inputs_embeds is None else inputs_embeds)
         shape = (given.shape[0], given.shape[1])
         valid = inputs.valid_tokens(attention_mask, shape, 0, None)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.modeling_utils import PreTrainedModel
 
 IGNORED = -100  # label of a token that is no target
+_FEW = 64  # numbers that Python looks at faster than a kernel does
 
 
-def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, width: int, dtype: torch.dtype) -> None:
+def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, model: PreTrainedModel) -> None:
     """Refuses what is no batch of token numbers (B, T), or of embeddings (B, T, D).
 
     Raises:
@@ -26,6 +28,7 @@ def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, width: int
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give (batch, tokens)")
         _check_range("input_ids", input_ids, vocab_size)
         return
+    width, dtype = model.config.hidden_size, model.dtype
     if not isinstance(inputs_embeds, Tensor) or inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != width:
         shape = f"has shape {tuple(inputs_embeds.shape)}" if isinstance(inputs_embeds, Tensor) else "is no tensor"
         raise ValueError(f"inputs_embeds {shape}; give (batch, tokens, {width})")
@@ -176,7 +179,8 @@ def _check_range(name: str, given: Tensor, vocab_size: int, absent: int | None =
     """Looks at the numbers, unless in compiled code."""
     if not given.numel() or torch.compiler.is_compiling():
         return
-    least, most = (int(bound) for bound in given.aminmax())
+    numbers = given.flatten().tolist() if given.numel() <= _FEW else [int(bound) for bound in given.aminmax()]
+    least, most = min(numbers), max(numbers)
     if most >= vocab_size:
         raise ValueError(f"{name} holds {most}; the model's vocabulary ends at {vocab_size - 1}")
     if least < 0 and (absent is None or bool(((given < 0) & (given != absent)).any())):

@@ -155,6 +155,12 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As of every model; an empty prompt is refused, which has no token to go on from."""
+        if not input_ids.shape[1] and kwargs.get("inputs_embeds") is None:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give a token to generate from")
+        return cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.embed_tokens
@@ -220,8 +226,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         inputs.check_no_types(token_type_ids)
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions cannot be honoured: a token that does not read has none; leave it out")
-        dtype = self.dtype if input_ids is None else torch.float32
-        inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size, dtype)
+        inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self)
         given = cast("Tensor", input_ids if inputs_embeds is None else inputs_embeds)
         shape = (given.shape[0], given.shape[1])
         if past_key_values is not None:

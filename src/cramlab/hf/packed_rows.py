@@ -103,13 +103,14 @@ def documents(
     Raises:
         ValueError: for what no packed rows can be meant by, for contradictions, and for packed rows with a cache.
     """
-    given = {name: value for name, value in packing._asdict().items() if value is not None}
-    if not given or not shape[0] * shape[1]:
+    others = any(part is not None for part in packing[1:])
+    if (packing.position_ids is None and not others) or not shape[0] * shape[1]:
         return None
     past = past or Past()
-    if shape[1] == 1 and list(given) == ["position_ids"]:
-        _check_goes_on(_rows("position_ids", given["position_ids"], shape), past)
+    if shape[1] == 1 and not others:
+        _check_goes_on(_rows("position_ids", packing.position_ids, shape), past)
         return None
+    given = {name: value for name, value in packing._asdict().items() if value is not None}
     begins: dict[str, Tensor] = {}
     before = _valid_before(shape, valid, next((v.device for v in given.values() if isinstance(v, Tensor)), None))
     if packing.position_ids is not None:
@@ -128,8 +129,8 @@ def documents(
                 )
         elif longest is not None:
             raise ValueError(f"max_length_{side} is given without cu_seq_lens_{side}; give both, or neither")
-    (name, found), *others = begins.items()
-    for other, also in others:
+    (name, found), *more = begins.items()
+    for other, also in more:
         if not torch.equal(found, also):
             raise ValueError(
                 f"{name} and {other} let documents begin at different tokens; give one of them, or mend it"

@@ -10,9 +10,10 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     It is not when an adapter (LoRA), a quantisation, a parametrisation, a hook or an offloading has wrapped it.
     """
-    if type(module) is not kind or "forward" in vars(module):
+    if type(module) is not kind or "forward" in module.__dict__:
         return False
-    if any(type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None):
-        return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks)
+    for parameter in module._parameters.values():
+        if parameter is not None and type(parameter) is not nn.Parameter:
+            return False
+    forward_hooks = module._forward_hooks or module._forward_pre_hooks
+    return not (forward_hooks or module._backward_hooks or module._backward_pre_hooks)
