@@ -184,6 +184,35 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
     return x, gaps
 
 
+def check_state(state: Any, kind: type, n_batch: int) -> None:
+    """Refuses a state that cannot be continued.
+
+    Args:
+        state: carried from an earlier call; None: there was none.
+        kind: a named tuple of tensors (B, ...), or of such tuples, as the mixer returns it.
+        n_batch: sequences of this call, B.
+
+    Raises:
+        ValueError: for a state of another mixer, or of another number of sequences.
+    """
+    if state is None:
+        return
+    if not isinstance(state, kind):
+        raise ValueError(f"state is a {type(state).__name__}; give the {kind.__name__} that this mixer returned")
+    held: Any = state
+    while not isinstance(held, Tensor):
+        held = held[0]
+    if held.shape[0] != n_batch:
+        raise ValueError(f"state holds {held.shape[0]} sequences and x {n_batch}; continue the same ones")
+
+
+def nothing_mixed(x: Tensor, gaps: Tensor, state: Any) -> MixerOutput:
+    """The output of a call without tokens or without sequences: nothing changes."""
+    return MixerOutput(
+        y=x, state=state, trace=Trace.of_reads(torch.zeros_like(gaps, dtype=torch.bool), x.dtype), aux={}
+    )
+
+
 @runtime_checkable
 class MixerConfig(Protocol):
     """A frozen dataclass that knows how to build its mixer."""

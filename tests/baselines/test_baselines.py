@@ -260,3 +260,26 @@ def test_bad_sizes_are_refused_by_name(config, changes, field):
             dataclasses.replace(CONFIGS[name], n_heads=3).build(D)
     with pytest.raises(ValueError, match="d_head = 5"):
         RecurrenceConfig(d_head=5).build(D)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_call_without_tokens_or_sequences_changes_nothing(name):
+    layer = make(name).eval()
+    x, gaps = example(6)
+    with torch.no_grad():
+        held = layer(x[:, :4], gaps[:, :4]).state
+        empty = layer(x[:, :0], gaps[:, :0], held)
+        assert empty.y.shape == (3, 0, D)
+        torch.testing.assert_close(layer(x[:, 4:], gaps[:, 4:], empty.state).y, layer(x[:, 4:], gaps[:, 4:], held).y)
+        assert layer(x[:0], gaps[:0]).y.shape == (0, 6, D)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_state_of_others_is_refused(name):
+    layer = make(name).eval()
+    x, gaps = example(6)
+    with pytest.raises(ValueError, match="state is a dict; give the"):
+        layer(x, gaps, {})
+    if name != "memorizer":  # which keeps nothing
+        with pytest.raises(ValueError, match="state holds 2 sequences and x 3"):
+            layer(x, gaps, layer(x[:2], gaps[:2]).state)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -47,6 +47,7 @@ class Memorizer(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, type(None), x.shape[0])
         y = self.w_out(F.silu(self.w_in(x)))
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cramlab.baselines.selected import SelectedAttention, SelectedCache
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -57,6 +57,7 @@ class MixtureOfDepths(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here: the hinge holds from the first step."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, SelectedCache, x.shape[0])
         score = torch.sigmoid(self.router(x)).squeeze(-1)
         real = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
         passing = (score > 0.5) & real

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cramlab.baselines.packing import last_tokens, pack
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs, nothing_mixed
 
 
 @checked("model.mixer")
@@ -129,7 +129,10 @@ class SelectiveRecurrence(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, RecurrenceState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
+        if not x.numel():
+            return nothing_mixed(x, gaps, state)
         packed = pack(x, valid)
         z, channels, step = self.w_in(packed.x).split([self.d_inner, self.n_channels, self.n_heads], dim=-1)
         channels = torch.cat([state.recent, channels], dim=1)

@@ -16,7 +16,7 @@ from cramlab.baselines.attention import check_heads
 from cramlab.baselines.recurrence import RecurrenceConfig, RecurrenceState
 from cramlab.baselines.selected import SelectedAttention, SelectedCache
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -73,6 +73,7 @@ class SeqBoat(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here: the router is the published one, from the first step."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, SeqBoatState, x.shape[0])
         before = state or SeqBoatState(
             recurrence=self.recurrence.initial_state(x.shape[0]), cache=self.attention.initial_cache(x.shape[0])
         )

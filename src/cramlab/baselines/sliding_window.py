@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cramlab.baselines.attention import attend, check_heads
 from cramlab.baselines.packing import last_tokens, pack
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs, nothing_mixed
 
 
 @checked("model.mixer")
@@ -60,10 +60,13 @@ class SlidingWindowAttention(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, RecentTokens, x.shape[0])
         window = self.config.window
         if state is None:
             empty = x.new_zeros(x.shape[0], window, self.d_model)
             state = RecentTokens(keys=empty, values=empty, filled=torch.zeros_like(empty[..., 0], dtype=torch.bool))
+        if not x.numel():
+            return nothing_mixed(x, gaps, state)
         packed = pack(x, valid)
         q, k, v = self.w_qkv(packed.x).chunk(3, dim=-1)
         k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)

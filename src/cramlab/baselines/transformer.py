@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cramlab.baselines.attention import attend, check_heads
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -60,6 +60,7 @@ class CausalAttention(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, KeyValueCache, x.shape[0])
         q, k, v = self.w_qkv(x).chunk(3, dim=-1)
         filled = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
         plain = state is None and valid is None

@@ -16,7 +16,7 @@ from cramlab.baselines.attention import attend, check_heads
 from cramlab.baselines.packing import pack
 from cramlab.baselines.recurrence import selective_scan
 from cramlab.config import Size, checked
-from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, checked_inputs
+from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -77,6 +77,7 @@ class TransMamba(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`. `routing` changes nothing here."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, TransMambaState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
         packed = pack(x, valid)
         q, k, v = self.w_qkv(packed.x).chunk(3, dim=-1)

@@ -16,7 +16,7 @@ from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chan
 from cramlab.memory.selection import Chosen, first_tokens, put_onto, running_sum, take
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
-from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, checked_inputs
+from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
 
 
 @checked("model.mixer")
@@ -91,15 +91,12 @@ class CRAMLayer(Mixer):
                 (not looked at in compiled code or in a recording); for bounds that cannot hold.
         """
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
+        check_state(state, CRAMState, x.shape[0])
         routing = self._bounded(routing or Routing(), x)
         bounds = routing.bounds
         if state is None:
             n_batch = x.shape[0]
             state = CRAMState(self.working.initial_state(n_batch, x), self.episodic.initial_buffer(n_batch, x))
-        if state.working.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"state holds {state.working.shape[0]} sequences and x {x.shape[0]}; continue the same ones"
-            )
         working, hidden, working_state = self.working(x, gaps, state.working)
         without: Tensor | None = None
         h = x if self.config.router.name == "gumbel" else self.norm(working)
