@@ -94,14 +94,15 @@ def test_packed_documents_are_the_documents():
         torch.testing.assert_close(together, torch.cat(alone, dim=1), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("kind", ["bool", "float", "-1e4", "-1e9"])
 def test_a_mask_of_four_dimensions_is_the_mask_of_two(model, kind):
     tokens = tokens_of()
     mask = torch.ones_like(tokens)
     mask[0, [0, 5, 6, 20]] = 0
     four = torch.ones(N, N).tril().bool() & mask[:, None, None].bool()
-    if kind == "float":
-        four = torch.zeros(four.shape).masked_fill(~four, torch.finfo(torch.float32).min)
+    if kind != "bool":
+        least = torch.finfo(torch.float32).min if kind == "float" else float(kind)
+        four = torch.zeros(four.shape).masked_fill(~four, least)
     places = torch.arange(N).expand(2, -1)
     with patched(model, layers_for(model)):
         wanted = model(tokens, attention_mask=mask, position_ids=places).logits[mask.bool()]

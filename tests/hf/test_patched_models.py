@@ -20,6 +20,7 @@ from cramlab.hf.attention_sites import FAMILIES, Family
 from cramlab.hf.calls import _stacks
 from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.growing_cache import GrowingLayer, let_grow
 from cramlab.hf.install import closed, consolidatable_sites, install, installed, patched, remove
 
 N = 40
@@ -70,6 +71,19 @@ def test_a_call_that_fails_leaves_nothing_behind(model):
     handle.remove()
     assert not _stacks.calls
     assert not _stacks.passes
+
+
+def test_what_an_interrupt_leaves_on_the_stacks_goes_with_the_next_call(model):
+    def interrupt(*_):
+        raise KeyboardInterrupt  # after which torch runs no hooks
+
+    handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens_of())
+    handle.remove()
+    assert _stacks.calls
+    model(tokens_of())
+    assert not (_stacks.calls or _stacks.passes)
 
 
 def test_any_number_of_threads_ask_one_model(model):
@@ -145,6 +159,8 @@ def test_the_state_of_a_patched_model_is_that_of_the_original(model, tmp_path):
     own = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     assert {"down.weight", "up.bias", "gate.weight", "shift"} <= own.keys()
     assert not layer.load_state_dict(own).missing_keys
+    others = torch.nn.ModuleDict({str(i): one for i, one in layers_for(plain).items()})
+    assert "0.gate.weight" in others.state_dict()  # at no model, they are modules like others
     with pytest.raises(RuntimeError, match=r"gate\.bias"):
         layer.load_state_dict({name: tensor for name, tensor in own.items() if name != "gate.bias"})
     with pytest.warns(UserWarning, match="without the patch"):
@@ -204,6 +220,30 @@ def test_a_cache_that_has_dropped_keys_is_refused(model):
             model(tokens_of(2, 1), past_key_values=cache)
 
 
+def test_a_cache_that_was_filled_in_inference_mode_can_be_used_outside_and_one_with_gradients_has_them(model):
+    tokens, cache = tokens_of(), DynamicCache(config=model.config)
+    whole = model(tokens).logits
+    with torch.inference_mode():
+        model(tokens[:, :20], past_key_values=cache)
+    with torch.no_grad():
+        got = model(tokens[:, 20:], past_key_values=cache).logits
+    torch.testing.assert_close(got, whole[:, 20:], **CLOSE)
+    model.requires_grad_(False)
+    weight = model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)  # keys of layer 0 need no gradient
+    wanted = torch.autograd.grad(model(tokens).logits.square().sum(), weight)[0]
+    cache = DynamicCache(config=model.config)
+    parts = [model(part, past_key_values=cache).logits for part in tokens.split([20, 20], dim=1)]
+    found = torch.autograd.grad(torch.cat(parts, dim=1).square().sum(), weight)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_an_offloaded_cache_keeps_no_room_on_the_device():
+    cache = DynamicCache()
+    cache.offloading = True
+    let_grow(cache)
+    assert cache.layer_class_to_replicate is not GrowingLayer
+
+
 def test_lora_on_all_linear_maps_leaves_the_patch_alone():
     model, tokens = model_of("llama"), tokens_of()
     layers = at(layers_for(model), 0.0)
@@ -257,9 +297,8 @@ def test_offloaded_weights_are_patched_where_they_are_computed(tmp_path):
 
 
 def test_a_patch_sits_at_one_model_and_thresholds_make_copies():
-    model, layers = model_of("llama"), None
-    layers = layers_for(model)
-    install(model, layers)
+    model = model_of("llama")
+    install(model, layers := layers_for(model))
     with pytest.raises(ConsolidationError, match=r"patches of layers \[0, 1, 2\] are in place"):
         install(model_of("llama"), layers)
     other = layers[0].at(3.0)
@@ -268,6 +307,12 @@ def test_a_patch_sits_at_one_model_and_thresholds_make_copies():
     remove(model)
     with patched(model, layers):
         pass
+
+
+def test_the_patch_is_taken_off_through_what_is_wrapped_around_the_model(model):
+    remove(torch.nn.DataParallel(model))
+    assert not installed(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_old_way_to_set_a_rule_still_works_and_says_what_to_do():
@@ -361,7 +406,7 @@ def test_learned_attention_sinks_are_refused(monkeypatch):
 
 
 def test_every_name_is_quiet():
-    """No warning of transformers or torch on the way in and out."""
+    """No warning on the way in and out."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in NAMES:

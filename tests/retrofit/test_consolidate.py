@@ -141,6 +141,10 @@ def test_a_saved_model_has_its_consolidation_beside_it(folder, tmp_path):
     assert not installed(again)
     with torch.no_grad():
         assert torch.equal(cramlab.load(again, tmp_path / "saved")(tokens).logits, model(tokens).logits)
+        next(iter(installed(model).values())).gate.bias.add_(1.0)
+    with pytest.warns(UserWarning, match=r"without the patch: layer 0's gate\.bias is not the one that was loaded"):
+        model.save_pretrained(tmp_path / "trained")
+    assert not (tmp_path / "trained" / RECORD).exists()
 
 
 def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):

@@ -8,12 +8,11 @@ after it.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +47,7 @@ class _Call:
         decided: whether the patch has been asked.
         decision: what it said; None also where nothing was far.
         correction: to be added to the output projection's answer, (B, T, D).
+        corrected: whether it has been.
     """
 
     module: nn.Module
@@ -55,6 +55,7 @@ class _Call:
     decided: bool = False
     decision: Decision | None = None
     correction: Tensor | None = None
+    corrected: bool = False
 
 
 @dataclass
@@ -87,13 +88,20 @@ class _Stacks(threading.local):
 
 
 _stacks = _Stacks()
+_Held = TypeVar("_Held", _Call, _Pass)
 closed_here: ContextVar[frozenset[FarReads]] = ContextVar("closed patches", default=frozenset())
+
+
+def _push(stack: list[_Held], one: _Held) -> None:
+    """Puts a call on a stack; what an interrupt (Ctrl-C skips hooks) has left there from its module on goes first."""
+    stale = next((i for i, old in enumerate(stack) if old.module is one.module), len(stack))
+    stack[stale:] = [one]
 
 
 @torch.compiler.disable
 def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before attention: keeps what it sees."""
-    _stacks.calls.append(_Call(module, args[0] if args else kwargs["hidden_states"]))
+    _push(_stacks.calls, _Call(module, args[0] if args else kwargs["hidden_states"]))
 
 
 @torch.compiler.disable
@@ -101,14 +109,21 @@ def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     """After the output projection: adds what the rule answers instead of reads."""
     if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
         return None
+    _stacks.calls[-1].corrected = True
     return output + correction.to(output.dtype)
 
 
 @torch.compiler.disable
-def leave(module: nn.Module, _: Any, __: Any) -> None:
-    """After attention, also when it failed."""
-    if _stacks.calls and _stacks.calls[-1].module is module:
-        _stacks.calls.pop()
+def leave(module: nn.Module, _: Any, output: Any) -> None:
+    """After attention, also when it failed (there is no output then)."""
+    if not _stacks.calls or _stacks.calls[-1].module is not module:
+        return
+    call = _stacks.calls.pop()
+    if output is not None and call.correction is not None and not call.corrected:
+        raise ConsolidationError(
+            "an output projection was replaced after the model was patched (peft's merge_and_unload does so); "
+            "remove(model), then patch it again"
+        )
 
 
 @torch.compiler.disable
@@ -123,14 +138,23 @@ def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
         let_grow(cache)
         start = int(cache.get_seq_length(made.cache_layer))
     run = _Pass(module, start)
-    _stacks.passes.append(run)
+    _push(_stacks.passes, run)
     if made.layer in closed_here.get():
         return
+    if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
+        raise ConsolidationError("torch.jit.trace would fix who reads; trace the original, or use torch.compile")
+    if made.implementation == "eager" and _asks_for_weights(module.config, given):
+        raise ConsolidationError("skipped reads have no attention weights; ask for them inside closed(model)")
     if not getattr(module.config, "is_causal", True):
         raise ConsolidationError("config.is_causal is false; a consolidated model must be causal")
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if isinstance(mask, Tensor) and mask.ndim > 2 and tokens is not None:
         run.visibility(mask, tokens.shape[0], made.n_heads, tokens.shape[1])
+
+
+def _asks_for_weights(config: Any, given: dict[str, Any]) -> bool:
+    asked = given.get("output_attentions")
+    return bool(getattr(config, "output_attentions", False) if asked is None else asked)
 
 
 @torch.compiler.disable
@@ -147,7 +171,7 @@ def _attention(
     """The attention function of patched models; the original's where there is no patch, or a closed one."""
     plain = sdpa_attention_forward
     if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
-        plain = sys.modules[type(module).__module__].eager_attention_forward
+        plain = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
     layer = getattr(module, FarReads.CHILD, None)
     if layer is None or layer in closed_here.get():
         return plain(module, query, key, value, attention_mask, **kwargs)
@@ -156,7 +180,11 @@ def _attention(
     for name, what in _REFUSED.items():
         if kwargs.get(name) is not None:
             raise ConsolidationError(f"a consolidated layer cannot have {what}")
-    if kwargs.get("is_causal") is False or not _stacks.calls or _stacks.calls[-1].module is not module:
+    if (
+        not kwargs.get("is_causal", getattr(module, "is_causal", True))
+        or not _stacks.calls
+        or _stacks.calls[-1].module is not module
+    ):
         raise ConsolidationError("a consolidated layer must be causal, and called through its attention module")
     scale = kwargs.get("scaling")
     scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"))
@@ -208,7 +236,7 @@ def _attend(
         near = window_read(query, key, value, window=layer.window, n_sinks=layer.n_sinks, scoring=scoring, seen=seen)
         sight = Seen(call.hidden, near.heads, near.masses, far, start, original)
         # Attention that asks twice reads for the same tokens (DiffLlama).
-        decision = call.decision if call.decided else layer.decide(sight)
+        decision = call.decision if call.decided else _checked(layer.decide(sight), layer, sight)
         counts.far_tokens, counts.window_pairs = n_far, near.n_scored
         heads = near.heads
         if decision is None:
@@ -238,12 +266,32 @@ def _attend(
     return heads
 
 
+def _checked(decision: Decision | None, layer: FarReads, seen: Seen) -> Decision | None:
+    """What a rule has said, unless it has another shape or type than `FarReads.decide` asks for."""
+    if decision is None:
+        return None
+    reads, answer = decision
+    shapes = seen.far.shape, seen.near.shape[:3]
+    if reads.shape not in shapes or not (reads.dtype == torch.bool or reads.is_floating_point()):
+        raise ConsolidationError(
+            f"{type(layer).__name__}.decide gave reads {tuple(reads.shape)} of {reads.dtype}; give bool or a floating "
+            f"type, {tuple(shapes[0])} or {tuple(shapes[1])}"
+        )
+    if answer is not None and answer.shape[:2] != seen.far.shape:
+        raise ConsolidationError(
+            f"{type(layer).__name__}.decide gave answers {tuple(answer.shape)}; give (batch, tokens, width), "
+            f"here {tuple(seen.far.shape)} and the width of the layer's answer"
+        )
+    return decision
+
+
 def _correction(far: Tensor, reads: Tensor, answer: Tensor | None) -> Tensor | None:
     """What is added to a layer's answer, (B, T, D); None: nothing."""
     if answer is None:
         return None
     if reads.is_floating_point():
-        return (1 - torch.where(far, reads, 1.0))[..., None] * answer
+        by_token = reads.amax(-1) if reads.ndim == 3 else reads
+        return (1 - torch.where(far, by_token, 1.0))[..., None] * answer
     skips = far & ~(reads.any(-1) if reads.ndim == 3 else reads)
     return torch.where(skips[..., None], answer, 0.0)
 

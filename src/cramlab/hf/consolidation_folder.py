@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from cramlab.files import partial_path, put_in_place, write_json
-from cramlab.hf.attention_sites import longest_context
+from cramlab.hf.attention_sites import attention_sites, longest_context
 from cramlab.hf.calls import NAMES, closed_here
 from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
@@ -111,8 +111,21 @@ class _Kept:
     weights: bytes
     record: dict[str, Any]
 
-    def __call__(self, _: nn.Module, folder: Path) -> None:
-        """Writes the consolidation into a folder."""
+    def __call__(self, model: nn.Module, folder: Path) -> None:
+        """Writes the consolidation of a model into a folder.
+
+        Raises:
+            ConsolidationError: when gates or adapters have been trained since, so that the promise was made for others.
+        """
+        kept = from_bytes(self.weights)
+        for site in attention_sites(model):
+            layer = getattr(site.attention, FarReads.CHILD, None)
+            for name, tensor in () if layer is None else layer.state_dict().items():
+                if not torch.equal(tensor.cpu(), kept[f"{site.layer}.{name}"].to(tensor.dtype)):
+                    raise ConsolidationError(
+                        f"layer {site.layer}'s {name} is not the one that was loaded, so the promise does not hold for "
+                        "it; keep the layers' own state_dict()"
+                    )
         _write(folder, self.weights, self.record)
 
 

@@ -12,14 +12,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 class GrowingLayer(DynamicLayer):
     """As `DynamicLayer`, which copies all it holds at every token; here the room doubles when it is used up.
 
-    `keys` and `values` are views of the room, as long as what they hold. Under autograd it copies like its parent.
+    `keys` and `values` are views of the room, as long as what they hold. While gradients are recorded it copies like
+    its parent, as a graph may hold what would be written over.
     """
 
     _room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends (B, H, T, D) each; returns all that is held."""
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        if torch.is_grad_enabled():
             self._room = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
@@ -40,6 +41,8 @@ class GrowingLayer(DynamicLayer):
         """Whether the room is the one that `keys` looks into (others replace it), and large enough."""
         if self._room is None or self.keys is None or self.keys.numel() == 0:
             return False
+        if self._room[0].is_inference() and not torch.is_inference_mode_enabled():
+            return False  # it must not be written to
         return (
             self.keys.data_ptr() == self._room[0].data_ptr()
             and total <= self._room[0].shape[2]
@@ -56,8 +59,9 @@ class GrowingLayer(DynamicLayer):
 
 
 def let_grow(cache: Any) -> None:
-    """Replaces the plain layers of a cache by growing ones; what they hold is taken along."""
-    if not isinstance(cache, Cache):
+    """Replaces the plain layers of a cache by growing ones, unless they are offloaded; takes along what they hold."""
+    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention
+    if not isinstance(cache, Cache) or cache.offloading:  # whose layers leave the device, with all their room
         return
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:

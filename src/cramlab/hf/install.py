@@ -28,6 +28,10 @@ def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:
     """
     if not family_of(model).causal:
         raise ConsolidationError(f"{type(model).__name__} is no causal language model; give one")
+    if not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules()):
+        raise ConsolidationError(
+            f"{type(model).__name__} is wrapped around a model of transformers; give that (peft: get_base_model())"
+        )
     sites = attention_sites(model)
     if not isinstance(model, PreTrainedModel) or not all(_asks_the_interface(site.attention) for site in sites):
         raise UnknownFamilyError(
@@ -90,7 +94,7 @@ def install(
     if unknown := layers.keys() - sites.keys():
         raise ConsolidationError(f"layers {sorted(unknown)} have no far reads to skip; the model has {sorted(sites)}")
     if taken := [i for i, layer in layers.items() if layer.attached]:
-        raise ConsolidationError(f"the patches of layers {taken} are in place at a model; remove them, or copy them")
+        raise ConsolidationError(f"the patches of layers {taken} are in place at a model; remove them first")
     for i, layer in layers.items():
         _attach(layer, sites[i])
     base = base_model(model)
@@ -148,7 +152,8 @@ def remove(model: nn.Module) -> None:
         for name in _OVERRIDDEN:
             if isinstance(vars(module).get(name), functools.partial):
                 del vars(module)[name]
-    cast(PreTrainedModel, model).set_attn_implementation(made.implementation)
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # of what is wrapped
+    inner.set_attn_implementation(made.implementation)
 
 
 @contextlib.contextmanager
@@ -175,10 +180,16 @@ def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, *
     """`save_pretrained` of a patched model: the original's files, the consolidation's beside them, and a word on it."""
     type(model).save_pretrained(model, save_directory, *args, **kwargs)  # type: ignore[operator]
     made = installation(model)
-    if made is None or made.write is None:
-        said = "without the patch, which has no record to be saved with"
-    else:
-        made.write(model, Path(save_directory))
+    writes = args[0] if args else kwargs.get("is_main_process", True)
+    if made is None or not writes:  # removed from the model inside; or another process writes
+        return
+    said = "without the patch, which has no record to be saved with"
+    if made.write is not None:
+        try:
+            made.write(model, Path(save_directory))
+        except ConsolidationError as error:
+            warnings.warn(f"{save_directory} holds the model without the patch: {error}", stacklevel=2)
+            return
         said = (
             "and its consolidation; from_pretrained alone gives the original. To have both again:\n"
             f"model = {type(model).__name__}.from_pretrained({str(save_directory)!r})\n"

@@ -163,9 +163,9 @@ class FarReads(nn.Module, ABC):
         return bool(self.handles)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Its own tensors; nothing where the state of the whole model is asked for, as that is the original's."""
+        """Its own tensors; nothing where the state of the model it sits at is asked for, as that is the original's."""
         destination = kwargs.get("destination", args[0] if args else None)
-        return super().state_dict(*args, **kwargs) if destination is None else destination
+        return super().state_dict(*args, **kwargs) if destination is None or not self.attached else destination
 
 
 @dataclass

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from cramlab.hf.errors import ConsolidationError
 
+_HIDDEN = -9e3  # a number added to a score that leaves the key no weight; masks say -1e4, -1e9, or the least of a type
+
 
 class Padding(NamedTuple):
     """Each sequence is one run of keys, with hidden keys before it, after it, or on both sides; attention is causal.
@@ -70,7 +72,7 @@ def visibility(mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int, s
     """Reads a mask.
 
     Args:
-        mask: True (or 0) where a key is seen, False (or very negative) where it is hidden; other numbers are added to
+        mask: True (or 0) where a key is seen, False (or below -9000) where it is hidden; other numbers are added to
             the scores. Bool or floating (B or 1, H or 1, T, S'), S' at least `start + n_tokens`; None: attention is
             causal and nothing is hidden.
         n_batch: sequences, B.
@@ -120,7 +122,7 @@ def _parts(mask: Tensor) -> tuple[Tensor, Tensor | None]:
             f"the attention mask has four dimensions and type {mask.dtype}; give bool (True: seen) or a floating type "
             "(added to the scores)"
         )
-    allowed = mask > torch.finfo(mask.dtype).min / 2
+    allowed = mask >= _HIDDEN
     bias = mask.masked_fill(~allowed, 0.0)
     return allowed, bias if bool(bias.any()) else None
 
