@@ -86,6 +86,6 @@ def test_what_would_be_answered_in_silence_is_refused():
             model(tokens_of(), output_attentions=True)
         with closed(model):
             assert len(model(tokens_of(), output_attentions=True).attentions) == 3
-        model.model.layers[1].self_attn.is_causal = False
+        vars(model.get_submodule("model.layers.1.self_attn"))["is_causal"] = False
         with pytest.raises(ConsolidationError, match="must be causal"):
             model(tokens_of())

@@ -26,7 +26,7 @@ from cramlab.hf.consolidated import ConsolidatedAttention
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.install import consolidatable_sites, install, installed, remove
 from cramlab.hf.loading import load as load_pretrained
-from cramlab.hf.patch import Counts
+from cramlab.hf.patch import Counts, FarReads
 from cramlab.hf.weights import weights_digest
 
 FORMAT = 2
