@@ -73,19 +73,6 @@ def test_a_call_that_fails_leaves_nothing_behind(model):
     assert not _stacks.passes
 
 
-def test_what_an_interrupt_leaves_on_the_stacks_goes_with_the_next_call(model):
-    def interrupt(*_):
-        raise KeyboardInterrupt  # after which torch runs no hooks
-
-    handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model(tokens_of())
-    handle.remove()
-    assert _stacks.calls
-    model(tokens_of())
-    assert (_stacks.calls, _stacks.passes) == ([], [])
-
-
 def test_any_number_of_threads_ask_one_model(model):
     """Each with its own text, mask and cache; one of them has the patch closed, which is nobody else's business."""
     asked = [tokens_of(1 + k % 2, N + k, seed=k) for k in range(6)]
@@ -307,12 +294,6 @@ def test_a_patch_sits_at_one_model_and_thresholds_make_copies():
     remove(model)
     with patched(model, layers):
         pass
-
-
-def test_the_patch_is_taken_off_through_what_is_wrapped_around_the_model(model):
-    remove(torch.nn.DataParallel(model))
-    assert not installed(model)
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_old_way_to_set_a_rule_still_works_and_says_what_to_do():

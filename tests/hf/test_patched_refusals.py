@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from cramlab.hf.calls import _stacks
 from cramlab.hf.errors import ConsolidationError
-from cramlab.hf.install import closed, install, patched, remove
+from cramlab.hf.install import closed, install, installed, patched, remove
 from cramlab.hf.patch import FarReads
 
 N = 40
@@ -89,3 +89,27 @@ def test_what_would_be_answered_in_silence_is_refused():
         vars(model.get_submodule("model.layers.1.self_attn"))["is_causal"] = False
         with pytest.raises(ConsolidationError, match="must be causal"):
             model(tokens_of())
+
+
+def test_what_an_interrupt_leaves_on_the_stacks_goes_with_the_next_call():
+    model = model_of("llama")
+    install(model, layers_for(model))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt  # after which torch runs no hooks
+
+    handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens_of())
+    handle.remove()
+    assert _stacks.calls
+    model(tokens_of())
+    assert (_stacks.calls, _stacks.passes) == ([], [])
+
+
+def test_the_patch_is_taken_off_through_what_is_wrapped_around_the_model():
+    model = model_of("llama")
+    install(model, layers_for(model))
+    remove(torch.nn.DataParallel(model))
+    assert not installed(model)
+    assert model.config._attn_implementation == "sdpa"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,13 @@ class _Stacks(threading.local):
 
 _stacks = _Stacks()
 _Held = TypeVar("_Held", _Call, _Pass)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 closed_here: ContextVar[frozenset[FarReads]] = ContextVar("closed patches", default=frozenset())
+
+
+def _on_host(function: _Function) -> _Function:
+    """Keeps a function out of compiled code; its type stays as it is."""
+    return cast(_Function, torch.compiler.disable(function))
 
 
 def _push(stack: list[_Held], one: _Held) -> None:
@@ -98,13 +104,13 @@ def _push(stack: list[_Held], one: _Held) -> None:
     stack[stale:] = [one]
 
 
-@torch.compiler.disable
+@_on_host
 def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before attention: keeps what it sees."""
     _push(_stacks.calls, _Call(module, args[0] if args else kwargs["hidden_states"]))
 
 
-@torch.compiler.disable
+@_on_host
 def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     """After the output projection: adds what the rule answers instead of reads."""
     if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
@@ -113,7 +119,7 @@ def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     return output + correction.to(output.dtype)
 
 
-@torch.compiler.disable
+@_on_host
 def leave(module: nn.Module, _: Any, output: Any) -> None:
     """After attention, also when it failed (there is no output then)."""
     if not _stacks.calls or _stacks.calls[-1].module is not module:
@@ -126,7 +132,7 @@ def leave(module: nn.Module, _: Any, output: Any) -> None:
         )
 
 
-@torch.compiler.disable
+@_on_host
 def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before a forward pass: refuses what would be answered wrongly, and takes the place of the first token."""
     given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments if args else kwargs
@@ -157,14 +163,14 @@ def _asks_for_weights(config: Any, given: dict[str, Any]) -> bool:
     return bool(getattr(config, "output_attentions", False) if asked is None else asked)
 
 
-@torch.compiler.disable
+@_on_host
 def end(module: nn.Module, _: Any, __: Any) -> None:
     """After a forward pass, also when it failed."""
     if _stacks.passes and _stacks.passes[-1].module is module:
         _stacks.passes.pop()
 
 
-@torch.compiler.disable
+@_on_host
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
