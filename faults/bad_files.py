@@ -149,9 +149,8 @@ def _configs(seed: int) -> Iterator[Case]:
             yield Case("damaged configs of runs", f"{verb}, config.json: {name}", check, apart=True)
         data = json.loads((source / "config.json").read_text())
         for i, (name, changed) in enumerate(changed_fields(data, random.Random(f"{seed} {verb}"), 50)):
-            text = json.dumps(changed).encode()
-            gross = changed != data
-            check = functools.partial(_damaged_run, verb, "config.json", lambda _, t=text: t, gross)
+            text = json.dumps(changed).encode()  # what changes nothing in the answer may be taken
+            check = functools.partial(_damaged_run, verb, "config.json", lambda _, t=text: t, False)
             yield Case("damaged configs of runs", f"{verb}, config.json, field {i}: {name}", check, apart=True)
 
 
