@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from cramlab import cli
@@ -119,6 +121,17 @@ def _consolidate(out: Path, resume: bool) -> int:
     )
 
 
+def _undrawn(call: Callable[[Path, bool], int]) -> Callable[[Path, bool], int]:
+    """A command whose pages have blank figures: drawing takes most of its time, and `report` draws as well."""
+
+    def undrawn(out: Path, resume: bool) -> int:
+        with mock.patch.object(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>")):
+            return call(out, resume)
+
+    return undrawn
+
+
+@_undrawn
 def _audit(out: Path, resume: bool) -> int:
     return command("audit", model_folder(), "--text", texts(), "--other-text", "none", "--no-controls", *AUDIT)(
         out, resume
@@ -139,6 +152,7 @@ def _irregular(out: Path, resume: bool) -> int:
     )(out, resume)  # fmt: skip
 
 
+@_undrawn
 def _over_training(out: Path, resume: bool) -> int:
     start = WRITERS["pretraining"].finished
     return command("audit", "--checkpoints", start, "--text", texts(), *AUDIT)(out, resume)

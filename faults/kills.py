@@ -19,7 +19,7 @@ from faults.apart import Ended, apart
 from faults.cases import Case, Fault, FaultFoundError, Measured
 from faults.commands import WRITERS, Writer, content, contents, differences
 
-KILLS_A_CHAIN, CHAINS = 4, 26  # 104 kills of every command
+KILLS_A_CHAIN, CHAINS = 8, 13  # 104 kills of every command
 WHERE = ("moment", "moment", "half", "before", "after")
 SECONDS = 120.0  # none of the commands takes so long
 
