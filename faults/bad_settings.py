@@ -140,7 +140,7 @@ def _by_set(command: str, test: str, share: float, seed: int) -> Iterator[Case]:
     for mixer, assignment, expected in thinned(tried, share, seed):
         name = f"{' '.join(_argv(command, mixer)[:2]) if command == 'run' else command} --set {assignment}"
         yield Case(test, name, functools.partial(_set, command, mixer, assignment, expected),
-                   apart=True)  # fmt: skip
+                   apart=expected == "doubtful")  # fmt: skip
 
 
 def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
