@@ -155,7 +155,7 @@ def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
         return
     given = answer(lambda: cli.main(argv))
     if expected == "harmful":
-        check_refusal(given, [*filter(None, assignment.partition("=")[0].split(".")), "--set"])
+        check_refusal(given, [*filter(None, assignment.partition("=")[0].split(".")), "--set", "field"])
         if given.code == 2 and out.exists():
             raise FaultFoundError(Fault.LEFTOVER, f"refused, and {out.name} was made all the same")
     elif given.code:

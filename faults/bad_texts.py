@@ -23,7 +23,7 @@ def cases(seed: int, share: float) -> Iterator[Case]:
 
 def _texts(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
-    plain = [words(rng, 40) for _ in range(3)]
+    plain = [words(rng, 40).strip() for _ in range(3)]
     odd = ["a\u2028b", "c\u2029d", "e\u0085f", "g\x0bh", "i\x0cj", "k\x1cl", "tab\there", "é ü 漢字 🙂", "\u0000"]
     right = {
         "plain": (json_lines(plain), plain),

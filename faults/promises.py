@@ -16,9 +16,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
+from torch import Tensor
 
+from cramlab.audit.text import Corpus, Document
+from cramlab.hf.errors import ConsolidationError
+from cramlab.hf.loading import load
+from cramlab.retrofit.config import RetrofitConfig
 from cramlab.retrofit.risk import Promise, fixed_sequence
-from faults.cases import Case, Fault, FaultFoundError, Measured
+from cramlab.retrofit.text import parts_of
+from faults.cases import Case, Fault, FaultFoundError, Measured, RefusedError
+from faults.material import model_folder, words
 
 Floats = NDArray[np.float64]
 REPEATS = 300
@@ -78,6 +85,11 @@ def cases(seed: int, share: float = 1.0) -> Iterator[Case]:
         name = f"{law}, {n} documents, delta {delta}, bound {factor:g} times, spread {spread:g}"
         yield Case("promises about independent documents", name,
                    functools.partial(_setting, law, n, delta, factor, spread, f"{seed} {name}"))  # fmt: skip
+    copies = list(itertools.product((40, 60, 80), (1, 2, 5, 16), ("exact", "near", "half of them")))
+    for n_texts, times, how in copies[:: 1 if share == 1 else 9]:
+        name = f"{n_texts} texts, each {times} times, {how}"
+        yield Case("promises about texts with copies", name,
+                   functools.partial(_copied, n_texts, times, how, f"{seed} {name}"))  # fmt: skip
 
 
 def _setting(law: str, n: int, delta: float, factor: float, spread: float, seed: str) -> Measured:
@@ -108,3 +120,43 @@ def _shift(atoms: Floats, mean: float, bound: float) -> float:
         above = float(np.clip(atoms + middle, -bound, bound).mean()) > mean
         low, high = (low, middle) if above else (middle, high)
     return (low + high) / 2
+
+
+SIZES = {"fit": 4, "sensitivity": 2, "gate": 3, "validation": 3, "calibration": 30, "test": 3}
+WANTED = sum(SIZES.values())
+
+
+def _copied(n_texts: int, times: int, how: str, seed: str) -> None:
+    """No text may be drawn twice, under whatever names and with whatever few letters changed; too few are refused."""
+    rng = random.Random(seed)
+    pretrained = load(str(model_folder()))
+    documents = []
+    for i in range(n_texts):
+        text = f"{i:03} " + words(rng, 200)
+        for n in range(times if how != "half of them" or i % 2 else 1):
+            letters = list(text)
+            for place in rng.sample(range(4, 90), 2) if how == "near" and n else ():
+                letters[place] = rng.choice("qxz")
+            documents.append(Document(f"{n}/{i}", "".join(letters)))
+    rng.shuffle(documents)
+    sizes = {f"{part}_documents": size for part, size in SIZES.items()}
+    config = RetrofitConfig(context=96, window=8, n_sinks=2, local_steps=1, end_steps=1, **sizes)
+    try:
+        parts = parts_of(pretrained, Corpus("copies", tuple(documents)), config)
+    except ConsolidationError as error:
+        if n_texts >= WANTED:
+            raise FaultFoundError(Fault.WRONG, f"refused, which is wrong: {error}"[:240]) from error
+        raise RefusedError(str(error)) from error
+    if n_texts < WANTED:
+        raise FaultFoundError(Fault.ACCEPTED, f"{n_texts} texts were taken for {WANTED} documents")
+    drawn = [_number(tokens) for part in SIZES for tokens in parts[part]]
+    if len(set(drawn)) < len(drawn):
+        raise FaultFoundError(Fault.WRONG, f"{len(drawn) - len(set(drawn))} of {len(drawn)} documents are copies")
+    held_out = {_number(tokens) for part in ("validation", "calibration", "test") for tokens in parts[part]}
+    if learned := held_out & {_number(tokens) for tokens in parts["learning"]}:
+        raise FaultFoundError(Fault.WRONG, f"{len(learned)} texts are learned from and held out")
+
+
+def _number(tokens: Tensor) -> tuple[int, ...]:
+    """The number that a text begins with, in tokens."""
+    return tuple(tokens[:3].tolist())
