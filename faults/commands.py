@@ -22,8 +22,8 @@ from cramlab.hf.pretrain import PretrainConfig, prepare, pretrain
 from faults.cases import Answer, answer
 from faults.material import CONTEXT, N_SINKS, WINDOW, fresh, model_folder, stays, texts
 
-# What differs between two runs of the same work: clock and memory.
-UNEQUAL = {"seconds", "elapsed_s", "date", "peak_memory_bytes"}
+# What may differ between two runs of the same work: clock, memory, and whether anything is committed meanwhile.
+UNEQUAL = {"seconds", "elapsed_s", "date", "revision", "peak_memory_bytes"}
 
 
 @dataclass(frozen=True)
