@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,19 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from cramlab.batch import Batch
-from cramlab.config import differing, to_dict
+from cramlab.config import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    Layers,
+    Positive,
+    Seed,
+    Size,
+    Weight,
+    checked,
+    differing,
+    to_dict,
+)
 from cramlab.files import write_json, write_text
 from cramlab.hf.configuration_gpt2 import CramGPT2Config
 from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, Outputs, reads_frac, routed
@@ -32,7 +45,7 @@ HELD_OUT = "held-out.jsonl"
 STEP_FILE = "step.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("pretrain")
 class PretrainConfig:
     """A model and its training.
 
@@ -60,32 +73,29 @@ class PretrainConfig:
     """
 
     mixer: Literal["attention", "cram"] = "attention"
-    seed: int = 0
-    vocab_size: int = 1024
-    context: int = 128
-    n_layers: int = 3
-    d_model: int = 64
-    n_heads: int = 4
-    batch_size: int = 16
-    n_steps: int = 1000
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    n_checkpoints: int = 7
-    first_checkpoint: int = 30
-    encoding_frac: float = 0.25
-    audit_frac: float = 0.1
+    seed: Seed = 0
+    vocab_size: Size = 1024
+    context: Size = 128
+    n_layers: Layers = 3
+    d_model: Size = 64
+    n_heads: Size = 4
+    batch_size: Size = 16
+    n_steps: Count = 1000
+    learning_rate: Positive = 2e-3
+    weight_decay: Weight = 0.01
+    warmup_steps: CountOrZero = 50
+    n_checkpoints: Size = 7
+    first_checkpoint: Count = 30
+    encoding_frac: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    audit_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
     loss: LossConfig = field(default_factory=lambda: LossConfig(read_price=0.02, retrieval_emphasis=1.0))
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if self.mixer not in ("attention", "cram"):
-            raise ValueError(f'pretrain.mixer = "{self.mixer}" is unknown; give "attention" or "cram"')
-        if not 0 < self.first_checkpoint <= self.n_steps:
-            raise ValueError(f"pretrain.first_checkpoint = {self.first_checkpoint} must lie between 1 and n_steps")
-        for name in ("encoding_frac", "audit_frac"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"pretrain.{name} = {getattr(self, name)} must lie between 0 and 1")
+        if self.first_checkpoint > self.n_steps:
+            raise ConfigError(f"pretrain.first_checkpoint = {self.first_checkpoint} must lie between 1 and n_steps")
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"pretrain.n_heads = {self.n_heads} must divide d_model = {self.d_model}")
 
     @property
     def name(self) -> str:

@@ -9,17 +9,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cramlab import records
-from cramlab.config import differing, to_dict
+from cramlab.config import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    Layers,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Weight,
+    checked,
+    differing,
+    to_dict,
+)
 from cramlab.files import load_checkpoint, save_checkpoint, write_json
 from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.hf.pretrain import PreparedText
@@ -30,7 +43,7 @@ ModelName = Literal["cram", "hybrid", "hybrid-first", "llama", "dense", "recurre
 Part = Literal["test", "validation"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("")
 class TextRunConfig:
     """A model and its training, the same for all but for what is named here.
 
@@ -57,29 +70,26 @@ class TextRunConfig:
     """
 
     model: ModelName = "cram"
-    seed: int = 0
-    vocab_size: int = 2048
-    context: int = 256
-    n_layers: int = 8
-    d_model: int = 128
-    n_heads: int = 4
-    batch_size: int = 16
-    n_steps: int = 1000
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    encoding_frac: float = 0.3
-    read_price: float = 0.01
-    eval_every_steps: int = 100
+    seed: Seed = 0
+    vocab_size: Size = 2048
+    context: Size = 256
+    n_layers: Layers = 8
+    d_model: Size = 128
+    n_heads: Size = 4
+    batch_size: Size = 16
+    n_steps: Count = 1000
+    learning_rate: Positive = 1e-3
+    warmup_steps: CountOrZero = 100
+    encoding_frac: Share = 0.3
+    read_price: Weight = 0.01
+    eval_every_steps: Count = 100
     part: Part = "test"
-    device: str = "cpu"
+    device: Annotated[str, Field(pattern="^(cpu|cuda|mps)(:[0-9]+)?$")] = "cpu"
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if self.model not in ModelName.__args__:  # type: ignore[attr-defined]
-            known = ", ".join(ModelName.__args__)  # type: ignore[attr-defined]
-            raise ValueError(f'model = "{self.model}" is unknown; give one of {known}')
-        if not 0 <= self.encoding_frac <= 1:
-            raise ValueError(f"encoding_frac = {self.encoding_frac} is not a share; give a number from 0 to 1")
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"n_heads = {self.n_heads} must divide d_model = {self.d_model}")
 
     @property
     def name(self) -> str:
