@@ -34,6 +34,15 @@ def test_a_saved_model_is_opened_whichever_is_imported_first(tmp_path, first, im
     assert done.returncode == 0, done.stderr
 
 
+def test_whoever_asks_for_the_config_of_gpt2_first_is_served():
+    code = (
+        "import cramlab; from cramlab.hf.pretrain import PretrainConfig; from transformers import AutoConfig; "
+        "assert type(AutoConfig.for_model('cram_gpt2')).__name__ == 'CramGPT2Config'"
+    )
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_modules_are_found_as_before():
     finder = auto._Registering()
     assert finder.find_spec("json", None) is None

@@ -15,9 +15,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+_MODELS, _GPT2 = "transformers.models.auto.modeling_auto", "transformers.models.gpt2.configuration_gpt2"
 _CONFIGS = {
     "transformers.models.auto.configuration_auto": "cramlab.hf.configuration",
-    "transformers.models.auto.modeling_auto": "cramlab.hf.configuration_gpt2",
+    _MODELS: "cramlab.hf.configuration_gpt2",
+    _GPT2: "cramlab.hf.configuration_gpt2",  # whoever asks for GPT-2's config first imports the registry from within it
 }
 
 
@@ -51,7 +53,16 @@ def register() -> None:
 
 def _register(registry: str) -> None:
     """Imports what registers itself; a transformers that is too old for us must not fail because of us."""
+    if registry in (_MODELS, _GPT2) and not _imported(registry):
+        return  # the other of the two follows, and its turn comes again
     try:
         importlib.import_module(_CONFIGS[registry])
     except ImportError as error:
         warnings.warn(f"transformers' Auto classes will not know cramlab's models: {error}", stacklevel=2)
+
+
+def _imported(registry: str) -> bool:
+    """Whether the registry of models is whole, and GPT-2's config is whole or has not been asked for."""
+    models, gpt2 = sys.modules.get(_MODELS), sys.modules.get(_GPT2)
+    ready = hasattr(gpt2, "GPT2Config") or (gpt2 is None and registry == _MODELS)
+    return ready and hasattr(models, "AutoModelForCausalLM")
