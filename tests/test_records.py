@@ -54,6 +54,8 @@ def test_another_version_is_refused_clearly(run, tmp_path):
         (lambda r: r["metrics"]["test"].update(attention_frac=1.5), r"metrics\.test\.attention_frac"),
         (lambda r: r["metrics"].update(test=None), r"metrics\.test"),
         (lambda r: r.update(colour="red"), "colour"),
+        (lambda r: r.update(config={}), "config"),
+        (lambda r: r["config"]["training"].pop("loss"), r"config\.training"),
         (lambda r: r["series"][0].update(step=-1), r"series\.0\.step"),
     ],
 )

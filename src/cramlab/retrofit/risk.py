@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.stats import binom
+
+from cramlab.config import ConfigError, Positive, checked
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +55,7 @@ def betting_p(losses: Floats, risk: float, delta: float) -> float:
     return math.exp(-best)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("promise")
 class Promise:
     """What is to be guaranteed: the expected increase of a document's loss, capped at `bound`, is at most `increase`.
 
@@ -61,18 +65,14 @@ class Promise:
         delta: the guarantee may fail in this share of all calibrations.
     """
 
-    increase: float
-    bound: float
-    delta: float
+    increase: Positive
+    bound: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
-        if not 0 < self.increase < self.bound < math.inf:
-            raise ValueError(
-                f"promise.increase = {self.increase} must lie between 0 and the bound, {self.bound}, which is finite"
-            )
-        if not 0 < self.delta < 1:
-            raise ValueError(f"promise.delta = {self.delta} must lie between 0 and 1, as in 0.1")
+        if not self.increase < self.bound:
+            raise ConfigError(f"promise.increase = {self.increase} must lie between 0 and the bound, {self.bound}")
 
     def _unit(self, increases: Floats | float) -> Floats:
         return (np.clip(increases, -self.bound, self.bound) + self.bound) / (2 * self.bound)
