@@ -74,16 +74,19 @@ def package_version(package: str) -> str | None:
 def _revision() -> str | None:
     """Commit of the source tree, with `+` when it has been changed; None outside a checkout."""
     here = Path(__file__).parent
+
+    def git(*command: str) -> str:  # that takes no lock of the user's repository, which a kill would leave behind
+        found = subprocess.run(
+            ["git", "--no-optional-locks", *command], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return found.stdout.strip()
+
     try:
-        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # not someone else's checkout
-        subprocess.run(tracked, cwd=here, capture_output=True, timeout=10, check=True)
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not someone else's checkout
+        commit = git("describe", "--always", "--abbrev=12", "--exclude=*")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None
 
 
 def _processor() -> str | None:
