@@ -45,8 +45,8 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (..., d_in) to (..., d_out)."""
-        return F.linear(x, self.weight, self.bias)
+        """From (..., d_in) to (..., d_out), in the precision of x."""
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class ConsolidatedAttention(FarReads):
@@ -110,7 +110,11 @@ class ConsolidatedAttention(FarReads):
         return other
 
     def inner(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What gate and adapter are made of: standardised features (..., F) and code (..., rank + units)."""
+        """What gate and adapter are made of: standardised features (..., F) and code (..., rank + units).
+
+        In at least 32 bits: in 16, rounding alone would decide for tokens near the threshold.
+        """
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         x = (features - self.shift) * self.scale
         if self.down is None:
             return x, x[..., :0]

@@ -42,7 +42,8 @@ class WindowRead(NamedTuple):
 
     Attributes:
         heads: (B, T, H, D).
-        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H).
+        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H); in at least 32
+            bits, as gates look at small differences.
         n_scored: pairs of query and key that were scored, for one head.
     """
 
@@ -108,7 +109,7 @@ def window_read(
     masses = masses.clamp(min=_LEAST_MASS).transpose(3, 4).reshape(2, n_batch, n_heads, -1)
     return WindowRead(
         heads=heads[:, :, :n_tokens].transpose(1, 2),
-        masses=masses[..., :n_tokens].permute(1, 3, 0, 2).flatten(2).to(query.dtype),
+        masses=masses[..., :n_tokens].permute(1, 3, 0, 2).flatten(2),
         n_scored=n_batch * n_blocks * rows * (n_near + sinks.shape[-1]),
     )
 
@@ -132,7 +133,7 @@ def _under_mask(
         parts = [scores.masked_fill(~ok, _NEVER).logsumexp(dim=-1).clamp(min=_LEAST_MASS) for ok in (near, sinks)]
         masses.append(torch.cat(parts, dim=1).transpose(1, 2))
     n_scored = n_batch * n_tokens * key.shape[2]
-    return WindowRead(torch.cat(heads, dim=1), torch.cat(masses, dim=1).to(query.dtype), n_scored)
+    return WindowRead(torch.cat(heads, dim=1), torch.cat(masses, dim=1), n_scored)
 
 
 def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scoring: Scoring) -> WindowRead:
@@ -146,7 +147,7 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: 
     heads = (scores.softmax(dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
     parts = scores[..., n_sinks:], scores[..., :n_sinks]
     masses = [part.logsumexp(dim=-1).clamp(min=_LEAST_MASS).flatten(1) for part in parts]
-    return WindowRead(heads, torch.cat(masses, dim=-1)[:, None].to(query.dtype), len(query) * scores.shape[-1])
+    return WindowRead(heads, torch.cat(masses, dim=-1)[:, None], len(query) * scores.shape[-1])
 
 
 def _allowed(

@@ -155,11 +155,14 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As of every model; an empty prompt is refused, which has no token to go on from."""
-        if not input_ids.shape[1] and kwargs.get("inputs_embeds") is None:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The arguments of each step of `generate`; an empty prompt, with no token to go on from, is refused."""
+        if not input_ids.shape[1] and inputs_embeds is None:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give a token to generate from")
-        return cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        return cast("Any", super()).prepare_inputs_for_generation(input_ids, *args, **given, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""

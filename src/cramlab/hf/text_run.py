@@ -84,7 +84,7 @@ class TextRunConfig:
     read_price: Weight = 0.01
     eval_every_steps: Count = 100
     part: Part = "test"
-    device: Annotated[str, Field(pattern="^(cpu|cuda|mps)(:[0-9]+)?$")] = "cpu"
+    device: Annotated[str, Field(pattern="^(cpu|cuda|mps|meta)(:[0-9]+)?$")] = "cpu"
 
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
