@@ -41,6 +41,17 @@ def positive(flag: str, unit: str) -> Callable[[str], float]:
     return read
 
 
+def text_of(flag: str) -> Callable[[str], str]:
+    """The name of a text: packaged, a file or a folder; a path without a name would be the current folder."""
+
+    def read(text: str) -> str:
+        if not text.strip() or "\0" in text:
+            raise UsageError(f"{flag} {text!a} names no text; give stdlib, prose, a folder of text files, or a file")
+        return text
+
+    return read
+
+
 def path_of(flag: str) -> Callable[[str], Path]:
     """A path that a system can have."""
 

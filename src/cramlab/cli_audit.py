@@ -14,7 +14,7 @@ from cramlab.audit import AuditConfig, AuditError, AuditResult, audit_text, over
 from cramlab.audit.over_text import unlike
 from cramlab.audit.result import FILE
 from cramlab.audit.resume import clear
-from cramlab.cli_arguments import folder_of, path_of, whole
+from cramlab.cli_arguments import folder_of, path_of, text_of, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
 from cramlab.files import only_process_in, write_text
@@ -43,10 +43,18 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--checkpoints", type=path_of("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
     )
     parser.add_argument(
-        "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
+        "--text",
+        type=text_of("--text"),
+        required=True,
+        metavar="TEXT",
+        help="stdlib, prose, a folder of text files, or a file",
     )
     parser.add_argument(
-        "--other-text", default="prose", metavar="TEXT", help="another domain (default: prose), or none"
+        "--other-text",
+        type=text_of("--other-text"),
+        default="prose",
+        metavar="TEXT",
+        help="another domain (default: prose), or none",
     )
     parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument("--layers", metavar="I,J,...", help="layers to audit, from 0 (default: all)")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cramlab.audit import read_corpus
-from cramlab.cli_arguments import folder_of, path_of, positive, whole
+from cramlab.cli_arguments import folder_of, path_of, positive, text_of, whole
 from cramlab.cli_display import Display
 from cramlab.config import overridden
 from cramlab.files import only_process_in
@@ -38,10 +38,17 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("model", metavar="MODEL", help="smollm2 or glassllm (packaged), a local folder, or a hub name")
     parser.add_argument(
-        "--text", required=True, metavar="TEXT", help="stdlib, prose, a folder of text files, or a file"
+        "--text",
+        type=text_of("--text"),
+        required=True,
+        metavar="TEXT",
+        help="stdlib, prose, a folder of text files, or a file",
     )
     parser.add_argument(
-        "--further-text", metavar="TEXT", help="other text to take gradients from; nothing is measured on it"
+        "--further-text",
+        type=text_of("--further-text"),
+        metavar="TEXT",
+        help="other text to take gradients from; nothing is measured on it",
     )
     parser.add_argument(
         "--from", type=path_of("--from"), metavar="FOLDER", dest="start",
