@@ -42,8 +42,8 @@ class WindowRead(NamedTuple):
 
     Attributes:
         heads: (B, T, H, D).
-        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H); in at least 32
-            bits, as gates look at small differences.
+        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H). They have 32
+            bits at least, as gates look at small differences.
         n_scored: pairs of query and key that were scored, for one head.
     """
 
