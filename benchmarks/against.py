@@ -179,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", nargs="?", help="to compare with, as git names it")
     parser.add_argument("--repeats", type=int, default=40, help="pairs of each task (default: 40)")
+    parser.add_argument("--only", default="", help="tasks whose name begins so (default: all)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -190,7 +191,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Revision(ROOT / "src"), Revision(checked_out(args.revision, Path(folder)))
         rows = []
-        for task in ours.tasks:
+        for task in (task for task in ours.tasks if task.startswith(args.only)):
             times: tuple[list[float], list[float]] = ([], [])
             for repeat in range(args.repeats + 3):
                 pair = (ours, theirs) if repeat % 2 else (theirs, ours)
