@@ -162,7 +162,7 @@ def _checkpoints(seed: int) -> Iterator[Case]:
 
 
 def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: bool) -> None:
-    """Of a folder in which one file is damaged; what is taken must give what the whole file gives."""
+    """Damages one file of a folder; what is taken all the same must give what the whole file gives."""
     source = _run_folder()
     out = copied(WRITERS["run"].finished, "run")
     folder = out / source.name

@@ -1,4 +1,4 @@
-"""Whose work it is: an audit goes on, or counts as finished, for the very model, text and settings alone."""
+"""An audit goes on, or counts as finished, for the very model, text and settings alone."""
 
 import json
 

@@ -15,7 +15,7 @@ def texts():
 
 
 def collated(rows, **how):
-    """As transformers packs them, with everything that it can say about it."""
+    """Documents packed as transformers packs them, with everything that it can say about it."""
     return DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True, **how)(
         [{"input_ids": row} for row in rows]
     )

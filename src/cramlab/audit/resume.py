@@ -35,7 +35,7 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose work it is: SHA-256 of what the figures depend on, besides the settings.
+    """SHA-256 of what the figures of a work depend on, besides the settings.
 
     Attributes:
         weights: see `hf.weights.weights_digest`.

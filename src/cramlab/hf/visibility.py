@@ -24,7 +24,7 @@ class Padding(NamedTuple):
     first: Tensor
 
     def far(self, start: int, n_tokens: int, n_near: int) -> Tensor:
-        """See `far_tokens`."""
+        """Tokens that see more than their `n_near` nearest and first keys, bool (B, T)."""
         places = torch.arange(start, start + n_tokens, device=self.visible.device)[None]
         real = self.visible[:, start:]
         return (places - self.first[:, None] >= n_near) & real
@@ -44,7 +44,7 @@ class Mask(NamedTuple):
     own: Tensor
 
     def far(self, n_near: int) -> Tensor:
-        """See `far_tokens`."""
+        """Tokens that see more than their `n_near` nearest and first keys, bool (B, T)."""
         return (self.seen().sum(-1) > n_near) & self.own
 
     def seen(self) -> Tensor:

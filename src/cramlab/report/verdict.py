@@ -89,7 +89,7 @@ def run_share(hits: int, n: int) -> Interval | None:
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim in several parts: refuted by one, open as long as one is open; not run without parts."""
+    """The verdict on a claim in several parts: refuted by one, open as long as one is open; not run without parts."""
     found: Sequence[Verdict] = list(verdicts)
     for verdict in (Verdict.NOT_REPRODUCED, Verdict.NOT_TESTABLE, Verdict.NOT_RUN, Verdict.UNDECIDED):
         if verdict in found:

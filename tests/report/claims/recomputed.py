@@ -496,7 +496,7 @@ def criteria(k, hits, n):
 
 
 def exponents(found):
-    """Of every run: likelihood, least squares, line through the logs."""
+    """Exponents of every run by likelihood, least squares, and a line through the logs."""
     made = []
     for run in found:
         k, hits, n = practice_log(run)
