@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ class DamagedFileError(ValueError):
 
 
 def partial_path(path: Path) -> Path:
-    """Where this process writes a file before it is put in its place; makes the folder."""
+    """Where this process writes a file before it is put in its place; makes the folder.
+
+    What processes that have died left half written for the same place is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_partials(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
@@ -49,12 +54,17 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        full = next((n for n in _FULL if os.strerror(n) in str(error)), None)
-        if full is not None:
-            raise OSError(full, f"{os.strerror(full)}; make room, then run it again", str(path)) from error
+        refuse_full_disk(error, path)
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def refuse_full_disk(error: BaseException, path: Path) -> None:
+    """Raises an `OSError` that names the path, if an error of whatever library is about a full disk."""
+    full = next((n for n in _FULL if os.strerror(n) in str(error)), None)
+    if full is not None:
+        raise OSError(full, f"{os.strerror(full)}; make room, then run it again", str(path)) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -98,15 +108,15 @@ def only_process_in(folder: Path) -> Iterator[Callable[[], None]]:
             if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(handle)):
                 raise FileNotFoundError(f"{folder} was removed while it was written into; run it again")
 
-        _remove_partials(folder)
+        _remove_partials((*folder.glob(".*.partial"), *folder.glob("*/.*.partial")))
         yield still_held
     finally:
         os.close(handle)
 
 
-def _remove_partials(folder: Path) -> None:
-    """Removes what dead processes were writing in a folder that this process holds, and in the folders in it."""
-    for partial in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
+def _remove_partials(partials: Iterable[Path]) -> None:
+    """Removes those of these files that dead processes were writing."""
+    for partial in partials:
         writer = partial.name.split(".")[-2]
         if writer.isdecimal() and (int(writer) == os.getpid() or not _is_alive(int(writer))):
             with contextlib.suppress(OSError):

@@ -187,6 +187,21 @@ def test_code_of_a_model_never_runs_and_nobody_is_asked(name, where, tmp_path, m
     assert not ran.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 1}, r"weights of more layers than its config\.json has \(model\.layers\.1\."),
+        ({"architectures": ["NoSuchModel"]}, 'names the class "NoSuchModel"'),
+    ],
+)
+def test_a_config_of_another_model_than_the_weights_is_refused(changes, message, tmp_path):
+    folder = save(build("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=message):
+        load(str(folder))
+
+
 def test_the_chatter_of_transformers_stays_out(tmp_path, capfd):
     from transformers.utils import logging
 

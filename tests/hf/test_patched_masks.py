@@ -138,6 +138,7 @@ def test_masks_that_are_not_causal_or_do_not_fit_are_refused_before_anything_run
             (torch.ones(2, N, N).tril().bool(), r"give \(batch, keys\)"),
             (torch.ones(2, 2, N, N).tril().bool(), r"here \(2, 3, 40, 40\)"),
             (torch.ones(3, 1, N, N).tril().bool(), r"here \(2, 3, 40, 40\)"),
+            (torch.ones(1, N, dtype=torch.int64), "1 rows for 2 sequences"),
         ):
             with pytest.raises(ConsolidationError, match=message):
                 model(tokens, attention_mask=mask)

@@ -33,6 +33,13 @@ def test_scaled_sums_are_those_of_scaled_rows():
     assert unit_scale(moments(torch.ones(5, 2), torch.ones(5, 1))).tolist() == [0.0, 0.0]
 
 
+def test_without_a_rank_the_adapter_is_the_mean():
+    fit, held_out = rows(50, 0), rows(50, 1)
+    adapter = fit_adapter(moments(*fit), moments(*held_out), [1e-2, 1.0], max_rank=0)
+    assert adapter.gains.shape == (0,)
+    torch.testing.assert_close(adapter.mean, fit[1].mean(dim=0).to(adapter.mean))
+
+
 def test_adapter_finds_the_rank_and_its_gains_are_those_of_the_rows():
     fit, held_out = rows(400, 0), rows(300, 1)
     adapter = fit_adapter(moments(*fit), moments(*held_out), [1e-4, 1e-2, 1.0], max_rank=4)

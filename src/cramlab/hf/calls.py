@@ -154,6 +154,8 @@ def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
     if not getattr(module.config, "is_causal", True):
         raise ConsolidationError("config.is_causal is false; a consolidated model must be causal")
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and tokens is not None and len(mask) != len(tokens):
+        raise ConsolidationError(f"the attention mask has {len(mask)} rows for {len(tokens)} sequences; give one each")
     if isinstance(mask, Tensor) and mask.ndim > 2 and tokens is not None:
         run.visibility(mask, tokens.shape[0], made.n_heads, tokens.shape[1])
 

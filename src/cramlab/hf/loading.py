@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
     refuse_incomplete(model, found, name)
     notes = ["it comes with code of its own, which was not run"] if has_code else []
     if unused := sorted(found["unexpected_keys"]):
+        _refuse_more_layers(model, unused, name)
         notes.append(f"{len(unused)} of its tensors have no place in {type(model).__name__} ({shortened(unused)})")
     return _pretrained(name_of(name), model, tokenizer, "; ".join(notes), name)
 
@@ -233,10 +235,27 @@ def _explained(source: str | Path, what: str) -> Iterator[None]:
         raise LoadError(f"{source} {what} ({said(error)})") from error
 
 
+def _refuse_more_layers(model: Any, unused: list[str], name: str) -> None:
+    """Weights of layers that the config does not have would change every answer if they were left out."""
+    held = {re.sub(r"\.\d+\.", ".0.", key) for key in model.state_dict()}
+    more = [key for key in unused if re.search(r"\.\d+\.", key) and re.sub(r"\.\d+\.", ".0.", key) in held]
+    if more:
+        raise LoadError(
+            f"{name} holds weights of more layers than its config.json has ({shortened(more)}); restore the config "
+            "that the weights were saved with"
+        )
+
+
 def _auto_class(config: Any) -> Any:
     """The class with the head that the weights were saved with, as far as the audit has a loss for it."""
     import transformers
 
+    for architecture in config.architectures or ():
+        if not hasattr(transformers, architecture) and not architecture.startswith(("CRAM", "Cram")):
+            raise LoadError(
+                f'config.json names the class "{architecture}", which transformers does not have; restore the config '
+                "that the weights were saved with, or use a transformers that knows the class"
+            )
     architectures = " ".join(config.architectures or ())
     if "MaskedLM" in architectures:
         return transformers.AutoModelForMaskedLM

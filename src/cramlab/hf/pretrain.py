@@ -34,7 +34,7 @@ from cramlab.config import (
     differing,
     to_dict,
 )
-from cramlab.files import write_json, write_text
+from cramlab.files import refuse_full_disk, write_json, write_text
 from cramlab.hf.configuration_gpt2 import CramGPT2Config
 from cramlab.hf.cram_gpt2 import CramGPT2LMHeadModel, Outputs, reads_frac, routed
 from cramlab.losses import LossConfig, TokenLosses, gate_loss, masked_mean
@@ -369,9 +369,14 @@ def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, row: dict[
     """A checkpoint, which is put in its place when it is whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_json(partial / STEP_FILE, row | {"weights_sha256": _digest_of(partial)})
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / STEP_FILE, row | {"weights_sha256": _digest_of(partial)})
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        refuse_full_disk(error, folder)
+        raise
     if folder.exists():  # from the same run, cut off later on
         shutil.rmtree(folder)
     partial.replace(folder)

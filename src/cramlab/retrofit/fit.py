@@ -57,10 +57,15 @@ def fit_adapter(fit: Moments, held_out: Moments, strengths: Sequence[float], max
         down, up = ReducedRank(path, strength).factors(max_rank)
         gains = (2 * down.weight * (xy @ up.T) - down.weight * (xx @ down.weight)).sum(dim=0) / other.n
         gains = gains.cpu()
-        if best is None or gains.cumsum(0).max() > best.gains.cumsum(0).max():
+        if best is None or _most(gains) > _most(best.gains):
             best = Adapter(LinearProbe(scale[:, None] * down.weight, down.bias), up, path.y_mean, gains, strength)
     assert best is not None
     return best
+
+
+def _most(gains: Tensor) -> float:
+    """The gain at the best rank, from those of each further rank, (R,); 0 where there is no rank."""
+    return float(gains.cumsum(0).max()) if len(gains) else 0.0
 
 
 def choose_ranks(gains: Sequence[Tensor], weights: Sequence[float], bytes_per_rank: int, n_bytes: int) -> list[int]:

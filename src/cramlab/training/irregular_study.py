@@ -186,8 +186,9 @@ def _part(whole: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a document's canonical JSON."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """SHA-256 of a document's canonical JSON, without when it was made and how long that took."""
+    rest = {name: value for name, value in document.items() if name not in ("date", "revision", "seconds", "elapsed_s")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read(path: Path) -> dict[str, Any]:
