@@ -137,7 +137,8 @@ def _notes(writer: Writer, out: Path) -> Path:
 def _finished_records(out: Path) -> dict[Path, Any]:
     """Documents that say of themselves that work is finished; no kill may change one."""
     names = ("record.json", "audit.json", "consolidation.json", "irregular.json", "over_training.json", "step.json")
-    return {path: content(path) for name in names for path in out.rglob(name)} if out.is_dir() else {}
+    found = (path for name in names for path in out.rglob(name)) if out.is_dir() else ()
+    return {path: content(path) for path in found if not path.parent.name.endswith(".partial")}  # not in place yet
 
 
 def _compare(writer: Writer, out: Path, ended: Ended[tuple[int, str]]) -> None:

@@ -366,17 +366,21 @@ def _validate(model: nn.Module, stream: Tensor, config: PretrainConfig) -> dict[
 
 
 def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], folder: Path) -> None:
-    """A checkpoint, which is put in its place when it is whole."""
+    """A checkpoint, which is put in its place when it is whole; one of the same weights is kept."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        write_json(partial / STEP_FILE, row | {"weights_sha256": _digest_of(partial)})
+        weights = _digest_of(partial)
+        write_json(partial / STEP_FILE, row | {"weights_sha256": weights})
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         refuse_full_disk(error, folder)
         raise
     if folder.exists():  # from the same run, cut off later on
-        shutil.rmtree(folder)
-    partial.replace(folder)
+        step = folder / STEP_FILE
+        kept = step.exists() and read_json(step).get("weights_sha256") == weights == _digest_of(folder)
+        shutil.rmtree(partial if kept else folder)
+    if partial.exists():
+        partial.replace(folder)
