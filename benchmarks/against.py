@@ -86,8 +86,9 @@ def patched_tasks():
     layers = {}
     for site in consolidatable_sites(model):
         layer = ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(False)
+        generator = torch.Generator().manual_seed(site.layer)  # the same reads in every revision
         for parameter in layer.parameters():
-            parameter.normal_(std=0.02)
+            parameter.normal_(std=0.02, generator=generator)
         layers[site.layer] = layer
     install(model, layers)
     prompt, longer = torch.randint(3, 512, (1, 1024)), torch.randint(3, 512, (1, 2048))
