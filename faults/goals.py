@@ -15,6 +15,7 @@ from faults.cases import Fault
 
 GOALS = ROOT / "results" / "goals" / "reliability.json"
 COMMAND = "make faults"
+SPEED = "OMP_NUM_THREADS=1 python benchmarks/against.py e93c467 --out results/reliability/speed.json"
 NEVER = {
     Fault.WRONG: "silent wrong results", Fault.TRACEBACK: "tracebacks", Fault.HANG: "hangs",
     Fault.ACCEPTED: "harmful inputs accepted", Fault.UNCLEAR: "refusals without one clear line",
@@ -87,14 +88,12 @@ def _decisions(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _speed(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Time now as a share of the time before, for the layer and for decoding."""
+    """Time now as a share of the time before, task by task."""
     made = []
     for row in record["rows"]:
-        if not any(word in row["what"] for word in ("layer", "decode")):
-            continue
-        ratio, low, high = row["ratio"]
+        ratio, low, high = (round(value, 3) for value in row["ratio"])
         made.append(_goal(f"speed, {row['what']}: time now over time before", f"at most {SLOWER}", ratio, [low, high],
-                          ratio <= SLOWER, [_file("speed")], record.get("command", COMMAND)))  # fmt: skip
+                          ratio <= SLOWER, [_file("speed")], SPEED))  # fmt: skip
     return made
 
 
