@@ -93,7 +93,7 @@ def test_damage_is_named_with_the_way_out(study, damage):
 
 
 def old(document, origin="tables of SHA-256 abc"):
-    """As documents were before they had digests."""
+    """A document as it was written before documents had digests."""
     for name in ("asked", "sha256"):
         document.pop(name)
     document["data"] = {n: v for n, v in document["data"].items() if n not in ("notes", "cut_off")}

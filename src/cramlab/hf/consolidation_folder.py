@@ -19,7 +19,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from cramlab.files import partial_path, put_in_place, write_json
+from cramlab.files import write_bytes, write_json
 from cramlab.hf.attention_sites import attention_sites, longest_context
 from cramlab.hf.calls import NAMES, closed_here
 from cramlab.hf.consolidated import ConsolidatedAttention
@@ -98,9 +98,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
 
 def _write(folder: Path, weights: bytes, record: dict[str, Any]) -> None:
     """Puts both files in place, each of them whole."""
-    partial = partial_path(folder / WEIGHTS)
-    partial.write_bytes(weights)  # `save_file` would let nobody else read it
-    put_in_place(partial, folder / WEIGHTS)
+    write_bytes(folder / WEIGHTS, weights)  # `save_file` would let nobody else read it
     write_json(folder / RECORD, record)
 
 
