@@ -64,10 +64,11 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen:
             f"attention_mask has shape {tuple(attention_mask.shape)}; give {shape}"
             + (f", or {(n_batch, n_past + n_tokens)} with what the cache has seen" if n_past else "")
         )
-    given = attention_mask != 0
-    if bool(given.all()) and bool((attention_mask == 1).all()) and seen is None:
+    ones = attention_mask == 1
+    if seen is None and bool(ones.all()):
         return None
-    if not bool(((attention_mask == 1) | ~given).all()):
+    given = attention_mask != 0
+    if not bool((ones | ~given).all()):
         raise ValueError("attention_mask holds numbers other than 0 and 1; give 1 on tokens and 0 on padding")
     if whole and n_past:
         before, given = given[:, :n_past], given[:, n_past:]

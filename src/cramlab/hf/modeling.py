@@ -155,6 +155,9 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
+    def _prepare_position_ids_for_generation(self, *_: Any, **__: Any) -> None:
+        """Makes none: the model knows no positions, and would have to check them at every token."""
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> Any:
@@ -265,7 +268,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
             hidden.append(x)
             layer = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[i])
-            if stepping and layer is not None and layer.n_rows is not None and block.steps:
+            if stepping and layer is not None and layer.n_tokens and block.steps:
                 mixer = cast("CRAMLayer", block.mixer)
                 x = block.finish(x, layer.step(mixer, block.mixer_input(x), tokens.gaps))
                 continue
