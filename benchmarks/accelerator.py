@@ -1,8 +1,8 @@
 """Routed execution on an accelerator: parity, speed against FlashAttention, roofline, launches, torch.compile.
 
-    python benchmarks/accelerator.py --minutes 8                     # as much as fits; call again to go on
-    python benchmarks/accelerator.py --only ceilings                 # the checks and a first look, a minute
-    python benchmarks/accelerator.py --device cpu --longest 256      # a dry run
+    python -m benchmarks.accelerator --minutes 8                     # as much as fits; call again to go on
+    python -m benchmarks.accelerator --only ceilings                 # the checks and a first look, a minute
+    python -m benchmarks.accelerator --device cpu --longest 256      # a dry run
 
 Checks come first, then what the goals need. Each measurement is a file of its own in --out, so that a run that was cut
 off, or out of time, goes on where it was; one that fails leaves a file that says so, and is made again when that is
@@ -26,19 +26,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import accelerator_page
-import rows
 import torch
-from timing import core_ms, cuda_ms, side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import rows
+from benchmarks.timing import core_ms, cuda_ms, side_by_side
 from cramlab import records
 from cramlab.files import write_json
-from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig, fused, fused_read
-from cramlab.memory.decoder import Decoder, GraphDecoder
+from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig
+from cramlab.memory.decode import Decoder, GraphDecoder
 from cramlab.memory.episodic import visible_places
+from cramlab.ops import dispatch as fused
+from cramlab.ops.read import fused as fused_read
+from reproduction.pages import accelerator as accelerator_page
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = [2048, 4096, 8192, 16384, 32768, 65536]

@@ -1,6 +1,6 @@
 """Is the code of today as fast as that of another revision? Layer, language model and patched models, side by side.
 
-    OMP_NUM_THREADS=1 python benchmarks/against.py e93c467 --out results/reliability/speed.json
+    OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json
 
 Both revisions run in processes of their own and take turns, repeat by repeat, so that a slow moment of the machine hits
 both. Times are those that a process had a core for; what is compared is the ratio within a pair of repeats.
@@ -57,7 +57,7 @@ def layer_tasks():
 
 def model_tasks():
     """A CRAM language model of four layers."""
-    from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+    from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
@@ -78,7 +78,7 @@ def patched_tasks():
     """A Llama with the widths of SmolLM2-135M and six layers, patched; gates are random, so some reads are skipped."""
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-    from cramlab.hf.consolidated import ConsolidatedAttention, consolidatable_sites, install
+    from cramlab.consolidation.attention import ConsolidatedAttention, consolidatable_sites, install
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}

@@ -1,6 +1,6 @@
 """How long a consolidated model takes for a prompt and for a token with a long cache, beside original and baselines.
 
-    OMP_NUM_THREADS=1 python benchmarks/consolidated_decode.py smollm2 runs/smollm2 --text stdlib --context 8192 \
+    OMP_NUM_THREADS=1 python -m benchmarks.consolidated_decode smollm2 runs/smollm2 --text stdlib --context 8192 \
         --out results/consolidate/smollm2/decode-8192.json
 
 All ways take turns, prompt by prompt and token by token. Refuses to time anything unless the closed patch gives the
@@ -18,20 +18,20 @@ import copy
 import functools
 from pathlib import Path
 
-import timing
 import torch
 from torch import nn
 from transformers import DynamicCache
 
+from benchmarks import timing
 from cramlab import load as load_consolidated
 from cramlab import read_report, records
-from cramlab.audit import read_corpus
+from cramlab.auditing import read_corpus
+from cramlab.consolidation import baselines
+from cramlab.consolidation.folder import read_record, saved_layers
+from cramlab.consolidation.growing_cache import GrowingLayer
+from cramlab.consolidation.install import closed, consolidatable_sites, install
 from cramlab.files import write_json
-from cramlab.hf.consolidation_folder import read_record, saved_layers
-from cramlab.hf.growing_cache import GrowingLayer
-from cramlab.hf.install import closed, consolidatable_sites, install
 from cramlab.hf.loading import load
-from cramlab.retrofit import baselines
 
 
 class Ways:

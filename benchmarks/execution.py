@@ -1,7 +1,7 @@
 """What skipping saves in seconds and bytes, on one core.
 
-    python benchmarks/execution.py                        # everything: about a quarter of an hour on a quiet core
-    python benchmarks/execution.py --longest 4096 scan    # some rows, up to a length
+    python -m benchmarks.execution                        # everything: about a quarter of an hour on a quiet core
+    python -m benchmarks.execution --longest 4096 scan    # some rows, up to a length
 
 Nothing is timed unless routed equals dense and steps equal one pass. Then a table, and as the last line the whole
 result as JSON, which is also in results/bench/execution.json: written after every row, so that a run that was cut off,
@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import rows
 import torch
-from accelerator import routed_parity, steps_parity
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import rows
+from benchmarks.accelerator import routed_parity, steps_parity
 from cramlab import records
 from cramlab.files import write_json
 

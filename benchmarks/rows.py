@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from timing import as_graphs, core_ms, cuda_ms, side_by_side
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from benchmarks.timing import as_graphs, core_ms, cuda_ms, side_by_side
 from cramlab.baselines import TransformerConfig
 from cramlab.baselines.attention import attend
-from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig, fused, fused_read
-from cramlab.memory.decoder import Decoder, GraphDecoder
+from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
+from cramlab.memory.decode import Decoder, GraphDecoder
 from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
 from cramlab.memory.working import decay_scan
 from cramlab.mixer import Bounds, Routing
 from cramlab.model import Block, ModelConfig
+from cramlab.ops import dispatch as fused
+from cramlab.ops.read import fused as fused_read
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
 RING = 3072  # places of a decoding layer: what a tenth of 30,720 tokens fills

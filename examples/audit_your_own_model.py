@@ -6,7 +6,7 @@ The model here is tiny and random, so that this runs in seconds; load yours with
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cramlab.audit import AuditConfig, audit
+from cramlab.auditing import AuditConfig, audit
 
 torch.manual_seed(0)
 sizes = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 import cramlab
-from cramlab.audit import read_corpus
+from cramlab.auditing import read_corpus
+from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.pipeline import consolidate
 from cramlab.hf.loading import load
-from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.consolidate import consolidate
 
 torch.set_num_threads(1)
 few = {"fit": 12, "gate": 6, "sensitivity": 3, "validation": 4, "test": 4, "calibration": 30}

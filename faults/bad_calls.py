@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramlab.hf.consolidated import consolidatable_sites, install
-from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+from cramlab.consolidation.attention import consolidatable_sites, install
+from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.mixer import Bounds, Routing
 from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError, RefusedError, described

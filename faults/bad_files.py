@@ -17,8 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from cramlab import cli
-from cramlab.hf import consolidation_folder
+from cramlab.cli.main import main as cli
+from cramlab.consolidation import folder as consolidation_folder
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load
 from faults.apart import apart

@@ -18,14 +18,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from unittest import mock
 
 import cramlab
-from cramlab import cli
-from cramlab.audit import AuditConfig
+from cramlab.auditing import AuditConfig
 from cramlab.catalog import MIXERS
+from cramlab.cli.main import main as cli
 from cramlab.config import to_dict
+from cramlab.consolidation.config import RetrofitConfig
 from cramlab.experiments import EXPERIMENTS
 from cramlab.memory import CRAMConfig
 from cramlab.model import ModelConfig
-from cramlab.retrofit.config import RetrofitConfig
 from cramlab.tasks.srcd import SRCDConfig
 from cramlab.training.run import RunConfig, TrainingConfig
 from faults.cases import Case, Fault, FaultFoundError, answer, check_refusal

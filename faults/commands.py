@@ -16,9 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from cramlab import cli
+from cramlab.cli.main import main as cli
 from cramlab.files import load_checkpoint
-from cramlab.hf.pretrain import PretrainConfig, prepare, pretrain
+from cramlab.language_model.pretrain import PretrainConfig, prepare, pretrain
 from faults.cases import Answer, answer
 from faults.material import CONTEXT, N_SINKS, WINDOW, fresh, model_folder, stays, texts
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cramlab.hf import consolidation_folder
-from cramlab.hf.consolidated import ConsolidatedAttention
+from cramlab.consolidation import folder as consolidation_folder
+from cramlab.consolidation.attention import ConsolidatedAttention
 from cramlab.hf.loading import LoadError, load
 from faults.cases import Case, Fault, FaultFoundError, Measured, NotHereError, answer
 from faults.commands import command, settings

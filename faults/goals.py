@@ -15,7 +15,7 @@ from faults.cases import Fault
 
 GOALS = ROOT / "results" / "goals" / "reliability.json"
 COMMAND = "make faults"
-SPEED = "OMP_NUM_THREADS=1 python benchmarks/against.py e93c467 --out results/reliability/speed.json"
+SPEED = "OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json"
 NEVER = {
     Fault.WRONG: "silent wrong results", Fault.TRACEBACK: "tracebacks", Fault.HANG: "hangs",
     Fault.ACCEPTED: "harmful inputs accepted", Fault.UNCLEAR: "refusals without one clear line",

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
-from cramlab.audit.text import Corpus, Document
+from cramlab.auditing.text import Corpus, Document
+from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.documents import parts_of
+from cramlab.consolidation.guarantee import Promise, fixed_sequence
 from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load
-from cramlab.retrofit.config import RetrofitConfig
-from cramlab.retrofit.risk import Promise, fixed_sequence
-from cramlab.retrofit.text import parts_of
 from faults.cases import Case, Fault, FaultFoundError, Measured, RefusedError
 from faults.material import model_folder, words
 

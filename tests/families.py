@@ -20,7 +20,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from cramlab.hf.cram_gpt2 import CramGPT2Config, CramGPT2LMHeadModel
+from cramlab.language_model.cram_gpt2 import CramGPT2Config, CramGPT2LMHeadModel
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3,

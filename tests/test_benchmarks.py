@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import json
 import sys
 import time
@@ -18,13 +19,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import accelerator
-
-    yield accelerator
-    for name in ("accelerator", "accelerator_page", "rows", "timing"):
-        sys.modules.pop(name, None)
+def accelerator():
+    return importlib.import_module("benchmarks.accelerator")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -237,14 +233,13 @@ def test_goals_are_judged_by_what_was_measured(accelerator):
 
 @pytest.fixture
 def execution(accelerator, monkeypatch, tmp_path):
-    import execution
+    execution = importlib.import_module("benchmarks.execution")
 
     monkeypatch.setattr(execution.rows, "repeats_at", lambda *_: 1)
     monkeypatch.setattr(execution, "LENGTHS", [32, 64])
     monkeypatch.setattr(execution, "parity", lambda *_: {"differences": {}, "holds": True})
     monkeypatch.setattr(sys, "argv", ["execution.py", "tier", "scan", "--out", str(tmp_path / "found.json")])
-    yield execution
-    sys.modules.pop("execution", None)
+    return execution
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(execution, tmp_path, monkeypatch):

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from cramlab import records
-from cramlab.analysis.transition import DetectorConfig
-from cramlab.audit.config import AuditConfig
+from cramlab.auditing.config import AuditConfig
 from cramlab.config import ConfigError, config_hash, from_dict, overridden, to_dict
+from cramlab.consolidation.config import RetrofitConfig
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.srcd_sweeps import SIZES
-from cramlab.losses import LossConfig
 from cramlab.memory import AdapterConfig, CRAMConfig, SlotsConfig, WorkingMemoryConfig
 from cramlab.model import ModelConfig
-from cramlab.retrofit.config import RetrofitConfig
+from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SRCDConfig
-from cramlab.training.irregular import FitConfig
+from cramlab.training.irregular.fit import FitConfig
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
+from reproduction.analysis.transition import DetectorConfig
 
 CRAM = run_config(mixer="cram", size="tiny", seed=0)
 

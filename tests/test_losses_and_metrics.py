@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cramlab.batch import Predictions
-from cramlab.losses import LossConfig, TokenLosses, gate_loss, task_loss, token_losses
 from cramlab.metrics import AttentionUse, attention_use, consolidation_ratio, count, score
 from cramlab.mixer import Trace
+from cramlab.objective import LossConfig, TokenLosses, gate_loss, task_loss, token_losses
 from cramlab.tasks.srcd import TINY
 from cramlab.tasks.srcd_oracles import oracle
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cramlab import records
-from cramlab.cli import _parser
+from cramlab.cli.main import _parser
 from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 

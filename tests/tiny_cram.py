@@ -2,7 +2,7 @@
 
 import torch
 
-from cramlab.hf.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 
 
 def make(**changes):

@@ -6,7 +6,7 @@ Auto classes of transformers.
 """
 
 from cramlab.batch import Batch, InputSpec, Predictions
-from cramlab.hf import auto
+from cramlab.language_model import auto
 from cramlab.memory import CRAMConfig, CRAMLayer
 from cramlab.metrics import score
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing

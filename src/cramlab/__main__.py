@@ -2,6 +2,6 @@
 
 import sys
 
-from cramlab.cli import main
+from cramlab.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,7 @@ import torch
 from families import BUILD, build, documents
 from torch import nn
 
-from cramlab.audit.capture import watching
+from cramlab.auditing.capture import watching
 from cramlab.hf.attention_sites import (
     FAMILIES,
     Family,

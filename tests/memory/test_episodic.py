@@ -6,9 +6,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cramlab.memory import fused_read, launches, window_attention
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
-from cramlab.memory.salience import SalienceGate
+from cramlab.memory.write_gate import SalienceGate
+from cramlab.ops import launches
+from cramlab.ops.read import fused as fused_read
+from cramlab.ops.read import windows as window_attention
 
 D = 16
 WRITES = ("all", "salience")

@@ -12,12 +12,12 @@ from cramlab.memory import (
     RouterConfig,
     SlotsConfig,
     WorkingMemoryConfig,
-    launches,
-    window_attention,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
 from cramlab.mixer import Bounds, Path, Routing
+from cramlab.ops import launches
+from cramlab.ops.read import windows as window_attention
 
 D = 16
 ROUTERS = ("benefit", "gumbel", "always", "never")

@@ -5,8 +5,10 @@ import pytest
 import torch
 from kernels import DEVICE
 
-from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, fused, selection
+from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig
 from cramlab.mixer import Bounds, Routing
+from cramlab.ops import dispatch as fused
+from cramlab.ops.select import tokens as selection
 
 pytestmark = [kernels.wanted, kernels.protest]
 D, N_TOKENS = 32, 40

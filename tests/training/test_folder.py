@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cramlab import records
-from cramlab.cli import main
+from cramlab.cli.main import main
 from cramlab.config import ConfigError, config_hash, overridden
 from cramlab.experiments.srcd import run_config
 from cramlab.files import DamagedFileError, load_checkpoint, save_checkpoint

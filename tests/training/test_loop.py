@@ -125,7 +125,7 @@ def test_other_mixers_train_and_are_counted(mixer, tmp_path):
 
 def test_a_killed_process_resumes_on_the_same_curve(uninterrupted, tmp_path):
     """SIGKILL once the first checkpoint stands, at whatever line the process happens to be."""
-    command = [sys.executable, "-m", "cramlab.cli", "run", "srcd/cram", "--size", "tiny", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "cramlab.cli.main", "run", "srcd/cram", "--size", "tiny", "--out", str(tmp_path)]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     folder = tmp_path / "cram-seed0"
     deadline = time.monotonic() + 120
@@ -195,7 +195,7 @@ def test_two_processes_never_share_a_folder(tmp_path):
 
 
 def test_runs_end_with_their_killed_parent(tmp_path):
-    command = [sys.executable, "-m", "cramlab.cli", "run", "srcd", "--size", "tiny", "--out", str(tmp_path),
+    command = [sys.executable, "-m", "cramlab.cli.main", "run", "srcd", "--size", "tiny", "--out", str(tmp_path),
                "--set", "training.max_steps=100000", "--set", "training.patience_evals=100000"]  # fmt: skip
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120

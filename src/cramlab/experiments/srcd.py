@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from cramlab.catalog import MIXERS
 from cramlab.experiments.study import Study
-from cramlab.losses import LossConfig
 from cramlab.model import ModelConfig
+from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SIZES
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 

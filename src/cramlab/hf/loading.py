@@ -194,7 +194,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
     """A folder or hub name, through the Auto classes."""
     import transformers
 
-    import cramlab.hf.cram_gpt2  # noqa: F401  (registers itself with the Auto classes)
+    import cramlab.language_model.cram_gpt2  # noqa: F401  (registers itself with the Auto classes)
 
     if Path(name).is_file():
         raise LoadError(f"{name} is a file; give the folder that it is in, or a GGUF file")
@@ -312,7 +312,7 @@ def reading_all(model: nn.Module) -> Iterator[None]:
     if getattr(getattr(model, "config", None), "model_type", None) != "cram_gpt2":
         yield
         return
-    from cramlab.hf.cram_gpt2 import routed
+    from cramlab.language_model.cram_gpt2 import routed
 
     with routed(model, Routing(read_all=True)):
         yield

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.hf.errors import LoadError
-from cramlab.hf.patch import FarReads
 
+PATCH = "consolidated"  # name of the sub-module that a patch adds under an attention module; no digest covers it
 # Fields of a configuration that say where it is from or how it is run, not what the model is.
 _NO_PART_OF_THE_MODEL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
@@ -50,7 +50,7 @@ def _of_the_model(fields: Any) -> Any:
 
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, then what else is saved, each by name; nothing of a patch."""
-    patch = f".{FarReads.CHILD}."
+    patch = f".{PATCH}."
     parameters = dict(model.named_parameters())
     seen = {id(parameter) for parameter in parameters.values()}
     further = {n: t for n, t in model.state_dict(keep_vars=True).items() if id(t) not in seen}

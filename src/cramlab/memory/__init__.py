@@ -2,7 +2,7 @@
 
 from cramlab.memory.episodic import EpisodicMemoryConfig
 from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
-from cramlab.memory.routing import RouterConfig
+from cramlab.memory.router import RouterConfig
 from cramlab.memory.semantic import AdapterConfig, NothingConfig, SlotsConfig
 from cramlab.memory.working import WorkingMemoryConfig
 

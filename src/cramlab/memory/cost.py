@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cramlab.memory.window_attention import tiles
 from cramlab.mixer import Cost, Path
+from cramlab.ops.read.windows import tiles
 
 if TYPE_CHECKING:
     from cramlab.memory.layer import CRAMLayer

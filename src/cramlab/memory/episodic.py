@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Count, Positive, Share, Size, checked
-from cramlab.memory import fused_read, launches
-from cramlab.memory.salience import SalienceGate
-from cramlab.memory.selection import Chosen, first_tokens, put, running_sum, take
-from cramlab.memory.window_attention import window_attention
+from cramlab.memory.write_gate import SalienceGate
+from cramlab.ops import launches
+from cramlab.ops.read import fused as fused_read
+from cramlab.ops.read.windows import window_attention
+from cramlab.ops.select.tokens import Chosen, first_tokens, put, running_sum, take
 
 WriteRule = Literal["all", "salience"]
 _MOST_WEIGHTS = 1 << 26  # attention weights held at once where the use of entries is counted

@@ -12,11 +12,11 @@ from cramlab.config import checked
 from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
 from cramlab.memory.cost import cram_cost
 from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
-from cramlab.memory.routing import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
-from cramlab.memory.selection import Chosen, first_tokens, put_onto, running_sum, take
+from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
+from cramlab.ops.select.tokens import Chosen, first_tokens, put_onto, running_sum, take
 
 
 @checked("model.mixer")

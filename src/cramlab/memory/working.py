@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cramlab.config import ConfigError, Positive, Size, checked
-from cramlab.memory import fused_scan
+from cramlab.ops.scan import fused as fused_scan
 
 _NEVER = 1e30  # a time after which nothing is left; finite, as an infinity times a zero gradient would be NaN
 _CHUNK = 32  # tokens of a chunk

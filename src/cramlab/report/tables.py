@@ -15,7 +15,7 @@ from rich.text import Text
 from scipy import stats
 
 from cramlab.config import differing, to_dict
-from cramlab.losses import LossConfig
+from cramlab.objective import LossConfig
 from cramlab.terminal import plain
 from cramlab.training.run import TrainingConfig
 

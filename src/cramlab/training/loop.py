@@ -18,10 +18,10 @@ from cramlab import records
 from cramlab.batch import Batch
 from cramlab.config import config_hash, to_dict
 from cramlab.files import DamagedFileError, only_process_in, save_checkpoint, write_json
-from cramlab.losses import gate_loss, task_loss, token_losses
 from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
 from cramlab.model import ModelOutput, SequenceModel
+from cramlab.objective import gate_loss, task_loss, token_losses
 from cramlab.training.evaluate import Evaluation, evaluate, split_batches
 from cramlab.training.folder import (
     CHECKPOINT,

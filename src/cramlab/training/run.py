@@ -21,8 +21,8 @@ from cramlab.config import (
     Weight,
     checked,
 )
-from cramlab.losses import LossConfig
 from cramlab.model import ModelConfig
+from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SRCDConfig
 
 Accelerator = Literal["cpu", "cuda", "mps", "auto"]

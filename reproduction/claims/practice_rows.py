@@ -1,0 +1,211 @@
+"""C7: is the share of reads at the k-th encounter a power law, with which exponent, and what do people do?"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cramlab.report.tables import Interval, seed_interval
+from reproduction.analysis.encounters import Encounters, PracticeSummary, summarise, threshold_gate
+from reproduction.analysis.human import TABLES, HumanFit, fit_table
+from reproduction.analysis.practice import PracticeFit, aic_weights, compare
+from reproduction.claims.evidence import ClaimRow, Evidence, markdown, standard
+from reproduction.claims.verdict import Figure, Verdict, at_most, every, judge
+
+# A curve that does not fall has the exponent 0; of the faster memory the rise from .43 is claimed.
+PAPER_EXPONENT, PAPER_FAST = Figure(value=0.43, without=0.0), Figure(value=0.71, without=0.43)
+PAPER_PEOPLE = 0.4, 0.5
+EQUAL_AIC = 2.0  # difference up to which two laws are as good
+METHOD = "likelihood"  # by which rows are judged; the others are told beside
+COMMAND = "cramlab run {0}/{2} --size {1} --out runs/results/{0}"
+NONE_YET = ("transition", "small", "cram", "")  # what would be run first
+EXPERIMENTS = ("transition", "srcd", "srcd_table")  # all from fresh weights
+# Of `transfer`: patterns that a trained router meets for the first time, and the same patterns met by a fresh one.
+LATER, AFRESH = "patterns-all", "patterns-no_encoding"
+LATER_COMMAND = "cramlab run transfer/cram --size small --out runs/results/transfer"
+MIXERS = ("cram", "cram-no-encoding", "cram-fast-semantic", "cram-gumbel", "price-only")
+N_PATTERNS = 12
+AFTER = ", after encoding"  # of rows that leave out what was read by decree
+# Rates and spreads of the null that are shown.
+NULLS = tuple((rate, spread) for rate in (0.02, 0.2, 1.0) for spread in (0.5, 2.0))
+
+
+Key = tuple[str, ...]  # experiment, size, mixer and variant
+
+
+def logs(evidence: Evidence) -> dict[Key, tuple[str, int, int]]:
+    """Practice logs as JSON, the encounter after which they are looked at, and the number of runs."""
+    groups: dict[Key, list[dict[str, Any]]] = {}
+    later = [run for run in evidence.of("transfer") if run["variant"] in (LATER, AFRESH)]
+    for run in [run for experiment in EXPERIMENTS for run in evidence.of(experiment)] + later:
+        if run["mixer"] in MIXERS and run.get("practice") and standard(run):
+            key = (run["experiment"], run["size"], run["mixer"], run.get("variant", ""))
+            groups.setdefault(key, []).append(run)
+    found = {}
+    for key, runs in groups.items():
+        text = json.dumps([run["practice"] for run in runs])
+        found[key] = (text, 0, len(runs))
+        decreed = max(encounters_in_encoding(run) for run in runs)
+        if decreed and sum(first > decreed for first in runs[0]["practice"]["first_encounter"]) >= 4:
+            found[(*key[:3], key[3] + AFTER)] = (text, round(decreed), len(runs))
+    return found
+
+
+def summaries(evidence: Evidence) -> dict[Key, tuple[int, PracticeSummary]]:
+    """Number of runs and what their practice logs say, of all of them."""
+    return {key: (n_runs, _summary(text, after)) for key, (text, after, n_runs) in logs(evidence).items()}
+
+
+def encounters_in_encoding(run: dict[str, Any]) -> float:
+    """How often a pattern was met, on average, while everything was read by decree."""
+    ended, task = run["encoding_ended_step"] or 0, run["config"]["task"]
+    tokens = max((row["n_tokens"] for row in run["series"] if row["step"] <= ended), default=0)
+    return tokens * task["query_frac"] * task["recurring_frac"] / task["n_patterns"]
+
+
+@functools.lru_cache(maxsize=64)
+def _summary(text: str, after: int) -> PracticeSummary:
+    """Fits take seconds, and table, rows and figure ask for the same ones."""
+    runs = [Encounters.of_record({"practice": log}) for log in json.loads(text)]
+    late = [run.after(after) for run in runs if run is not None]
+    return summarise(late, n_patterns=N_PATTERNS)
+
+
+@functools.cache
+def human() -> Mapping[str, HumanFit]:
+    """The same laws on the tables of people."""
+    return {name: fit_table(people) for name, people in TABLES.items()}
+
+
+@functools.cache
+def null(rate: float, spread: float) -> tuple[float, str]:
+    """Exponent of the power law, and the best law, on the average of a threshold gate over exponential learning."""
+    k = np.unique(np.round(np.geomspace(1, 2000, 24)))
+    fits = compare(*threshold_gate(k, rate_spread=spread, n_patterns=400, rate=rate).pooled())
+    return fits["power"].parameters["exponent"], next(iter(fits))
+
+
+def _laws(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{law} {share:.2f}" for law, share in sorted(shares.items(), key=lambda x: -x[1])) or "-"
+
+
+def exponent(found: PracticeSummary, method: str = METHOD) -> Interval:
+    """Mean over seeds, each fitted by itself, with its interval."""
+    return seed_interval([float(value) for value in found.exponents[method]])
+
+
+def table(evidence: Evidence) -> str:
+    """Models, people and the null, a row each."""
+    columns = ("whose", "runs", "power exponent: likelihood", "least squares", "line through the logs",
+               "best law by run", "best law of one pattern", "parameters of the best of all runs")  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for key, (n_runs, found) in summaries(evidence).items():
+        best = next(iter(found.together.values()))
+        rows.append((" ".join(filter(None, key)), str(n_runs),
+                     *(exponent(found, method).format(2) for method in found.exponents), _laws(found.best_by_run),
+                     _laws(found.by_pattern), _parameters(best)))  # fmt: skip
+    for name, fitted in human().items():
+        best = next(iter(fitted.fits.values()))
+        rows.append((f"people: {name}", "-", "-", "-", _people(fitted),
+                     "AICc weights: " + _laws(aic_weights(fitted.fits)), "-", _parameters(best)))  # fmt: skip
+    for rate, spread in NULLS:
+        value, law = null(rate, spread)
+        rows.append((f"null: rate {rate:g}, spread {spread:g}", "-", f"{value:.2f}", "-", "-", law, "step", "-"))
+    return markdown(columns, rows)
+
+
+def _people(fitted: HumanFit) -> str:
+    value, low, high = fitted.exponent
+    return Interval(mean=value, low=low, high=high).format(2)
+
+
+def _parameters(found: PracticeFit) -> str:
+    """With a word where a bound, and not the observations, has set one."""
+    return f"{found.law}: " + ", ".join(
+        f"{name} {value:.3g}{' (at its bound)' if name in found.at_bounds else ''}"
+        for name, value in found.parameters.items()
+    )
+
+
+def rows(evidence: Evidence) -> list[ClaimRow]:
+    """Exponent, law, the faster semantic memory, and people.
+
+    The row is that of the experiment and size with most seeds, and the faster memory is judged at the same; all
+    others are in the table.
+    """
+    found = logs(evidence)
+    ours = [key for key in found if key[2] == "cram" and not key[3].endswith(("no_encoding", LATER, AFTER))]
+    key = max(ours, key=lambda key: found[key][2], default=NONE_YET)
+    fast = (*key[:2], "cram-fast-semantic", key[3])
+
+    def summary(key: Key) -> tuple[int, PracticeSummary] | None:
+        text, after, n_runs = found.get(key, ("", 0, 0))
+        return (n_runs, _summary(text, after)) if n_runs else None
+
+    main, command, fast_command = summary(key), COMMAND.format(*key), COMMAND.format(*fast)
+    people = human()
+    text = "; ".join(f"{name} {_people(fit)}" for name, fit in people.items())
+    return [
+        _exponent_row("P(read at the k-th encounter) falls as k^-.43", PAPER_EXPONENT, main, command),
+        _law_row(main, command),
+        _exponent_row(
+            "the same for patterns first met after the router has learned",
+            PAPER_EXPONENT,
+            next((summary(key) for key in found if key[3] == LATER), None),
+            LATER_COMMAND,
+        ),
+        _exponent_row("10x semantic learning rate: exponent .71", PAPER_FAST, summary(fast), fast_command),
+        ClaimRow(
+            claim="C7",
+            what="people's exponent is .4 to .5",
+            paper=".4 to .5",
+            ours=f"Ebbinghaus' tables, a line through the logs: {text}",
+            command="python -m reproduction.pages.claims results",
+            verdict=every(_in_range(fit.exponent) for fit in people.values()),
+        ),
+    ]
+
+
+def _in_range(value: tuple[float, float, float]) -> Verdict:
+    """An interval beside the paper's range refutes it, one within confirms it."""
+    (_, low, high), (least, highest) = value, PAPER_PEOPLE
+    if low > highest or high < least:
+        return Verdict.NOT_REPRODUCED
+    return Verdict.REPRODUCED if least <= low and high <= highest else Verdict.UNDECIDED
+
+
+def _exponent_row(what: str, paper: Figure, found: tuple[int, PracticeSummary] | None, command: str) -> ClaimRow:
+    """Where methods disagree, a law does not hold and the exponent is the method's; the likelihood's is judged."""
+    ours, text = None, "-"
+    if found is not None:
+        n_runs, summary = found
+        ours = exponent(summary)
+        others = [f"{method} {exponent(summary, method).format(2)}" for method in summary.exponents if method != METHOD]
+        text = f"{METHOD}, each seed by itself and no probability above 1: {ours.format(2)}, {n_runs} run"
+        text += f"{'s' if n_runs > 1 else ''}; by other methods: {', '.join(others)}"
+    theirs = f"{paper.value} +- .04" if paper is PAPER_EXPONENT else f"{paper.value}"
+    return ClaimRow(claim="C7", what=what, paper=theirs, ours=text, command=command, verdict=judge(ours, paper))
+
+
+def _law_row(found: tuple[int, PracticeSummary] | None, command: str) -> ClaimRow:
+    """Run by run: trials of one run share its weights, so that AIC grows with them and not with what is known."""
+    text, verdict = "-", Verdict.NOT_RUN
+    if found is not None:
+        n_runs, summary = found
+        worse = seed_interval([fits["power"].aic - min(f.aic for f in fits.values()) for fits in summary.by_run])
+        text = (
+            f"best law by run: {_laws(summary.best_by_run)}, {n_runs} run{'s' if n_runs > 1 else ''}; the power law is "
+            f"worse by {_thousands(worse)} in AIC; single patterns: {_laws(summary.by_pattern)}"
+        )
+        verdict = at_most(worse, EQUAL_AIC)
+    return ClaimRow(claim="C7", what="the practice curve is a power law", paper="power law", ours=text,
+                    command=command, verdict=verdict)  # fmt: skip
+
+
+def _thousands(value: Interval) -> str:
+    ends = "" if value.low is None else f" [{value.low:,.0f}, {value.high:,.0f}]"
+    return f"{value.mean:,.0f}{ends}"

@@ -1,0 +1,187 @@
+"""Renews docs/consolidate.md between its marks, and its curves in docs/figures, from results/consolidate.
+
+python -m reproduction.pages.consolidate
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cramlab.files import write_text
+from reproduction.pages.consolidation_plots import loss_by_share, mean_and_error
+
+ROOT = Path(__file__).parents[2]
+PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
+FIGURES = ROOT / "docs" / "figures"
+RULES = {
+    "gate": "**consolidated**",
+    "lora": "consolidated, with recovery by LoRA (another backbone)",
+    "closed form": "adapters and gates in closed form, no gradients",
+    "local": "after gradients on each layer's error",
+    "end": "after gradients on the end loss",
+    "oracle": "error oracle (with the adapters)",
+    "random": "random tokens (with the adapters)",
+    "layers": "whole layers, least valuable first (with the adapters)",
+    "heads": "whole heads, least valuable first (window, no adapters)",
+    "dropped": "whole sub-layers dropped by cosine",
+    "linear": "whole sub-layers replaced by a linear map",
+    "gate, no adapters": "our gate, window alone",
+    "benefit gate": "linear gate that regresses the benefit",
+    "router only": "gates alone by gradients, window alone (router-only tuning)",
+    "window": "window everywhere, no adapters",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def _curves(data: dict[str, Any]) -> str:
+    """Means over documents, with standard errors."""
+    order = list(RULES)
+    rows = []
+    for row in sorted(data["rows"], key=lambda r: (order.index(r["rule"]), r["asked"])):
+        mean, error = mean_and_error(row["increase"])
+        pairs = np.mean(row["pairs_frac"])  # rules that are only observed score everything
+        cells = [f"{np.mean(row['skipped_frac']):.3f}", f"{pairs:.3f}" if pairs else "",
+                 f"{mean:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")]  # fmt: skip
+        rows.append([RULES[row["rule"]], *cells])
+    return table(["rule", "far reads skipped", "causal pairs scored", "increase, nats per token"], rows)
+
+
+def _made(data: dict[str, Any]) -> str:
+    config, header, text = data["config"], data["header"], data["text"]
+    ranks, explained = data["ranks"], data["explained"]
+    lines = [
+        f"{data['name']} on {text['name']} ({text['version']}), contexts of {data.get('context', config['context']):,} "
+        "tokens, window",
+        f"{config['window']} and {config['n_sinks']} first tokens; {data['documents']} test documents, original loss",
+        f"{np.mean(data['original']):.3f}. Adapters: ranks {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.1f};",
+        f"of the far read's squared length they predict, on held-out text, {np.mean(explained):.2f} (layers:",
+        f"{min(explained):.2f} to {max(explained):.2f}). {_learned(data)}torch {header['versions']['torch']}; code",
+        f"{header['revision']}; {header['date']}.",
+    ]
+    if "deviation" in data:
+        lines.append(f"Deviation from the config, for want of time: {data['deviation']}.")
+    return " ".join(lines)
+
+
+def _learned(data: dict[str, Any]) -> str:
+    """What the gradient steps came to; "" for a record without."""
+    if not data.get("gradients", {}).get("losses"):
+        return ""
+    config, found = data["config"], data["gradients"]
+    losses = found["losses"].get("end")
+    text = f"Gradients: {config['local_steps']} local and {config['end_steps']} end steps of {config['batch_contexts']}"
+    text += f" contexts, {config['units']} units, {data['bytes'] / 1e6:.1f} MB in all; "
+    if losses:
+        text += (
+            f"end loss ({config['end_loss']}) {losses[0]:.4f} in the first twentieth, {losses[-1]:.4f} in the last; "
+        )
+    looked = ", ".join(f"{name} {value:+.4f}" for name, value in found["validation"].items())
+    accelerator = data["header"]["hardware"]["accelerator"] or "CPU"
+    return f"{text}validation chose {found['chosen']} ({looked}). {accelerator}; "
+
+
+def _promise(data: dict[str, Any]) -> str:
+    """What holds with confidence, and what it came to on documents that nothing was chosen by."""
+    promise, test, config = data["promise"], data["test"], data["config"]
+    error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.4f}"
+    return (
+        f"Promised: at most {promise['increase']:g} nats per token with confidence {1 - promise['delta']:g}, from "
+        f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count so). "
+        f"Chosen: the threshold for {data['skipped_frac']:.0%}. On {test['documents']} test documents it skips "
+        f"{test['skipped_frac']:.1%} of the far reads at {test['increase']:+.4f}{error}, and scores "
+        f"{test['pairs_frac']:.1%} of the causal pairs. Code {data['revision']}."
+    )
+
+
+def _calibration(data: dict[str, Any]) -> str:
+    rows = [[f"{t['skipped_frac']:.0%}", f"{t['mean']:+.4f}", f"{t['upper_bound']:.4f}", f"{t['p_value']:.3g}",
+             str(t["n_capped"])] for t in data["tested"]]  # fmt: skip
+    head = ["share to skip", "increase on calibration documents", "could be promised", "p", "documents capped"]
+    return table(head, rows)
+
+
+def _retrieval(data: dict[str, Any]) -> str:
+    """Who was right, how much of the original's is kept, and how far back it is lost: prompts by thirds of distance."""
+    rows = [["all", "share of far reads skipped", f"{data['skipped_frac']:.3f}", "", "", "", ""]]
+    for kind, models in data["kinds"].items():
+        thirds = np.array_split(np.argsort(data["distance"][kind], kind="stable"), 3)
+        right = {who: np.array(found["right"]) for who, found in models.items()}
+        for who, found in models.items():
+            by_distance = [f"{right[who][third].sum()}/{len(third)}" for third in thirds]
+            in_all = f"{right[who].sum()}/{len(right[who])}"
+            rows.append([kind, who, in_all, f"{np.mean(found['nats']):.3f}", *by_distance])
+        kept = right["consolidated"][right["original"]]
+        rows.append([kind, "kept of the original's", f"{kept.sum()}/{len(kept)}", "", "", "", ""])
+        distances = np.array(data["distance"][kind])
+        spans = [f"{distances[third].min():,} to {distances[third].max():,}" if len(third) else "" for third in thirds]
+        rows.append([kind, "tokens back", "", "", *spans])
+    head = ["asked for", "model", "right", "nats per token of the answer", "right, nearest third", "middle", "farthest"]
+    return table(head, rows)
+
+
+def _decode(data: dict[str, Any]) -> str:
+    rows = []
+    for what, unit in (("decode", "one token after"), ("prompt", "a prompt of")):
+        found = data.get(what, {"ways": {}})
+        for name, way in found["ways"].items():
+            cells = ["{median:,.1f} [{p10:,.1f}, {p90:,.1f}]".format(**way["ms"]),
+                     "{median:.2f} [{p10:.2f}, {p90:.2f}]".format(**way["speedup"])]  # fmt: skip
+            known = name == "consolidated" and found["skipped_frac"] is not None
+            skipped = f"{found['skipped_frac']:.1%}" if known else ""
+            rows.append([f"{unit} {found['context']:,}", name, skipped, *cells])
+    return table(["what", "way", "far reads skipped", "ms [10%, 90%]", "times as fast as the original"], rows)
+
+
+def sections() -> dict[str, str]:
+    """The text between each pair of marks; of the records that there are."""
+    made = {"comparison": (_made, _curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
+            "decode": (_decode,)}  # fmt: skip
+    found = {}
+    for path in sorted(RESULTS.rglob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind, _, where = path.stem.partition("-")
+        for make in made[kind]:
+            mark = *path.parent.relative_to(RESULTS).parts, make.__name__.lstrip("_"), where
+            found[" ".join(filter(None, mark))] = make(data)
+    return found
+
+
+def figures() -> dict[str, str]:
+    """By file name, the curves of every folder with a comparison; its calibrated thresholds are in folders below it."""
+    drawn = {}
+    for folder in sorted({path.parent for path in RESULTS.rglob("comparison.json")}):
+        places = {}
+        for path in [folder / "comparison.json", *sorted(folder.glob("comparison-*.json"))]:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            places[f"{data['text']['name']}, {data.get('context', data['config']['context']):,} tokens"] = data["rows"]
+        tests = [json.loads(path.read_text(encoding="utf-8"))["test"] for path in folder.rglob("consolidation.json")]
+        promised = sorted((test["skipped_frac"], test["increase"]) for test in tests)
+        labels = {rule: label.replace("*", "") for rule, label in RULES.items()}
+        drawn[f"consolidate_{folder.name}.svg"] = loss_by_share(places, labels, promised)
+    return drawn
+
+
+def renewed(text: str) -> str:
+    """The page with everything between its marks made anew; a mark without a record is an error."""
+    made = sections()
+    first, *parts = text.split("<!-- ")
+    page = [first]
+    for part in parts:
+        mark, _, rest = part.partition(" -->")
+        page.append(f"<!-- end -->{rest}" if mark == "end" else f"<!-- {mark} -->\n\n{made[mark]}\n\n")
+    return "".join(page)
+
+
+if __name__ == "__main__":
+    write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8")))
+    for name, text in figures().items():
+        write_text(FIGURES / name, text)

@@ -1,0 +1,113 @@
+r"""Does a consolidated model still find what stands far back? A planted number, and the rest of an earlier line.
+
+    python -m reproduction.protocols.far_retrieval smollm2 runs/smollm2 --text stdlib --context 2048 \\
+        --out runs/smollm2/retrieval.json
+
+Answers are scored token by token with the right answer before them: an answer counts when every token of it would have
+been chosen. Both models see the same prompts, planted in documents that nothing was learned from. The record says how
+far back each answer stood, so that it shows where one is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+from cramlab import load as load_consolidated
+from cramlab import read_report, records
+from cramlab.auditing import read_corpus
+from cramlab.config import from_dict
+from cramlab.consolidation.attention import closed
+from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.documents import held_out_at
+from cramlab.consolidation.folder import read_record
+from cramlab.files import write_json
+from cramlab.hf.loading import load
+
+
+def needle(encode, filler, context, generator):
+    """The number stands somewhere in the first three quarters, the question at the end.
+
+    Returns:
+        Prompt, answer, and how many tokens the end of the fact is before the end of the prompt.
+    """
+    name = generator.choice(["Lisbon", "Oslo", "Nairobi", "Lima", "Quebec", "Hanoi", "Vienna", "Dakar"])
+    number = str(generator.randint(10_000, 99_999))
+    fact = encode(f"\n# The secret number of {name} is {number}.\n")
+    question, answer = encode(f"\n# The secret number of {name} is"), encode(f" {number}")
+    room = context - len(fact) - len(question) - len(answer)
+    at = int(room * generator.uniform(0.05, 0.75))
+    return [*filler[:at], *fact, *filler[at:room], *question], answer, room - at + len(question)
+
+
+def earlier_line(_, filler, context, generator):
+    """Sixteen tokens from the first half come again at the end, and the next eight are asked for; see `needle`."""
+    at = generator.randrange(16, context // 2)
+    piece = filler[at : at + 24]
+    return [*filler[: context - 24], *piece[:16]], piece[16:], context - 24 - at
+
+
+KINDS = {"needle": needle, "earlier line": earlier_line}
+
+
+def answered(model, prompt, answer):
+    """Whether every token of the answer would have been chosen, and its nats per token."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[*prompt, *answer]], device=device)
+    keep = len(answer) + 1
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float()
+    wanted = torch.tensor(answer, device=device)
+    nats = torch.nn.functional.cross_entropy(logits, wanted)
+    return bool((logits.argmax(-1) == wanted).all()), float(nats)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    pretrained, config = load(args.model), from_dict(read_record(args.folder)["config"], RetrofitConfig())
+    pretrained.model.to(args.device)
+    found = held_out_at(pretrained, read_corpus(args.text), config, args.context, args.prompts)
+    fillers = [tokens.tolist() for tokens in found]
+    model = load_consolidated(pretrained.model, args.folder)
+    data = {
+        "header": records.header(next(model.parameters()).device),
+        "context": args.context,
+        "prompts": len(fillers),
+        "kinds": {},
+        "distance": {},
+    }
+    for kind, make in KINDS.items():
+        generator = random.Random(0)
+        rows, distances = {"original": [], "consolidated": []}, []
+        for filler in fillers:
+            prompt, answer, distance = make(pretrained.encode, filler, args.context, generator)
+            distances.append(distance)
+            with closed(model):
+                rows["original"].append(answered(model, prompt, answer))
+            rows["consolidated"].append(answered(model, prompt, answer))
+        data["kinds"][kind] = {
+            who: {"right": [right for right, _ in row], "nats": [nats for _, nats in row]} for who, row in rows.items()
+        }
+        data["distance"][kind] = distances
+        for who, row in rows.items():
+            right = sum(r for r, _ in row)
+            print(kind, who, f"{right}/{len(row)}", f"{sum(n for _, n in row) / len(row):.3f} nats", flush=True)
+    data["skipped_frac"] = read_report(model).total.skipped_frac
+    write_json(args.out, data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The audit of a loaded model on named text, with its controls: what `cramlab audit` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramlab.auditing.checks import checked_sites
+from cramlab.auditing.config import AuditConfig
+from cramlab.auditing.controls import planted_control, summary
+from cramlab.auditing.result import AuditResult, peak_memory_bytes
+from cramlab.auditing.resume import Identity, Progress
+from cramlab.auditing.run import audit, digests
+from cramlab.auditing.text import Corpus
+from cramlab.config import differing, to_dict
+from cramlab.hf.loading import Pretrained, with_random_weights
+from cramlab.records import RecordError
+
+
+def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> list[Tensor]:
+    """The documents as token ids, no longer than the audit looks at."""
+    longest = config.context * config.contexts_per_document
+    # No tokenizer makes more than one token of a byte, few make one of more than 16 characters.
+    return [torch.tensor(pretrained.encode(d.text[: 16 * longest])[:longest]) for d in corpus.documents]
+
+
+def described(corpus: Corpus, other: Corpus | None) -> dict[str, Any]:
+    """The text of an audit, as its record names it."""
+    return corpus.described() | {"other": None if other is None else other.described()}
+
+
+def sized(config: AuditConfig, pretrained: Pretrained) -> AuditConfig:
+    """The config with a context that the model allows."""
+    return dataclasses.replace(config, context=min(config.context, pretrained.context))
+
+
+def unlike(
+    result: AuditResult,
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: AuditConfig,
+    *,
+    other: Corpus | None = None,
+    controls: bool = False,
+) -> list[str]:
+    """In what a finished audit is not the one asked for: fields of the config, or other things by name.
+
+    Args:
+        result: the finished one.
+        pretrained: asked for, as all that follows.
+        corpus: see `audit_text`.
+        config: see `audit_text`.
+        other: see `audit_text`.
+        controls: see `audit_text`.
+
+    Raises:
+        RecordError: when the audit is of a version that kept no digests, so that nobody can tell.
+    """
+    config, data = sized(config, pretrained), result.data
+    documents = [tokenised(pretrained, one, config) for one in (corpus, other) if one is not None]
+    model, text = digests(Identity.of(pretrained.model, [*documents, []][:2]))
+    if missing := model.keys() - data["model"].keys() | text.keys() - data["text"].keys():
+        raise RecordError(
+            f"this audit of {data['model']['name']} is of an earlier version of cramlab, which kept no digest of model "
+            f"and tokens ({', '.join(sorted(missing))}), so nobody can tell whether it is the one asked for. It can be "
+            "read as before; choose another --out"
+        )
+    # An audit over training does not name the other text, as it has none.
+    same_text = all(data["text"].get(name) == value for name, value in described(corpus, other).items())
+    changed = {
+        "model": any(data["model"][name] != value for name, value in model.items()),
+        "text": not same_text,
+        "tokenizer": same_text and any(data["text"][name] != value for name, value in text.items()),
+        "controls": bool(data["controls"]) != controls,
+    }
+    return [*differing(to_dict(config), data["config"]), *(name for name, is_so in changed.items() if is_so)]
+
+
+def audit_text(
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: AuditConfig,
+    *,
+    other: Corpus | None = None,
+    controls: bool = True,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """`audit` on the documents of a corpus; the result names model, text and documents.
+
+    Args:
+        pretrained: the model with its tokenizer.
+        corpus: what to audit it on.
+        config: sizes and choices; a context longer than the model's is shortened to it.
+        other: text of another domain.
+        controls: also audit the planted model, and this model with random weights on a quarter of the text.
+        out: folder for the state of an unfinished audit.
+        progress: see `audit`.
+    """
+    config = sized(config, pretrained)
+    checked_sites(pretrained.model, config)  # before the tokenizer is put to work
+    documents = tokenised(pretrained, corpus, config)
+    result = audit(
+        pretrained.model,
+        documents,
+        config,
+        other=None if other is None else tokenised(pretrained, other, config),
+        decode=pretrained.decode,
+        mask_token=pretrained.mask_token,
+        out=out,
+        progress=progress,
+    )
+    for examples in result.data["examples"].values():
+        for example in examples:
+            example["document_name"] = corpus.documents[example["document"]].name
+    result = result.described(
+        {"name": pretrained.name, "note": pretrained.note},
+        described(corpus, other),
+    )
+    if controls:
+        result = result.with_control("planted", planted_control(config.seed))
+        result = result.with_control(
+            "random_weights", summary(_random_weights(pretrained, documents, config, out, progress))
+        )
+    return AuditResult(result.data | {"peak_memory_bytes": peak_memory_bytes()})
+
+
+def _random_weights(
+    pretrained: Pretrained,
+    documents: list[Tensor],
+    config: AuditConfig,
+    out: Path | None,
+    progress: Progress | None,
+) -> AuditResult:
+    """The same shape with nothing learned; redundancy only."""
+    smaller = dataclasses.replace(
+        config,
+        fit_tokens=config.fit_tokens // 4,
+        validation_tokens=config.validation_tokens // 4,
+        test_tokens=config.test_tokens // 4,
+        causal_tokens=0,
+    )
+    fresh = with_random_weights(pretrained.model, config.seed)
+
+    def named(stage: str, done: int, n_tokens: int, seconds: float) -> None:
+        if progress is not None:
+            progress(f"random weights, {stage}", done, n_tokens, seconds)
+
+    return audit(
+        fresh, documents, smaller, out=None if out is None else out / "state" / "random-weights", progress=named
+    )

@@ -1,0 +1,171 @@
+"""The `audit` subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cramlab.auditing import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
+from cramlab.auditing.over_text import unlike
+from cramlab.auditing.result import FILE
+from cramlab.auditing.resume import clear
+from cramlab.cli.arguments import folder_of, path_of, text_of, whole
+from cramlab.cli.display import Display
+from cramlab.config import overridden
+from cramlab.files import only_process_in, write_text
+from cramlab.hf.attention_sites import UnknownFamilyError
+from cramlab.hf.loading import LoadError, device_named, load
+from cramlab.report.audit_page import render_audit, render_over_training
+
+USAGE_ERRORS = (AuditError, UnknownFamilyError, LoadError)
+
+
+def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "audit",
+        help="which attention of a pretrained model is predictable, and which is removable",
+        description="Fits linear probes that predict what each attention sub-layer and head returns, and measures the "
+        f"loss when they answer instead. Writes DIR/{FILE} and DIR/audit.html. Unfinished work goes on with --resume.",
+        epilog="examples: cramlab audit glassllm --text stdlib --out runs/glass | cramlab audit gpt2 --text my/folder "
+        "--out runs/gpt2 --set context=1024 | cramlab audit --checkpoints runs/pretrain --text stdlib --out runs/c2",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?",
+        help="smollm2 or glassllm (packaged), a local folder, or a hub name",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoints", type=path_of("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
+    )
+    parser.add_argument(
+        "--text",
+        type=text_of("--text"),
+        required=True,
+        metavar="TEXT",
+        help="stdlib, prose, a folder of text files, or a file",
+    )
+    parser.add_argument(
+        "--other-text",
+        type=text_of("--other-text"),
+        default="prose",
+        metavar="TEXT",
+        help="another domain (default: prose), or none",
+    )
+    parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--layers", metavar="I,J,...", help="layers to audit, from 0 (default: all)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens to fit on (default: 100000)")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a forward pass (default: 1024)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+        help="change a field of AuditConfig, as in context=256; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda; needs float64")
+    parser.add_argument("--no-controls", action="store_true", help="leave out planted model and random weights")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished audit, keep a finished one")
+    parser.set_defaults(command=_audit)
+
+
+def _config(args: argparse.Namespace) -> AuditConfig:
+    """The config that the flags ask for."""
+    if args.layers is not None and not re.fullmatch(r"\d+(,\d+)*", args.layers):
+        raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
+    flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens, "layers": args.layers}
+    return overridden(AuditConfig(), [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides])
+
+
+def _audit(args: argparse.Namespace) -> None:
+    """One model, or all checkpoints of a training run."""
+    if (args.model is None) == (args.checkpoints is None):
+        raise AuditError("give a MODEL or --checkpoints DIR, one of the two")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    config = _config(args)
+    if args.checkpoints is not None:
+        _over_training(args, config)
+        return
+    path = args.out / FILE
+    if path.exists() and not args.resume:
+        raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
+    if (args.out / "state").exists() and not args.resume:
+        raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
+    device = device_named(args.device, torch.float64)
+    corpus, other = read_corpus(args.text), None if args.other_text == "none" else read_corpus(args.other_text)
+    pretrained = load(args.model, allow_pickle=args.allow_pickle)
+    pretrained.model.to(device)
+    controls = not args.no_controls
+    if path.exists():
+        result = AuditResult.read(path)
+        if changed := unlike(result, pretrained, corpus, config, other=other, controls=controls):
+            raise FileExistsError(
+                f"{path} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
+            )
+    else:
+        with Display() as display:
+            result = audit_text(
+                pretrained, corpus, config, other=other, controls=controls, out=args.out, progress=display
+            )
+    with only_process_in(args.out):
+        if not path.exists():
+            result.write(path)
+        clear(args.out)
+        write_text(args.out / "audit.html", render_audit(result.data))
+    _print(result)
+    print(f"record: {path}\nreport: {args.out / 'audit.html'}")
+
+
+def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
+    """All checkpoints; each finished audit is kept in the folder and not made again with --resume."""
+    path = args.out / over_training.FILE
+    if args.out.exists() and any(args.out.iterdir()) and not args.resume:
+        raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
+    data = over_training.audit_checkpoints(
+        over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
+        allow_pickle=args.allow_pickle, device=device_named(args.device, torch.float64), out=args.out, log=print,
+    )  # fmt: skip
+    with only_process_in(args.out):
+        over_training.write(path, data)
+        write_text(args.out / "over_training.html", render_over_training(data))
+    for trend in data["trends"]:
+        steps, r2 = f"from step {trend['from_step']} to {trend['to_step']}", trend["r2"]
+        print(f"{trend['run']}: centred R2 {r2['direction']} {steps}: {_estimate(r2['change'], '+.3f')}")
+    print(f"record: {path}\nreport: {args.out / 'over_training.html'}")
+
+
+def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
+    """A value and its interval; "-" for what has no number."""
+    value, low, high = estimate
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low is not None and high is not None else "")
+
+
+def _print(result: AuditResult) -> None:
+    """The figures that matter most."""
+    data = result.data
+    table = Table(
+        "layer", "R", "R of the mean", "centred R2", "nats: probe", "mean", "zero", title=data["model"]["name"]
+    )
+
+    means = result.layers("r", "mean")
+    for i, layer in enumerate(data["model"]["layers"]):
+        row = None if data["loss"] is None else data["loss"]["alone"][i]
+        nats = ["-" if row is None else _estimate(row[kind]) for kind in ("probe", "mean", "zero")]
+        shares = (result.layers("r")[i], means[i], result.layers("r2")[i])
+        table.add_row(str(layer), *map(_estimate, shares), *nats)
+    table.add_section()
+    overall = (result.overall("r"), result.overall("r", "mean"), result.overall("r2"))
+    table.add_row("mean", *map(_estimate, overall))
+    Console().print(table)
+    if "verdict" in data and (both := data["verdict"]["predictable_not_removable"]):
+        print(f"predictable, but not removable: layers {', '.join(map(str, both))}")

@@ -1,0 +1,296 @@
+"""Attention in two parts: a window with the first few tokens for everyone, the whole cache for those that read.
+
+Nothing is masked away that could be left out: the window is scored in bands, readers are gathered, and the far part of
+the cache is not touched when nobody reads. Only a mask that is more than causality and padding (`visibility.Mask`) has
+every pair scored. Source: ours; window and first tokens as in StreamingLLM (Xiao et al. 2023).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cramlab.consolidation.visibility import Mask, Padding, Visibility
+
+_NEVER = -1e30  # a score that no softmax notices and no gradient turns into NaN
+_LEAST_MASS = -50.0
+READERS_AT_ONCE = 128
+
+
+class Scoring(NamedTuple):
+    """From products of queries and keys to scores.
+
+    Attributes:
+        scale: of the products.
+        softcap: scores are bent to lie between its negative and itself (Gemma 2); None: they are not.
+    """
+
+    scale: float
+    softcap: float | None = None
+
+    def __call__(self, products: Tensor) -> Tensor:
+        """Scores in at least 32 bits, of any shape."""
+        scores = products.to(torch.promote_types(products.dtype, torch.float32)) * self.scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+class WindowRead(NamedTuple):
+    """What the window said.
+
+    Attributes:
+        heads: (B, T, H, D).
+        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H). They have 32
+            bits at least, as gates look at small differences.
+        n_scored: pairs of query and key that were scored, for one head.
+    """
+
+    heads: Tensor
+    masses: Tensor
+    n_scored: int
+
+
+def window_read(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int, n_sinks: int, scoring: Scoring, seen: Visibility
+) -> WindowRead:
+    """Attention to the last `window` keys (itself included) and the first `n_sinks`.
+
+    Args:
+        query: the newest tokens, (B, H, T, D).
+        key: (B, H / G, S, D); query t sits at place S - T + t.
+        value: likewise; its D may differ.
+        window: keys, at least 1.
+        n_sinks: first keys of the sequence that every token sees.
+        scoring: from products to scores.
+        seen: which keys are visible; hidden ones do not count.
+    """
+    n_batch, n_heads, n_tokens, d_head = query.shape
+    n_groups, n_keys = key.shape[1], key.shape[2]
+    if isinstance(seen, Mask):
+        return _under_mask(query, key, value, window, n_sinks, scoring, seen)
+    if n_tokens == 1 and seen is None and n_keys >= window + n_sinks:
+        return _one_token(query, key, value, window, n_sinks, scoring)
+    start = n_keys - n_tokens
+    low = max(0, start - window + 1)
+    rows = min(window, n_tokens)  # queries a block
+    n_blocks = -(-n_tokens // rows)
+    front, back = window - 1 - (start - low), n_blocks * rows - n_tokens
+
+    def banded(entries: Tensor) -> Tensor:
+        """(B, Hk, blocks, D, rows + window - 1)."""
+        padded = F.pad(entries[:, :, low:], (0, 0, front, back)) if front or back else entries[:, :, low:]
+        return padded.unfold(2, rows + window - 1, rows)
+
+    queries = F.pad(query, (0, 0, 0, back)).view(n_batch, n_groups, -1, n_blocks, rows, d_head)
+    queries = queries.transpose(2, 3).flatten(3, 4)  # (B, Hk, blocks, G rows, D)
+    sink_places = torch.arange(min(n_sinks, n_keys), device=query.device)[None]
+    if seen is None:
+        sink_keys, sink_values = (entries[:, :, : sink_places.shape[1]] for entries in (key, value))
+    else:
+        sink_places = sink_places + seen.first[:, None]
+        index = sink_places.clamp(max=n_keys - 1)[:, None, :, None]
+        sink_keys, sink_values = (e.gather(2, index.expand(-1, n_groups, -1, e.shape[3])) for e in (key, value))
+
+    near_ok, sinks_ok = _allowed(start, rows, n_blocks, window, n_sinks, n_keys, sink_places, seen)
+    near = scoring(queries @ banded(key))
+    sinks = scoring(queries @ sink_keys[:, :, None].transpose(-1, -2))
+    near, sinks = (
+        s.unflatten(3, (-1, rows)).masked_fill(~ok[:, None, :, None], _NEVER)
+        for s, ok in ((near, near_ok), (sinks, sinks_ok))
+    )  # (B, Hk, blocks, G, rows, keys)
+    weights = torch.cat([near, sinks], dim=-1).softmax(dim=-1).to(value.dtype).flatten(3, 4)
+    n_near = near.shape[-1]
+    heads = weights[..., :n_near] @ banded(value).transpose(-1, -2)
+    heads = heads + weights[..., n_near:] @ sink_values[:, :, None]
+    heads = heads.unflatten(3, (-1, rows)).transpose(2, 3).reshape(n_batch, n_heads, -1, value.shape[3])
+    masses = torch.stack([part.logsumexp(dim=-1) for part in (near, sinks)])  # (2, B, Hk, blocks, G, rows)
+    masses = masses.clamp(min=_LEAST_MASS).transpose(3, 4).reshape(2, n_batch, n_heads, -1)
+    return WindowRead(
+        heads=heads[:, :, :n_tokens].transpose(1, 2),
+        masses=masses[..., :n_tokens].permute(1, 3, 0, 2).flatten(2),
+        n_scored=n_batch * n_blocks * rows * (n_near + sinks.shape[-1]),
+    )
+
+
+def _under_mask(
+    query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scoring: Scoring, seen: Mask
+) -> WindowRead:
+    """`window_read` with every pair scored, a block of queries at a time: for masks that no band fits."""
+    n_batch, n_heads, n_tokens, _ = query.shape
+    shared = n_heads // key.shape[1]
+    keys, values = (entries.repeat_interleave(shared, dim=1) for entries in (key, value))
+    heads, masses = [], []
+    for begin in range(0, n_tokens, READERS_AT_ONCE):
+        tokens = slice(begin, begin + READERS_AT_ONCE)
+        scores = scoring(query[:, :, tokens] @ keys.transpose(-1, -2))
+        if seen.bias is not None:
+            scores = scores + seen.bias[:, :, tokens]
+        near, sinks = seen.near(tokens, window, n_sinks)
+        weights = scores.masked_fill(~(near | sinks), _NEVER).softmax(dim=-1).to(value.dtype)
+        heads.append((weights @ values).transpose(1, 2))
+        parts = [scores.masked_fill(~ok, _NEVER).logsumexp(dim=-1).clamp(min=_LEAST_MASS) for ok in (near, sinks)]
+        masses.append(torch.cat(parts, dim=1).transpose(1, 2))
+    n_scored = n_batch * n_tokens * key.shape[2]
+    return WindowRead(torch.cat(heads, dim=1), torch.cat(masses, dim=1), n_scored)
+
+
+def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scoring: Scoring) -> WindowRead:
+    """`window_read` in decoding: all keys of window and first tokens are seen, so there is nothing to mask."""
+    keys, values = (
+        torch.cat([entries[:, :, :n_sinks], entries[:, :, entries.shape[2] - window :]], dim=2)
+        for entries in (key, value)
+    )
+    products = query.unflatten(1, (key.shape[1], -1)).squeeze(3) @ keys.transpose(-1, -2)  # (B, Hk, G, keys)
+    scores = scoring(products)
+    heads = (scores.softmax(dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
+    parts = scores[..., n_sinks:], scores[..., :n_sinks]
+    masses = [part.logsumexp(dim=-1).clamp(min=_LEAST_MASS).flatten(1) for part in parts]
+    return WindowRead(heads, torch.cat(masses, dim=-1)[:, None], len(query) * scores.shape[-1])
+
+
+def _allowed(
+    start: int,
+    rows: int,
+    n_blocks: int,
+    window: int,
+    n_sinks: int,
+    n_keys: int,
+    sink_places: Tensor,
+    seen: Padding | None,
+) -> tuple[Tensor, Tensor]:
+    """Which keys of the band, and which first keys, each query sees: bool (B or 1, blocks, rows, keys)."""
+    device = sink_places.device
+    own = start + torch.arange(n_blocks * rows, device=device).view(n_blocks, rows, 1)
+    places = own[:, :1] - (window - 1) + torch.arange(rows + window - 1, device=device)  # (blocks, 1, keys)
+    near = (places <= own) & (places > own - window) & (places >= 0)
+    if seen is None:
+        return (near & (places >= n_sinks))[None], sink_places[:, None, None] <= own
+    visible = seen.visible[:, places.clamp(0, n_keys - 1)]
+    near = near & visible & (places >= seen.first[:, None, None, None] + n_sinks)
+    real = seen.visible.gather(1, sink_places.clamp(max=n_keys - 1)) & (sink_places < n_keys)
+    return near, (sink_places[:, None, None] <= own) & real[:, None, None]
+
+
+def far_read(
+    query: Tensor, key: Tensor, value: Tensor, reads: Tensor, *, scoring: Scoring, seen: Visibility
+) -> tuple[Tensor, int]:
+    """The full causal attention of the tokens that read.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, H / G, S, D).
+        value: likewise; its D may differ.
+        reads: bool (B, T).
+        scoring: from products to scores.
+        seen: which keys are visible.
+
+    Returns:
+        Heads of the readers in the order of `reads.nonzero()`, (N, H, D), and the pairs scored, for one head. Readers
+        go in blocks, each scored against the keys up to its last reader.
+    """
+    start = key.shape[2] - query.shape[2]
+    answers, n_scored = [], 0
+    for b, row in enumerate(reads):
+        for tokens in row.nonzero().squeeze(1).split(READERS_AT_ONCE):
+            if not len(tokens):
+                continue
+            n_seen = start + int(tokens[-1]) + 1
+            allowed, bias = _seen_by(tokens, start, n_seen, b, seen)
+            n_scored += len(tokens) * n_seen
+            heads = _attend(
+                query[b].index_select(1, tokens), key[b, :, :n_seen], value[b, :, :n_seen], allowed, bias, scoring
+            )
+            answers.append(heads.transpose(0, 1))
+    if not answers:
+        return query.new_zeros(0, query.shape[1], value.shape[3]), 0
+    return torch.cat(answers), n_scored
+
+
+def read_by_heads(
+    near: Tensor, query: Tensor, key: Tensor, value: Tensor, reads: Tensor, *, scoring: Scoring, seen: Visibility
+) -> tuple[Tensor, float]:
+    """The full causal attention of the heads that read; keys of a group without a reader are not touched.
+
+    Args:
+        near: heads of the window, (B, T, H, D).
+        query: (B, H, T, D).
+        key: (B, H / G, S, D).
+        value: likewise; its D may differ.
+        reads: bool (B, T, H).
+        scoring: from products to scores.
+        seen: which keys are visible.
+
+    Returns:
+        Heads (B, T, H, D): of the full read where they read, of the window elsewhere; and the pairs scored, for one
+        head. A head with a reader is computed for every token.
+    """
+    n_batch, n_heads, n_tokens, _ = query.shape
+    n_keys, shared = key.shape[2], n_heads // key.shape[1]
+    heads, n_scored = near.clone(), 0.0
+    tokens = torch.arange(n_tokens, device=query.device)
+    for group in range(key.shape[1]):
+        which = group * shared + reads[..., group * shared : (group + 1) * shared].any(0).any(0).nonzero().squeeze(1)
+        if not len(which):
+            continue
+        n_scored += n_batch * n_tokens * n_keys * len(which) / n_heads
+        keys, values = key[:, group : group + 1], value[:, group : group + 1]
+        if seen is None and scoring.softcap is None and n_tokens in (1, n_keys):
+            full = F.scaled_dot_product_attention(
+                query[:, which], keys.expand(-1, len(which), -1, -1), values.expand(-1, len(which), -1, -1),
+                is_causal=n_tokens > 1, scale=scoring.scale,
+            )  # fmt: skip
+        else:
+            rows = []
+            for b in range(n_batch):
+                parts = _seen_by(tokens, n_keys - n_tokens, n_keys, b, seen)
+                allowed, bias = (p if p is None or len(p) == 1 else p[which] for p in parts)
+                rows.append(_attend(query[b, which], keys[b], values[b], allowed, bias, scoring))
+            full = torch.stack(rows)
+        chosen = reads[..., which][..., None]
+        heads[:, :, which] = torch.where(chosen, full.transpose(1, 2), near[:, :, which])
+    return heads, n_scored
+
+
+def _seen_by(tokens: Tensor, start: int, n_seen: int, b: int, seen: Visibility) -> tuple[Tensor | None, Tensor | None]:
+    """What some tokens of sequence b see of the first `n_seen` keys, (H or 1, N, S), and what is added to the scores.
+
+    None: everything, and nothing.
+    """
+    if isinstance(seen, Mask):
+        bias = None if seen.bias is None else seen.bias[b, :, tokens, :n_seen]
+        return seen.allowed[b, :, tokens, :n_seen], bias
+    allowed = torch.arange(n_seen, device=tokens.device) <= start + tokens[:, None]
+    if seen is not None:
+        allowed = allowed & seen.visible[b, :n_seen]
+    return (None if bool(allowed.all()) else allowed[None]), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scoring: Scoring
+) -> Tensor:
+    """Heads (H, N, D) of queries (H, N, D) to keys (H / G, S, D) under a mask and a bias, (H or 1, N, S) each."""
+    n_heads, n_queries, _ = query.shape
+    n_groups = len(key)
+
+    def by_group(part: Tensor) -> Tensor:
+        """(H or 1, N, S) as (H / G or 1, G N, S)."""
+        if len(part) == n_heads and n_heads > 1:
+            return part.unflatten(0, (n_groups, -1)).flatten(1, 2)
+        return part.repeat(1, n_heads // n_groups, 1)
+
+    packed = query.unflatten(0, (n_groups, -1)).flatten(1, 2)  # (H / G, G N, D)
+    if scoring.softcap is None and bias is None:
+        mask = None if allowed is None else by_group(allowed)[None]
+        heads = F.scaled_dot_product_attention(
+            packed[None], key[None], value[None], attn_mask=mask, scale=scoring.scale
+        )[0]
+    else:
+        scores = scoring(packed @ key.transpose(-1, -2))
+        if bias is not None:
+            scores = scores + by_group(bias)
+        if allowed is not None:
+            scores = scores.masked_fill(~by_group(allowed), _NEVER)
+        heads = scores.softmax(dim=-1).to(value.dtype) @ value
+    return heads.unflatten(1, (-1, n_queries)).flatten(0, 1)

@@ -1,0 +1,98 @@
+"""The config of a CRAM language model, registered with `AutoConfig` when this module is imported.
+
+The model is imported, and thereby known to the Auto classes, when the first config is made; not before, so that nobody
+pays for it who uses another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
+
+
+class BringsModel:
+    """A config whose first instance registers its model."""
+
+    model_module: ClassVar[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004
+        """Imports the model."""
+        importlib.import_module(cls.model_module)
+        return super().__new__(cls)
+
+
+@strict
+class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
+    """Sizes of a CRAM language model; text has no time gaps, so each token comes one unit after the one before.
+
+    Attributes:
+        vocab_size: tokens.
+        hidden_size: width.
+        intermediate_size: hidden width of the MLPs.
+        num_hidden_layers: blocks.
+        num_attention_heads: heads of the episodic memory.
+        memory_capacity: entries that a layer's buffer holds at most; None: no bound, so state grows with the context.
+        memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
+        state_size: width of the working memory's state.
+        semantic_rank: width of the semantic memory.
+        router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
+            of recurrence and attention.
+        read_price: nats that a read must save to be worth it.
+        audit_frac: share of the tokens that reads in training whatever the gate says, in the layer taught at a step.
+        initializer_range: of the embedding.
+    """
+
+    model_type = "cram"
+    model_module = "cramlab.language_model.modeling"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - as transformers has it
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    memory_capacity: int | None = 4096
+    memory_write: str = "all"
+    state_size: int = 128
+    semantic_rank: int = 256
+    router: str | list[str] = "benefit"
+    read_price: float = 0.1
+    audit_frac: float = 0.1
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def routers(self) -> list[str]:
+        """One a layer; refuses those that cannot serve text, and too many or too few."""
+        names = [self.router] * self.num_hidden_layers if isinstance(self.router, str) else self.router
+        if len(names) != self.num_hidden_layers:
+            raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
+        for name in names:
+            if name not in ("benefit", "always", "never"):
+                raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
+        return names
+
+    def mixer(self, router: str) -> CRAMConfig:
+        """The config of a layer's mixer; refuses what a layer cannot be built with."""
+        return CRAMConfig(
+            working=WorkingMemoryConfig(d_state=self.state_size),
+            episodic=EpisodicMemoryConfig(
+                n_heads=self.num_attention_heads,
+                capacity=self.memory_capacity,
+                write=self.memory_write,  # type: ignore[arg-type]
+            ),
+            semantic=AdapterConfig(rank=self.semantic_rank),
+            router=RouterConfig(name=router),  # type: ignore[arg-type]
+        )
+
+
+AutoConfig.register(CRAMForCausalLMConfig.model_type, CRAMForCausalLMConfig)

@@ -1,0 +1,21 @@
+"""The config of a GPT-2 with CRAM layers, registered with `AutoConfig` when this module is imported.
+
+Apart from the other config, as GPT-2's cannot be imported before transformers' registry of models.
+"""
+
+from __future__ import annotations
+
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+
+from cramlab.language_model.configuration import BringsModel
+
+
+class CramGPT2Config(BringsModel, GPT2Config):
+    """GPT-2's config; the CRAM layers are `CRAMConfig()` with `n_head` heads and room for the whole context."""
+
+    model_type = "cram_gpt2"
+    model_module = "cramlab.language_model.cram_gpt2"
+
+
+AutoConfig.register(CramGPT2Config.model_type, CramGPT2Config)

@@ -1,0 +1,97 @@
+"""Routers: which memory answers a token.
+
+`gumbel` is the paper's (Eq. 7) and must read before it can decide. `benefit` is ours and decides from the token's own
+state. `always`, `never`, `random` and `oracle` are controls.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cramlab.config import Positive, Share, Size, checked
+from cramlab.mixer import Path, Routing
+from cramlab.ops.plain import is_plain
+
+RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
+
+
+@checked("model.mixer.router")
+class RouterConfig:
+    """Which router, and its sizes.
+
+    Attributes:
+        name: "benefit" (ours), "gumbel" (paper), or a control: "always", "never", "oracle", "random".
+        d_hidden: hidden width of the benefit gate or of the paper's g.
+        random_frac: share of tokens that the random router lets read, 0 to 1.
+        sigma: tolerance of Eq. 6, as a share of the size of what was retrieved.
+    """
+
+    name: RouterName = "benefit"
+    d_hidden: Size = 64
+    random_frac: Share = 0.05
+    sigma: Positive = 1.0
+
+
+class BenefitGate(nn.Module):
+    """Whether reading would lower the loss by more than its price, judged from the token's own state.
+
+    Trained as a weighted classification of counterfactual benefit (`gate_loss`). It sees h and what h brings to
+    the semantic memory's mind, both detached, so it never shapes what it looks at. Source: ours.
+    """
+
+    # With Adam, a fixed gain on the output works like a higher learning rate of the gate alone.
+    gain = 4.0
+
+    def __init__(self, config: RouterConfig, d_model: int, rank: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(d_model + rank, config.d_hidden)
+        self.out = nn.Linear(config.d_hidden, 1)
+
+    def forward(self, h: Tensor, recognised: Tensor) -> Tensor:
+        """The logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
+        h, recognised = h.detach(), recognised.detach()
+        if is_plain(self.hidden, nn.Linear):  # then its weight can be taken apart, and nothing long is copied
+            of_h, of_recognised = self.hidden.weight.split([h.shape[-1], recognised.shape[-1]], dim=1)
+            z = F.linear(h, of_h, self.hidden.bias) + F.linear(recognised, of_recognised)
+        else:
+            z = self.hidden(torch.cat([h, recognised], dim=-1))
+        return self.gain * self.out(F.silu(z)).squeeze(-1)
+
+
+class GumbelRouter(nn.Module):
+    """`pi = softmax(g(z))` over working, episodic, semantic, with z = [gap, state size, q, uncertainty] (Eq. 7).
+
+    q is known only after a read, so this router scores every token. Differs: the paper does not say what "prediction
+    uncertainty" is; ours is a learned scalar of the token.
+    """
+
+    def __init__(self, config: RouterConfig, d_model: int) -> None:
+        super().__init__()
+        self.uncertainty = nn.Linear(d_model, 1)
+        self.hidden = nn.Linear(4, config.d_hidden)
+        self.out = nn.Linear(config.d_hidden, len(Path))
+
+    def forward(self, x: Tensor, gaps: Tensor, hidden: Tensor, quality: Tensor) -> Tensor:
+        """The logits of the three paths, (B, T, 3), from x (B, T, D), gaps, h(K) of the working memory, and q."""
+        size = hidden.square().mean(dim=-1).sqrt()
+        uncertainty = F.softplus(self.uncertainty(x)).squeeze(-1)
+        z = torch.stack([torch.log1p(gaps), size, quality, uncertainty], dim=-1)
+        return self.out(F.silu(self.hidden(z)))
+
+
+def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
+    """Path weights (B, T, 3): a soft Gumbel-softmax sample in training, the one-hot argmax without a temperature."""
+    if routing.temperature is None:
+        return F.one_hot(logits.argmax(dim=-1), len(Path)).to(logits.dtype)
+    exponential = torch.empty_like(logits).exponential_(generator=routing.generator)
+    noise = -exponential.clamp(min=torch.finfo(logits.dtype).tiny).log()
+    return torch.softmax((logits + noise) / routing.temperature, dim=-1)
+
+
+def chance(shape: torch.Size | tuple[int, ...], share: float, routing: Routing, device: torch.device) -> Tensor:
+    """True with probability `share`, independently, bool of the given shape."""
+    return torch.rand(shape, generator=routing.generator, device=device) < share

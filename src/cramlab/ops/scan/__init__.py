@@ -1,0 +1,1 @@
+"""The recurrence over tokens, by a fused kernel."""

@@ -1,0 +1,1 @@
+"""Choosing some tokens of each sequence, and putting them back."""

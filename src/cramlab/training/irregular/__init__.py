@@ -1,0 +1,1 @@
+"""Models trained on irregular series: fit, study over seeds, transfer between tables, boosted trees beside them."""

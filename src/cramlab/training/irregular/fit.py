@@ -1,0 +1,277 @@
+"""Trains and measures models on irregular series: few data, so the best weights on validation are the ones kept."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cramlab.batch import Batch
+from cramlab.catalog import MIXERS
+from cramlab.config import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    Positive,
+    Share,
+    Size,
+    Threads,
+    Weight,
+    checked,
+    nearest,
+    to_dict,
+)
+from cramlab.metrics import AttentionUse, attention_use
+from cramlab.mixer import Routing
+from cramlab.model import ModelConfig, SequenceModel
+from cramlab.objective import LossConfig, gate_loss, task_loss, token_losses
+from cramlab.ranking import average_precision, interval, roc_auc
+from cramlab.tasks.irregular import IrregularData, Scaling, Series, check_splits, collate
+from cramlab.training.loop import RunFailedError
+
+MODELS = ("cram", "transformer", "recurrence", "seqboat")
+
+
+@checked("fit")
+class FitConfig:
+    """The same for every model.
+
+    Attributes:
+        d_model: width.
+        d_mlp: hidden width of the MLP.
+        batch_size: series a step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        max_epochs: at most.
+        patience_epochs: epochs without a better validation loss after which training ends.
+        encoding_epochs: in which a router that learns lets everything read.
+        audit_frac: share of visits that read whatever the router says, in training.
+        audit_labels: whether all visits with a label do.
+        forecast_weight: of the squared error of the next value, next to the nats of the label.
+        n_threads: CPU threads.
+    """
+
+    d_model: Size = 64
+    d_mlp: Size = 128
+    batch_size: Size = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: Weight = 0.05
+    max_epochs: Count = 40
+    patience_epochs: Count = 6
+    encoding_epochs: CountOrZero = 4
+    audit_frac: Share = 0.2
+    audit_labels: bool = True
+    forecast_weight: Weight = 0.5
+    n_threads: Threads = 1
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.max_epochs <= self.encoding_epochs:
+            raise ConfigError(
+                f"fit.max_epochs = {self.max_epochs} must exceed fit.encoding_epochs = {self.encoding_epochs}, "
+                "in which no weights are chosen"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a model begins, where that is not as a fresh one of the config's width.
+
+    Attributes:
+        model: its config.
+        prepare: changes the fresh model in place: loads weights, freezes some.
+    """
+
+    model: ModelConfig
+    prepare: Callable[[SequenceModel], None]
+
+
+def fresh_config(mixer: str, config: FitConfig) -> ModelConfig:
+    """The model of that mixer and width.
+
+    Raises:
+        ConfigError: when the catalog has no such mixer.
+    """
+    if mixer not in MIXERS:
+        raise ConfigError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
+    return ModelConfig(mixer=MIXERS[mixer](), d_model=config.d_model, d_mlp=config.d_mlp)
+
+
+def fit(
+    data: IrregularData, splits: dict[str, list[Series]], mixer: str, config: FitConfig, seed: int,
+    start: Start | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains one model; validation chooses the epoch, the test split is looked at once.
+
+    Args:
+        data: for its channels and classes.
+        splits: "train", "validation" and "test", by person.
+        mixer: name in the catalog.
+        config: how.
+        seed: of weights and order.
+        start: of a model that does not begin afresh; then the mixer is the start's.
+
+    Returns:
+        `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`; `train_visits`
+        and `train_reads`, visits seen and read up to the best epoch.
+
+    Raises:
+        DataError: when the splits cannot teach or test anything.
+        RunFailedError: when no epoch gave a finite validation loss.
+    """
+    begin = time.perf_counter()
+    check_splits(splits)
+    model_config = fresh_config(mixer, config) if start is None else start.model
+    torch.set_num_threads(config.n_threads)
+    scaling = Scaling.of(splits["train"])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SequenceModel(model_config, data.input_spec)
+    if start is not None:
+        start.prepare(model)
+    adamw = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    losses = LossConfig(dynamics_weight=config.forecast_weight, retrieval_emphasis=1.0)
+    batches = {name: _batches(data, splits[name], scaling, 256) for name in ("validation", "test")}
+    rng = np.random.default_rng(seed)
+    best, best_epoch, best_weights, epoch = np.inf, 0, copy.deepcopy(model.state_dict()), 0
+    use, use_at_best = AttentionUse(), AttentionUse()
+    for epoch in range(1, config.max_epochs + 1):
+        encoding = epoch <= config.encoding_epochs
+        use = use + _train_epoch(model, adamw, data, splits["train"], scaling, config, losses, rng, encoding)
+        loss = _validation_loss(model, batches["validation"], losses, encoding)
+        # An epoch in which all read by decree is none that could be used.
+        if not encoding and loss < best:
+            best, best_epoch, best_weights = loss, epoch, copy.deepcopy(model.state_dict())
+            use_at_best = use
+        if not encoding and epoch - max(best_epoch, config.encoding_epochs) >= config.patience_epochs:
+            break
+    if not best_epoch:
+        raise RunFailedError(f"no epoch of {epoch} gave a finite validation loss; lower fit.learning_rate")
+    model.load_state_dict(best_weights)
+    return {
+        "validation": measure(model, batches["validation"], data),
+        "test": measure(model, batches["test"], data),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": epoch,
+        "best_epoch": best_epoch,
+        "train_visits": use_at_best.n_tokens,
+        "train_reads": round(use_at_best.scored),
+        "seconds": time.perf_counter() - begin,
+        "config": {"fit": to_dict(config), "model": to_dict(model_config)},
+    }
+
+
+def _batches(data: IrregularData, series: list[Series], scaling: Scaling, size: int) -> list[Batch]:
+    return [collate(data, series[i : i + size], scaling) for i in range(0, len(series), size)]
+
+
+def _train_epoch(
+    model: SequenceModel, adamw: torch.optim.Optimizer, data: IrregularData, series: list[Series], scaling: Scaling,
+    config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool,
+) -> AttentionUse:  # fmt: skip
+    """Batches of series of like length, in random order. Returns what was read."""
+    model.train()
+    use = AttentionUse()
+    order = sorted(rng.permutation(len(series)), key=lambda i: len(series[i].times))
+    groups = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    for group in rng.permutation(len(groups)):
+        batch = collate(data, [series[i] for i in groups[group]], scaling)
+        adamw.zero_grad()
+        loss, read = training_loss(model, batch, config, losses, rng, encoding)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        use = use + read
+    return use
+
+
+def training_loss(
+    model: SequenceModel, batch: Batch, config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool
+) -> tuple[Tensor, AttentionUse]:
+    """Task, consolidation, the pass without reads and the gate's loss, as in the main loop, scalar; and the reads."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    audits = torch.rand(batch.gaps.shape, generator=generator) < config.audit_frac
+    audits = (audits | batch.retrieval_mask & config.audit_labels) & batch.valid
+    routing = Routing(read_all=encoding, audits=None if encoding else audits, generator=generator)
+    output = model(batch, routing=routing, counterfactual_layer=0)
+    with_read = token_losses(output.predictions, batch)
+    loss = task_loss(with_read, batch, losses)
+    if "consolidation" in output.aux:
+        loss = loss + losses.consolidation_weight * output.aux["consolidation"]
+    if output.without_reads is not None:
+        without = token_losses(output.without_reads, batch)
+        trace = output.traces[0]
+        loss = loss + losses.no_read_weight * task_loss(without, batch, losses, trace.attended)
+        if trace.gate_logit is not None:
+            gate = gate_loss(trace.gate_logit, with_read, without, trace.attended & batch.valid, batch, losses)
+            loss = loss + losses.gate_weight * gate
+    return loss, attention_use(output.traces, batch.valid)
+
+
+@torch.no_grad()
+def _validation_loss(model: SequenceModel, batches: list[Batch], losses: LossConfig, encoding: bool) -> float:
+    model.eval()
+    found = []
+    for batch in batches:
+        output = model(batch, routing=Routing(read_all=encoding))
+        weight = int(batch.retrieval_mask.sum())
+        found.append((float(task_loss(token_losses(output.predictions, batch), batch, losses)) * weight, weight))
+    return sum(value for value, _ in found) / max(sum(weight for _, weight in found), 1)
+
+
+@torch.no_grad()
+def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> dict[str, float | int | str | None]:
+    """Under the rule that decoding uses: how labels are ranked, next values forecast, and how many visits attend."""
+    model.eval()
+    use, probabilities, labels, errors, still = AttentionUse(), [], [], [], []
+    for batch in batches:
+        output = model(batch, routing=Routing(generator=torch.Generator().manual_seed(0)))
+        use = use + attention_use(output.traces, batch.valid)
+        probabilities.append(F.softmax(output.predictions.logits[batch.retrieval_mask], dim=-1).double())
+        labels.append(batch.retrieval_target[batch.retrieval_mask])
+        where = batch.dynamics_mask
+        errors.append((output.predictions.level[where] - batch.dynamics_target[where]).double().square())
+        still.append((batch.continuous[..., 0][where] - batch.dynamics_target[where]).double().square())
+    found = label_metrics(torch.cat(probabilities).numpy(), torch.cat(labels).numpy(), data.n_classes)
+    error, as_before = torch.cat(errors), torch.cat(still)
+    ratio = float(error.mean() / as_before.mean()) if len(error) and float(as_before.mean()) else None
+    return found | use.fracs() | {"n_tokens": use.n_tokens, "forecast_skill_ratio": ratio, "n_forecasts": len(error)}
+
+
+def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> dict[str, float | int | str | None]:
+    """Accuracy; for two classes AUC with its interval and average precision.
+
+    Args:
+        probabilities: (N, n_classes), finite.
+        labels: (N,), one at least.
+        n_classes: of the label.
+
+    Returns:
+        Where AUC and average precision are None, `auc_undefined` says why.
+    """
+    if not len(labels) or not np.isfinite(probabilities).all():
+        raise ValueError(f"{len(labels)} labels and probabilities that are not all finite make no figure")
+    found: dict[str, float | int | str | None] = {
+        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "n_labels": len(labels),
+        "n_positive": int((labels == 1).sum()),
+        "auc": None,
+        "auc_low": None,
+        "auc_high": None,
+        "average_precision": None,
+    }
+    if n_classes != 2:
+        return found | {"auc_undefined": f"there are {n_classes} classes"}
+    if len(np.unique(labels)) == 1:
+        return found | {"auc_undefined": f"all {len(labels)} labels are {labels[0]}"}
+    scores = probabilities[:, 1]
+    low, high = interval(roc_auc, scores, labels)
+    return found | {"auc": roc_auc(scores, labels), "auc_low": low, "auc_high": high,
+                    "average_precision": average_precision(scores, labels)}  # fmt: skip

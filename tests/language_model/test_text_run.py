@@ -1,0 +1,169 @@
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from cramlab import records
+from cramlab.auditing.text import Corpus, Document
+from cramlab.language_model import text_run
+from cramlab.language_model.modeling import CRAMForCausalLMConfig
+from cramlab.language_model.pretrain import PreparedText
+from cramlab.language_model.text_run import ModelName, TextRunConfig, run_text
+
+TINY = TextRunConfig(
+    vocab_size=30, context=16, n_layers=8, d_model=16, n_heads=2, batch_size=4, n_steps=6, warmup_steps=2,
+    eval_every_steps=2,
+)  # fmt: skip
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def text():
+    stream = (torch.arange(2000) * 7 % 30).to(torch.int32)  # each token says what comes next
+    return PreparedText(None, stream, stream[:600])
+
+
+def test_they_are_of_one_size_and_differ_in_who_attends(text, tmp_path):
+    found = {model: run_text(dataclasses.replace(TINY, model=model), text, tmp_path) for model in ModelName.__args__}
+    sizes = [record["n_parameters"] for record in found.values()]
+    assert max(sizes) < 1.02 * min(sizes)
+    assert found["llama"]["series"][-1]["attention_frac"] == 1.0
+    assert found["dense"]["series"][-1]["attention_frac"] == 1.0
+    assert found["recurrent"]["series"][-1]["attention_frac"] == 0.0
+    assert found["hybrid"]["series"][-1]["attention_frac"] == pytest.approx(1 / 8)
+    assert found["hybrid"]["series"][-1]["attention_frac_by_layer"][4] == 1.0
+    for record in found.values():
+        assert record["series"][-1]["n_tokens"] == 6 * 4 * 16
+        assert record["series"][-1]["nats_per_token"] < 3.6
+
+
+def test_a_stopped_run_goes_on_to_the_same_figures(text, tmp_path, monkeypatch):
+    whole = run_text(TINY, text, tmp_path / "whole")
+    held_out = text_run.held_out
+
+    def stop(*args):
+        if len(list((tmp_path / "cut").glob("*.pt"))) and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        return held_out(*args)
+
+    monkeypatch.setattr(text_run, "held_out", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_text(TINY, text, tmp_path / "cut")
+    (tmp_path / "again").touch()
+    resumed = run_text(TINY, text, tmp_path / "cut")
+    assert resumed["series"] == whole["series"]
+    assert records.read_json(tmp_path / "cut" / f"{TINY.name}.json")["series"] == whole["series"]
+
+
+def test_out_of_time_it_stops_at_a_checkpoint_and_goes_on(text, tmp_path):
+    with pytest.raises(TimeoutError, match="out of time at step 2"):
+        run_text(TINY, text, tmp_path, deadline=0.0)
+    with pytest.raises(TimeoutError, match="out of time at step 4"):
+        run_text(TINY, text, tmp_path, deadline=0.0)
+    assert run_text(TINY, text, tmp_path, deadline=0.0)["series"][-1]["step"] == 6
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(text, tmp_path):
+    with pytest.raises(TimeoutError):
+        run_text(TINY, text, tmp_path, deadline=0.0)
+    other = dataclasses.replace(TINY, learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"seed0\.pt is of a run with other settings \({'learning_rate': 0\.001}\)"):
+        run_text(other, text, tmp_path)
+    run_text(TINY, text, tmp_path)
+    with pytest.raises(ValueError, match=r"seed0\.json is of a run with other settings"):
+        run_text(other, text, tmp_path)
+    assert run_text(dataclasses.replace(TINY, device="meta"), text, tmp_path)["config"]["device"] == "cpu"
+
+
+def test_too_little_held_out_text_is_seen_before_anything_is_trained(text, tmp_path):
+    with pytest.raises(ValueError, match=r"600 tokens .* 65 windows of context = 16"):
+        run_text(dataclasses.replace(TINY, part="validation"), text, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_routers_are_one_for_all_or_one_for_each():
+    assert CRAMForCausalLMConfig(num_hidden_layers=2, router=["always", "never"]).routers() == ["always", "never"]
+    with pytest.raises(ValueError, match="names 1 layers of 2"):
+        CRAMForCausalLMConfig(num_hidden_layers=2, router=["always"]).routers()
+    with pytest.raises(ValueError, match='"oracle" cannot serve text'):
+        CRAMForCausalLMConfig(num_hidden_layers=1, router="oracle").routers()
+
+
+def test_what_is_chosen_by_validation_text_is_not_tested_on_it(text, monkeypatch):
+    seen = []
+    model = TINY.build()
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, input_ids, **k: (
+        seen.append(input_ids), forward(self, input_ids=input_ids, **k))[1])  # fmt: skip
+    stream = torch.arange(600).to(torch.int32) % 30
+    longer = dataclasses.replace(text, held_out=torch.cat([stream, 29 - stream, stream]))
+    for part in ("test", "validation"):
+        text_run.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
+    tokens = torch.cat(seen).flatten()
+    assert torch.equal(tokens, longer.held_out[: len(tokens)].long())  # one after the other, each once
+
+
+class AtOnce:
+    """Runs what is submitted in this process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *given):
+        found = work(*given)
+        return SimpleNamespace(result=lambda: found)
+
+
+def load_tool(monkeypatch):
+    """The script, on a small text and in this process alone."""
+    from reproduction.protocols import text_run as tool
+
+    documents = tuple(Document(f"{i}", " ".join(f"{i * j % 97}" for j in range(900))) for i in range(40))
+    monkeypatch.setattr(tool, "read_corpus", lambda _: Corpus("numbers", documents, ""))
+    monkeypatch.setattr(tool, "ProcessPoolExecutor", AtOnce)
+    return tool
+
+
+def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeypatch):
+    tool = load_tool(monkeypatch)
+    argv = ["text_run.py", tmp_path, "--models", "llama", "dense", "--rates", "1e-9", "0.01", "--layers", "1"]
+    argv += ["--width", "16", "--context", "16", "--batch", "4", "--steps", "6"]
+    monkeypatch.setattr(sys, "argv", [str(arg) for arg in argv])
+    assert tool.main() == 0
+    found = {path.stem: records.read_json(path)["config"] for path in tmp_path.glob("*.json")}
+    assert {name for name, config in found.items() if config["part"] == "test"} == {"llama-seed0", "dense-seed0"}
+    assert {config["learning_rate"] for config in found.values() if config["part"] == "test"} == {0.01}
+    assert {config["seed"] for config in found.values() if config["part"] == "validation"} == {tool.TUNING_SEED}
+    assert len(found) == 2 + 2 * 2
+
+
+def test_a_rate_at_which_a_run_diverges_is_not_chosen(tmp_path, monkeypatch):
+    tool = load_tool(monkeypatch)
+
+    def run_text(config, *_):
+        if config.learning_rate > 0.1 or (config.part == "test" and config.seed == 1):
+            raise FloatingPointError("the loss is not finite")
+        nats = float("nan") if config.learning_rate == 0.05 else -config.learning_rate
+        return {"config": dataclasses.asdict(config), "series": [{"nats_per_token": nats}]}
+
+    monkeypatch.setattr(tool, "run_text", run_text)
+    argv = ["text_run.py", str(tmp_path), "--models", "llama", "--rates", "0.01", "0.05", "0.02", "1.0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert tool.main() == 0
+    monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "0", "1"])
+    assert tool.main() == 1
+    monkeypatch.setattr(sys, "argv", [*argv[:-4], "1.0", "2.0"])
+    assert tool.main() == 1
