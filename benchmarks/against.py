@@ -9,6 +9,7 @@ both. Times are those that a process had a core for; what is compared is the rat
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import random
 import statistics
@@ -18,6 +19,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,14 @@ from cramlab.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 N_BOOTSTRAP = 2000
+
+
+def found(*names: str) -> Any:
+    """The first of these modules that the revision has: modules have moved."""
+    for name in names:
+        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
+            return importlib.import_module(name)
+    raise ModuleNotFoundError(f"none of {', '.join(names)} is here")
 
 
 def layer_tasks():
@@ -57,12 +67,12 @@ def layer_tasks():
 
 def model_tasks():
     """A CRAM language model of four layers."""
-    from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+    modeling = found("cramlab.language_model.modeling", "cramlab.hf.modeling")
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
-    config = CRAMForCausalLMConfig(**sizes, num_attention_heads=4, state_size=32, semantic_rank=16)
-    model, tokens = CRAMForCausalLM(config).eval(), torch.randint(3, 512, (2, 256))
+    config = modeling.CRAMForCausalLMConfig(**sizes, num_attention_heads=4, state_size=32, semantic_rank=16)
+    model, tokens = modeling.CRAMForCausalLM(config).eval(), torch.randint(3, 512, (2, 256))
 
     def forward():
         with torch.no_grad():
@@ -78,19 +88,21 @@ def patched_tasks():
     """A Llama with the widths of SmolLM2-135M and six layers, patched; gates are random, so some reads are skipped."""
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-    from cramlab.consolidation.attention import ConsolidatedAttention, consolidatable_sites, install
+    attention = found("cramlab.consolidation.attention", "cramlab.hf.consolidated")
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3)).eval()
     layers = {}
-    for site in consolidatable_sites(model):
-        layer = ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(False)
+    for site in attention.consolidatable_sites(model):
+        layer = attention.ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(
+            False
+        )
         generator = torch.Generator().manual_seed(site.layer)  # the same reads in every revision
         for parameter in layer.parameters():
             parameter.normal_(std=0.02, generator=generator)
         layers[site.layer] = layer
-    install(model, layers)
+    attention.install(model, layers)
     prompt, longer = torch.randint(3, 512, (1, 1024)), torch.randint(3, 512, (1, 2048))
     mask = torch.ones(2, 512, dtype=torch.int64)
     mask[0, :100] = 0
