@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cramlab.cli.main import main as cli
 from cramlab.consolidation import folder as consolidation_folder
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 from faults.apart import apart
 from faults.bad_settings import thinned

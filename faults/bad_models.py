@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from cramlab.hf.loading import LoadError, load
+from cramlab.errors import LoadError
+from cramlab.hf.loading import load
 from faults.bad_files import damage_file, damages
 from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError

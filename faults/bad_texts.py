@@ -9,8 +9,8 @@ import random
 import shutil
 from collections.abc import Iterator
 
-from cramlab.auditing.errors import AuditError
 from cramlab.auditing.text import read_corpus
+from cramlab.errors import AuditError
 from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError, RefusedError
 from faults.material import fresh, words

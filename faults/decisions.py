@@ -19,7 +19,8 @@ from transformers import DynamicCache
 
 from cramlab.consolidation import folder as consolidation_folder
 from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.hf.loading import LoadError, load
+from cramlab.errors import LoadError
+from cramlab.hf.loading import load
 from faults.cases import Case, Fault, FaultFoundError, Measured, NotHereError, answer
 from faults.commands import command, settings
 from faults.material import fresh

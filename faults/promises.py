@@ -22,7 +22,7 @@ from cramlab.auditing.text import Corpus, Document
 from cramlab.consolidation.config import RetrofitConfig
 from cramlab.consolidation.documents import parts_of
 from cramlab.consolidation.guarantee import Promise, fixed_sequence
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 from faults.cases import Case, Fault, FaultFoundError, Measured, RefusedError
 from faults.material import model_folder, words

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform,
 import pydantic
 import pydantic.dataclasses
 
+from cramlab.errors import UsageError
+
 T = TypeVar("T")
 
 # What a field may hold. Upper bounds are far from any use: beyond them memory or 32 bits end, or a loop does not.
@@ -30,8 +32,8 @@ Weight = Annotated[float, pydantic.Field(ge=0, le=1e30)]
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.=+-]*)?$", max_length=128)]
 
 
-class ConfigError(ValueError):
-    """A field that does not exist or a value that it cannot take; the message says which and what to do."""
+class ConfigError(UsageError, ValueError):
+    """A field does not exist or cannot take the value."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

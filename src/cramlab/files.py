@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from cramlab.errors import CramlabError
+
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-class DamagedFileError(ValueError):
-    """A file that is cut, altered or another's; the message names it and the way out."""
+class DamagedFileError(CramlabError, ValueError):
+    """A file is cut, altered, or belongs to something else."""
 
 
 def partial_path(path: Path) -> Path:

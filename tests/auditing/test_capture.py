@@ -4,7 +4,7 @@ from families import BUILD, build, documents
 from torch import nn
 
 from cramlab.auditing.capture import hooked, watching
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 from cramlab.hf.attention_sites import attention_sites, base_model
 from cramlab.hf.loading import reading_all
 

@@ -8,8 +8,8 @@ import torch
 from cramlab.auditing import copies
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.copies import SIMILARITY, Originals, shingles_of, similarity
-from cramlab.auditing.errors import AuditError
 from cramlab.auditing.split import split
+from cramlab.errors import AuditError
 
 CONFIG = AuditConfig(context=32, contexts_per_document=2, fit_tokens=1000, validation_tokens=200, test_tokens=400)
 

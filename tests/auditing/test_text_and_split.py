@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from cramlab.auditing.config import AuditConfig
-from cramlab.auditing.errors import AuditError
 from cramlab.auditing.split import count_tokens, cut, split
 from cramlab.auditing.text import Corpus, Document, read_corpus
+from cramlab.errors import AuditError
 
 CONFIG = AuditConfig(context=8, contexts_per_document=2, fit_tokens=100, validation_tokens=20, test_tokens=40)
 

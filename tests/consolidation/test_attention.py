@@ -21,8 +21,8 @@ from cramlab.consolidation.attention import (
     remove,
 )
 from cramlab.consolidation.growing_cache import GrowingLayer
+from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import UnknownFamilyError, attention_sites
-from cramlab.hf.errors import ConsolidationError
 
 
 def tokens_of(n_batch=2, n_tokens=40):

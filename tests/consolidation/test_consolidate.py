@@ -19,7 +19,7 @@ from cramlab.consolidation.documents import held_out_at, parts_of, running_conte
 from cramlab.consolidation.folder import RECORD, WEIGHTS, weights_digest
 from cramlab.consolidation.guarantee import Promise
 from cramlab.consolidation.pipeline import Calibration
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 
 pytest.importorskip("glassllm")

@@ -5,7 +5,7 @@ import torch
 
 from cramlab.consolidation.far_reads import Scoring, far_read, window_read
 from cramlab.consolidation.visibility import Mask, Padding, far_tokens, visibility
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 
 def tensors(n_tokens, n_keys, n_batch=2, n_heads=4, n_groups=2, d_head=6, requires_grad=False):

@@ -14,8 +14,8 @@ from cramlab.consolidation.config import RetrofitConfig
 from cramlab.consolidation.gradients import Distiller, batches, distilled, end_loss, rehearse, rounded, with_units
 from cramlab.consolidation.install import patched
 from cramlab.consolidation.measure import at_threshold
+from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import attention_sites
-from cramlab.hf.errors import ConsolidationError
 
 WINDOW, N_SINKS, N_TOKENS, UNITS = 6, 2, 40, 4
 CONFIG = RetrofitConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, units=UNITS, learning_fracs=(0.5, 0.75),

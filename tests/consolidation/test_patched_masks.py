@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from cramlab.consolidation.install import patched
 from cramlab.consolidation.patch import FarReads
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 N = 40
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}

@@ -19,9 +19,9 @@ from cramlab.consolidation.attention import ConsolidatedAttention
 from cramlab.consolidation.calls import _stacks
 from cramlab.consolidation.growing_cache import GrowingLayer, let_grow
 from cramlab.consolidation.install import closed, consolidatable_sites, install, installed, patched, remove
+from cramlab.errors import ConsolidationError
 from cramlab.hf import attention_sites
 from cramlab.hf.attention_sites import FAMILIES, Family
-from cramlab.hf.errors import ConsolidationError
 
 N = 40
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}

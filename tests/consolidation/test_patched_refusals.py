@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from cramlab.consolidation.calls import _stacks
 from cramlab.consolidation.install import closed, install, installed, patched, remove
 from cramlab.consolidation.patch import FarReads
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 N = 40
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}

@@ -16,8 +16,8 @@ from cramlab.consolidation.install import patched
 from cramlab.consolidation.lora import lora
 from cramlab.consolidation.measure import at_threshold, measured
 from cramlab.consolidation.recovery import recovered
+from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import attention_sites
-from cramlab.hf.errors import ConsolidationError
 
 N_TOKENS = 40
 CONFIG = RetrofitConfig(context=N_TOKENS, window=6, n_sinks=2, batch_contexts=2)

@@ -9,7 +9,7 @@ from accelerate import disk_offload
 from families import BUILD, build, documents
 from torch import nn
 
-from cramlab.hf.errors import LoadError
+from cramlab.errors import LoadError
 from cramlab.hf.weights import config_digest, weights_digest
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 from cramlab.hf.attention_sites import AttentionSite
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.auditing.config import AuditConfig
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 from cramlab.hf.attention_sites import AttentionSite, attention_sites, base_model, family_of, longest_context
 
 

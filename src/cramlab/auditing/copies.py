@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 
 if TYPE_CHECKING:
     from datasketch import MinHash

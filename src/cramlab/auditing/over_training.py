@@ -18,12 +18,12 @@ from torch import Tensor
 from cramlab import records
 from cramlab.auditing.bootstrap import Bootstrap
 from cramlab.auditing.config import AuditConfig
-from cramlab.auditing.errors import AuditError
 from cramlab.auditing.over_text import sized, tokenised, unlike
 from cramlab.auditing.result import AuditResult, schema_error
 from cramlab.auditing.run import audit
 from cramlab.auditing.text import Corpus
 from cramlab.config import to_dict
+from cramlab.errors import AuditError
 from cramlab.files import write_json
 from cramlab.hf.loading import load
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from cramlab.auditing.capture import Seen, watching
 from cramlab.auditing.checks import check_causal, check_context, check_tokens, checked_sites
 from cramlab.auditing.config import AuditConfig
-from cramlab.auditing.errors import AuditError
 from cramlab.auditing.probes import SiteFit, Statistics, fit_site, frequent_types, make_inputs
 from cramlab.auditing.redundancy import Tally
 from cramlab.auditing.replacement import Loss, MaskedToken, NextToken, Replacement, losses, memory_serves, plan
 from cramlab.auditing.result import AuditResult, CausalSums, Measured, assemble
 from cramlab.auditing.resume import Identity, Progress, Resumable, Stages, TensorRows
 from cramlab.auditing.split import Contexts, Split, count_tokens, split
+from cramlab.errors import AuditError
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
 from cramlab.hf.loading import reading_all

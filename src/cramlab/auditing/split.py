@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.copies import Originals
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 
 
 @dataclass(frozen=True, kw_only=True)

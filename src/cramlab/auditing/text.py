@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cramlab.auditing.errors import AuditError
+from cramlab.errors import AuditError
 
 END_OF_TEXT = "<|endoftext|>"
 SUFFIXES = (".txt", ".md", ".rst", ".py")

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-
-class UsageError(Exception):
-    """A name or value that a command cannot use; answered with exit code 2."""
+from cramlab.errors import UsageError
 
 
 def whole(flag: str, least: int, most: int) -> Callable[[str], int]:

@@ -18,11 +18,8 @@ from cramlab.cli.arguments import folder_of, path_of, text_of, whole
 from cramlab.cli.display import Display
 from cramlab.config import overridden
 from cramlab.files import only_process_in, write_text
-from cramlab.hf.attention_sites import UnknownFamilyError
-from cramlab.hf.loading import LoadError, device_named, load
+from cramlab.hf.loading import device_named, load
 from cramlab.report.audit_page import render_audit, render_over_training
-
-USAGE_ERRORS = (AuditError, UnknownFamilyError, LoadError)
 
 
 def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -15,11 +15,9 @@ from cramlab.cli.arguments import folder_of, path_of, positive, text_of, whole
 from cramlab.cli.display import Display
 from cramlab.config import overridden
 from cramlab.consolidation.config import RetrofitConfig
+from cramlab.errors import ConsolidationError, LoadError
 from cramlab.files import only_process_in
-from cramlab.hf.errors import ConsolidationError
-from cramlab.hf.loading import LoadError, device_named, load
-
-USAGE_ERRORS = (ConsolidationError,)
+from cramlab.hf.loading import device_named, load
 
 
 def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

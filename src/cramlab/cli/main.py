@@ -20,27 +20,24 @@ from rich.table import Table
 
 from cramlab import records
 from cramlab.catalog import MIXERS
-from cramlab.cli.arguments import UsageError, folder_of, page_of, path_of, whole
-from cramlab.cli.audit import USAGE_ERRORS as AUDIT_ERRORS
+from cramlab.cli.arguments import folder_of, page_of, path_of, whole
 from cramlab.cli.audit import add_audit
-from cramlab.cli.consolidate import USAGE_ERRORS as CONSOLIDATE_ERRORS
 from cramlab.cli.consolidate import add_consolidate
 from cramlab.cli.cost import print_cost
 from cramlab.cli.irregular import add_irregular
 from cramlab.cli.progress import ProgressDisplay
-from cramlab.config import ConfigError, nearest, overridden
+from cramlab.config import nearest, overridden
+from cramlab.errors import CramlabError, UsageError
 from cramlab.experiments import EXPERIMENTS, Study
-from cramlab.files import DamagedFileError, write_text
+from cramlab.files import write_text
 from cramlab.report.page import render
 from cramlab.report.tables import results_table
 from cramlab.tasks.srcd import SIZES
 from cramlab.terminal import plain
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
-from cramlab.training.loop import RunFailedError
 from cramlab.training.ray_jobs import run_jobs_on_ray
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
 ENGINES = {"local": run_jobs, "ray": run_jobs_on_ray}
 
 
@@ -54,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parser().parse_args(argv)
             args.command(args)
             sys.stdout.flush()
-    except (UsageError, ConfigError, *AUDIT_ERRORS, *CONSOLIDATE_ERRORS) as error:
-        return _said(str(error), EXIT_USAGE)
+    except CramlabError as error:
+        return _said(str(error), error.exit_code)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
-    except (RunFailedError, DamagedFileError, OSError) as error:
-        return _said(str(error), EXIT_FAILED)
+    except OSError as error:
+        return _said(str(error), CramlabError.exit_code)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return _said(f"out of memory ({error}); smaller sizes need less", EXIT_FAILED)
+        return _said(f"out of memory ({error}); smaller sizes need less", CramlabError.exit_code)
     except KeyboardInterrupt:
         can_resume = hasattr(args, "resume")
-        return _said("interrupted" + "; the same command with --resume continues" * can_resume, EXIT_FAILED)
+        return _said("interrupted" + "; the same command with --resume continues" * can_resume, CramlabError.exit_code)
     return 0
 
 

@@ -25,7 +25,7 @@ from cramlab.consolidation.far_reads import Scoring, far_read, read_by_heads, wi
 from cramlab.consolidation.growing_cache import let_grow
 from cramlab.consolidation.patch import Counts, Decision, FarReads, Installation, Seen
 from cramlab.consolidation.visibility import Mask, Visibility, far_tokens, visibility
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 # Attention functions of patched models, as `config._attn_implementation` names them, by that of the original.
 NAMES = {"sdpa": "cramlab", "eager": "cramlab_eager"}

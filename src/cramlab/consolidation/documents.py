@@ -14,7 +14,7 @@ from cramlab.auditing.checks import check_tokens
 from cramlab.auditing.copies import Originals
 from cramlab.auditing.text import Corpus, Document
 from cramlab.consolidation.config import HELD_OUT, PARTS, RetrofitConfig
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 
 

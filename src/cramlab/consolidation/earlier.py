@@ -16,7 +16,7 @@ from cramlab.consolidation.closed_form import Learned
 from cramlab.consolidation.config import RECALIBRATED, REDRAWN, RetrofitConfig
 from cramlab.consolidation.documents import unused
 from cramlab.consolidation.folder import saved_layers
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 
 def learned_before(

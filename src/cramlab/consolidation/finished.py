@@ -17,7 +17,7 @@ from cramlab.consolidation.config import GROUPS, HELD_OUT, RetrofitConfig
 from cramlab.consolidation.documents import Parts, held_out_of, parts_of
 from cramlab.consolidation.earlier import learned_before
 from cramlab.consolidation.folder import read_record, saved_layers
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 from cramlab.hf.weights import config_digest
 

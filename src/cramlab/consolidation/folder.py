@@ -23,9 +23,9 @@ from cramlab.consolidation.attention import ConsolidatedAttention
 from cramlab.consolidation.calls import NAMES, closed_here
 from cramlab.consolidation.install import consolidatable_sites, install, installed, remove
 from cramlab.consolidation.patch import Counts, FarReads
+from cramlab.errors import ConsolidationError
 from cramlab.files import write_bytes, write_json
 from cramlab.hf.attention_sites import attention_sites, longest_context
-from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import load as load_pretrained
 from cramlab.hf.weights import weights_digest
 

@@ -34,8 +34,8 @@ from cramlab.consolidation.config import RetrofitConfig
 from cramlab.consolidation.install import patched
 from cramlab.consolidation.observe import Look, added_by_far, observed
 from cramlab.consolidation.patch import Decision, Seen
+from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import AttentionSite, base_model
-from cramlab.hf.errors import ConsolidationError
 
 _LEAST_ERROR = 1e-12
 _TOKENS_AT_ONCE = 1024  # whose logits are held in memory

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from cramlab.consolidation.calls import NAMES, begin, closed_here, correct, end, enter, leave
 from cramlab.consolidation.patch import FarReads, Installation
+from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import AttentionSite, UnknownFamilyError, attention_sites, base_model, family_of
-from cramlab.hf.errors import ConsolidationError
 
 
 def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:

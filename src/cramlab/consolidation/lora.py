@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 if TYPE_CHECKING:
     from peft import PeftModel

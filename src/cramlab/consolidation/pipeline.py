@@ -31,9 +31,9 @@ from cramlab.consolidation.install import consolidatable_sites, patched
 from cramlab.consolidation.measure import Rows, at_threshold, measured, original_loss
 from cramlab.consolidation.observe import observed
 from cramlab.consolidation.patch import Seen
+from cramlab.errors import ConsolidationError
 from cramlab.files import only_process_in
 from cramlab.hf.attention_sites import AttentionSite
-from cramlab.hf.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 
 # The test starts this many shares below the boldest that it would pass if all documents were like those of validation,

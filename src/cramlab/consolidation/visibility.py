@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cramlab.hf.errors import ConsolidationError
+from cramlab.errors import ConsolidationError
 
 _HIDDEN = -9e3  # a number added to a score that leaves the key no weight; masks say -1e4, -1e9, or the least of a type
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.config import nearest
+from cramlab.errors import UsageError
 
 
-class UnknownFamilyError(ValueError):
+class UnknownFamilyError(UsageError, ValueError):
     """A model whose attention cannot be found; the message says how to add its family."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cramlab.hf.errors import LoadError
+from cramlab.errors import LoadError
 
 _LFS_POINTER = b"version https://git-lfs"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

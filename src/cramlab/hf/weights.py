@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cramlab.hf.errors import LoadError
+from cramlab.errors import LoadError
 
 PATCH = "consolidated"  # name of the sub-module that a patch adds under an attention module; no digest covers it
 # Fields of a configuration that say where it is from or how it is run, not what the model is.

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cramlab import records
 from cramlab.batch import Batch
 from cramlab.config import config_hash, to_dict
+from cramlab.errors import CramlabError
 from cramlab.files import DamagedFileError, only_process_in, save_checkpoint, write_json
 from cramlab.metrics import consolidation_ratio
 from cramlab.mixer import Routing
@@ -41,7 +42,7 @@ from cramlab.training.start import TransferConfig, start
 Progress = Callable[[dict[str, Any]], None]
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(CramlabError, RuntimeError):
     """Training stopped on a loss, gradient or validation that is no number; the record says where."""
 
 
