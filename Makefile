@@ -8,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := --threads 1 --set context=256 --set causal_tokens=4096 --set test_tokens=24000 --set validation_tokens=16000
 OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000 --set contexts_per_document=16
 
-.PHONY: srcd test slow lint results audit-results bench faults clean
+.PHONY: srcd test tests slow lint results audit-results bench faults clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,8 +19,12 @@ srcd: .venv/installed
 	$(BIN)/cramlab run srcd --size $(SIZE) --seed $(SEED) --out $(OUT) --resume
 	$(BIN)/cramlab report $(OUT) --out $(OUT)/report.html
 
-test: lint
-	$(BIN)/python -m pytest -m "not slow"
+# The linters run beside the tests: together they take two cores.
+test: .venv/installed
+	$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope
 
 lint: .venv/installed
 	$(BIN)/ruff check .
