@@ -295,9 +295,9 @@ def test_sequences_that_make_no_batch_are_named():
     one = sample(TINY, seed=0, split="test", index=0)
     for samples, message in (
         ([], "give at least one sequence"),
-        ([one, {n: v for n, v in one.items() if n != "gap"}], r'samples\[1\]\["gap"\] is not there; the config gives'),
+        ([one, {n: v for n, v in one.items() if n != "gap"}], r'samples\[1\]\["gap"\] is missing; the config requires'),
         ([one | {"level": one["level"][:-1]}], r'samples\[0\]\["level"\] has shape \(63,\)'),
-        ([one | {"key": one["key"][:, :3]}], r'"key"\] has shape \(64, 3\); the config gives \(64, 16\)'),
+        ([one | {"key": one["key"][:, :3]}], r'"key"\] has shape \(64, 3\); the config requires shape \(64, 16\)'),
     ):
         with pytest.raises(ValueError, match=message):
             collate(TINY, samples)

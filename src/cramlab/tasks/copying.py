@@ -1,6 +1,6 @@
-"""Synthetic copying, in the words of SRCD: values are written in a row and asked for in the same order.
+"""Synthetic copying in SRCD's format: the first half writes values, the second half queries them in the same order.
 
-One sequence, drawn small (N = 8)::
+One short sequence (N = 8)::
 
     position   0     1     2     3     4     5     6     7
     kind       write write write write query query query query
@@ -8,8 +8,8 @@ One sequence, drawn small (N = 8)::
     value      31    8     55    2     .     .     .     .
     answer     .     .     .     .     31    8     55    2
 
-The keys are codes of places, the same in every sequence; the values are drawn anew, so that nothing can be learned by
-heart: every query has to be looked up. Inputs and answers have SRCD's shape, so that a model can be carried over.
+The keys encode positions and are the same in every sequence; the values differ, so nothing can be memorised and every
+query needs attention. Inputs and answers have SRCD's shape, so that a trained model can be transferred.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import numpy as np
 
 from cramlab.batch import Batch
 from cramlab.config import ConfigError, Share, checked
-from cramlab.tasks.srcd import QUERY, SPLITS, WRITE, Split, SRCDConfig, SRCDDataset, collate, sample
+from cramlab.tasks.srcd import QUERY, WRITE, SRCDConfig, collate, sample
+from cramlab.tasks.task import SPLITS, Split
 
-_CODE_STREAM, _VALUE_STREAM = 202, 203  # spawn keys: of the places' codes, of the values
+_CODE_STREAM, _VALUE_STREAM = 202, 203  # spawn keys of the generators that draw position codes and values
 
 
 @checked("task")
 class CopyingConfig(SRCDConfig):
-    """SRCD's level, gaps and channels; half of the tokens write, the other half asks.
+    """Level, gaps and channels are SRCD's; the first half of the tokens writes, the second half queries.
 
     Attributes:
-        query_frac: always one half.
-        write_frac: always one half.
-        recurring_frac: always 0: a key comes again, its value does not.
+        query_frac: always 0.5.
+        write_frac: always 0.5.
+        recurring_frac: always 0: keys recur, their values do not.
     """
 
     query_frac: Share = 0.5
@@ -40,29 +41,29 @@ class CopyingConfig(SRCDConfig):
     recurring_frac: Share = 0.0
 
     def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
+        """Raises ConfigError for vector-less keys and odd lengths."""
         super().__post_init__()
         if self.key_mode != "vector":
-            raise ConfigError(f'task.key_mode = "{self.key_mode}" is not for copying; give "vector"')
+            raise ConfigError(f'task.key_mode = "{self.key_mode}" is not available for copying; give "vector"')
         if self.seq_len % 2:
-            raise ConfigError(f"task.seq_len = {self.seq_len} is odd; copying needs two halves")
+            raise ConfigError(f"task.seq_len = {self.seq_len} is odd, but copying needs equal halves; make it even")
 
-    def dataset(self, *, seed: int, split: Split, batch_size: int, start: int = 0) -> CopyingDataset:
-        """See `SRCDConfig.dataset`."""
-        return CopyingDataset(self, seed=seed, split=split, batch_size=batch_size, start=start)
+    def draw(self, indices: range, *, seed: int, split: Split) -> Batch:
+        """Returns the sequences with these indices of a split as one batch."""
+        return collate(self, [sample_copy(self, seed=seed, split=split, index=i) for i in indices])
 
 
 @functools.lru_cache(maxsize=16)
 def place_codes(n_places: int, key_dim: int) -> np.ndarray:
-    """Unit vectors, one a place, (n_places, key_dim); the same for all seeds and lengths."""
+    """Returns one unit vector per position, (n_places, key_dim); the same for all seeds and lengths."""
     rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(_CODE_STREAM,)))
     codes = rng.standard_normal((n_places, key_dim))
     return codes / np.linalg.norm(codes, axis=-1, keepdims=True)
 
 
 def sample_copy(config: CopyingConfig, *, seed: int, split: Split, index: int) -> dict[str, np.ndarray]:
-    """One sequence, a function of its arguments alone; the arrays of `srcd.sample`."""
-    out = sample(config, seed=seed, split=split, index=index)  # for the level and the gaps
+    """Draws one sequence with the arrays of `srcd.sample`. It depends on the arguments alone."""
+    out = sample(config, seed=seed, split=split, index=index)  # provides level and gaps
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_VALUE_STREAM, SPLITS.index(split), index)))
     half = config.seq_len // 2
     values = rng.integers(config.n_values, size=half)
@@ -80,18 +81,3 @@ def sample_copy(config: CopyingConfig, *, seed: int, split: Split, index: int) -
         "recurring": np.zeros_like(asked),
         "rebound": np.zeros_like(asked),
     }
-
-
-class CopyingDataset(SRCDDataset):
-    """An endless, restartable stream of batches; see `SRCDDataset`."""
-
-    def __init__(self, config: CopyingConfig, *, seed: int, split: Split, batch_size: int, start: int = 0) -> None:
-        super().__init__(config, seed=seed, split=split, batch_size=batch_size, start=start)
-        self.copying = config
-
-    def batch(self, index: int) -> Batch:
-        """The batch whose first sequence is number `index` of the split."""
-        indices = range(index, index + self.batch_size)
-        return collate(
-            self.copying, [sample_copy(self.copying, seed=self.seed, split=self.split, index=i) for i in indices]
-        )

@@ -1,4 +1,4 @@
-"""SRCD as files for other trainers: `.npz` or Parquet, with a datasheet and a content hash."""
+"""Writes SRCD to files for other trainers: `.npz` or Parquet, with a datasheet and a content hash."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from cramlab.files import whole, write_json
 from cramlab.metrics import Scores, score
-from cramlab.tasks.srcd import VERSION, Split, SRCDConfig, check_stream, collate, sample
+from cramlab.tasks.srcd import VERSION, SRCDConfig, collate, sample
 from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc, oracle
+from cramlab.tasks.task import Split, check_stream
 
 FIELDS = {
     "kind": "0 flow, 1 write, 2 query",
@@ -33,7 +34,7 @@ FIELDS = {
 
 
 def content_hash(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes in order of name: the same for both file formats."""
+    """Returns the SHA-256 of names, types, shapes and bytes in order of name: the same for both file formats."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -46,20 +47,20 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
     """Writes the first `n_sequences` of a split to `path` and its datasheet beside it.
 
     Args:
-        config: the generator.
-        path: ends in `.npz` (one array a field, (n_sequences, seq_len, ...)) or `.parquet` (one row a token, with
-            `sequence` and `position`; needs the extra `cramlab[parquet]`).
-        seed: of the data.
+        config: parameters of the generator.
+        path: file that ends in `.npz` (one array per field, (n_sequences, seq_len, ...)) or `.parquet` (one row per
+            token, with `sequence` and `position`; needs the extra `cramlab[parquet]`).
+        seed: seed of the data.
         split: "train", "validation" or "test".
-        n_sequences: how many.
+        n_sequences: number of sequences.
 
     Returns:
         The datasheet, as written to `PATH.datasheet.json`.
 
     Raises:
-        ValueError: for another ending, a folder, fewer than one sequence, a split or seed that does not exist, or the
-            config of another task than SRCD.
-        ImportError: for Parquet without pyarrow.
+        ValueError: when the path has another ending or is a folder, `n_sequences` is below 1, split or seed is
+            invalid, or the config is that of another task.
+        ImportError: when Parquet is asked for and pyarrow is not installed.
     """
     path = Path(path)
     if type(config) is not SRCDConfig:
@@ -100,13 +101,13 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
                 np.savez_compressed(file, allow_pickle=False, **arrays)
         else:
             _write_parquet(partial, arrays)
-        beside.unlink(missing_ok=True)  # rather none than that of the sequences before
+        beside.unlink(missing_ok=True)  # an interrupted export leaves no outdated datasheet
     write_json(beside, datasheet)
     return datasheet
 
 
 def _oracle_acc(config: SRCDConfig, samples: list[dict[str, np.ndarray]]) -> float | None:
-    """Retrieval of the oracle on these very sequences; None where they ask nothing."""
+    """Returns the oracle's retrieval accuracy on these sequences; None when they hold no query."""
     total = Scores()
     for one in samples:
         batch = collate(config, [one])

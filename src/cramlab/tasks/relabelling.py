@@ -1,7 +1,7 @@
-"""SRCD whose answers go by other names: the same bindings, every value renamed by one fixed permutation.
+"""SRCD with relabelled answers: the bindings are the same, and one fixed permutation renames every answer.
 
-Inputs are SRCD's own, values written included; what is asked for is `rename[value]`. Who knows the bindings by heart
-has only the names to learn.
+Inputs, written values included, are SRCD's; the answer to a query is `renaming[value]`. A model that has memorised the
+bindings has only the renaming to learn.
 """
 
 from __future__ import annotations
@@ -13,35 +13,28 @@ import torch
 
 from cramlab.batch import Batch
 from cramlab.config import checked
-from cramlab.tasks.srcd import Split, SRCDConfig, SRCDDataset
+from cramlab.tasks.srcd import SRCDConfig
+from cramlab.tasks.task import Split
 
-_STREAM = 204  # spawn key of the permutation
+_STREAM = 204  # spawn key of the generator that draws the permutation
 
 
 @checked("task")
 class RelabellingConfig(SRCDConfig):
-    """SRCD's fields; the new names are the same for all seeds and lengths."""
+    """The fields are SRCD's; the renaming is the same for all seeds and lengths."""
 
-    def dataset(self, *, seed: int, split: Split, batch_size: int, start: int = 0) -> RelabellingDataset:
-        """See `SRCDConfig.dataset`."""
-        return RelabellingDataset(self, seed=seed, split=split, batch_size=batch_size, start=start)
+    def draw(self, indices: range, *, seed: int, split: Split) -> Batch:
+        """Returns the sequences with these indices of a split as one batch."""
+        batch = super().draw(indices, seed=seed, split=split)
+        names = torch.from_numpy(renaming(self.n_values))
+        renamed = torch.where(batch.retrieval_mask, names[batch.retrieval_target], batch.retrieval_target)
+        return batch._replace(retrieval_target=renamed)
 
 
 @functools.lru_cache(maxsize=4)
 def renaming(n_values: int) -> np.ndarray:
-    """The new name of each value, (n_values,): a cyclic permutation, so that none keeps its own."""
+    """Returns the new name of each value, (n_values,): a cyclic permutation, so no value keeps its name."""
     order = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(_STREAM,))).permutation(n_values)
     names = np.empty(n_values, dtype=np.int64)
     names[order] = np.roll(order, 1)
     return names
-
-
-class RelabellingDataset(SRCDDataset):
-    """An endless, restartable stream of batches; see `SRCDDataset`."""
-
-    def batch(self, index: int) -> Batch:
-        """The batch whose first sequence is number `index` of the split."""
-        batch = super().batch(index)
-        names = torch.from_numpy(renaming(self.config.n_values))
-        renamed = torch.where(batch.retrieval_mask, names[batch.retrieval_target], batch.retrieval_target)
-        return batch._replace(retrieval_target=renamed)

@@ -1,4 +1,7 @@
-"""What can be scored on SRCD without learning: oracles above, floors below. All work from a batch's inputs."""
+"""Reference scores on SRCD without learning: the oracle is the best possible, floors use no attention to keys.
+
+All predict from a batch's inputs.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +20,38 @@ FloorName = Literal["majority", "last_value", "memoriser"]
 
 
 def oracle(config: SRCDConfig, batch: Batch) -> Predictions:
-    """The best possible answer: looks every queried key up among the earlier writes and knows the law of the level.
+    """Predicts as well as possible: looks every queried key up among the earlier writes and knows the level's dynamics.
 
     Raises:
-        ValueError: when the batch has other channels than the config's sequences.
+        ValueError: when the batch's channels differ from those of the config.
     """
     _check_channels(config, batch)
     write = batch.discrete[..., 0] == WRITE
     earlier = torch.ones(batch.gaps.shape[1], batch.gaps.shape[1], dtype=torch.bool).tril(-1)
-    candidates = write[:, None] & earlier  # (B, T, T): rows ask, columns were written
+    candidates = write[:, None] & earlier  # (B, T, T): a row's query may use a column's write
     if config.key_mode == "token":
         key = batch.discrete[..., 2]
         distance = (key[:, :, None] != key[:, None, :]).float()
     else:
         key = batch.continuous[..., 1:]
         distance = torch.cdist(key, key)
-    found = torch.where(candidates, distance, torch.inf).argmin(dim=-1)
-    value = batch.discrete[..., 1].gather(1, found)
+    nearest = torch.where(candidates, distance, torch.inf).argmin(dim=-1)
+    value = batch.discrete[..., 1].gather(1, nearest)
     return _predictions(config, batch, value)
 
 
 def floor(name: FloorName, config: SRCDConfig, batch: Batch, *, seed: int) -> Predictions:
-    """The answer of a predictor that does not look back for its key.
+    """Predicts without looking back for the queried key.
 
     Args:
-        name: "majority" always says the value that most patterns share; "last_value" repeats the newest write;
-            "memoriser" knows every recurring pattern by heart and says the majority value for all other keys.
-        config: the generator.
-        batch: from the same generator.
-        seed: of the run, which draws the patterns.
+        name: "majority" always answers the value that most patterns share; "last_value" repeats the newest write;
+            "memoriser" knows every recurring pattern and answers the majority value for all other keys.
+        config: parameters of the generator.
+        batch: a batch of the same generator.
+        seed: seed of the run, which draws the patterns.
 
     Raises:
-        ValueError: when the name is unknown, or the batch has other channels than the config's sequences.
+        ValueError: when the name is unknown, or the batch's channels differ from those of the config.
     """
     _check_channels(config, batch)
     predictors: dict[FloorName, Callable[[SRCDConfig, Batch, int], Tensor]] = {
@@ -66,7 +69,7 @@ def _check_channels(config: SRCDConfig, batch: Batch) -> None:
     wanted = len(spec.vocab_sizes), spec.n_continuous
     if (held := (batch.discrete.shape[-1], batch.continuous.shape[-1])) != wanted:
         raise ValueError(
-            f"the batch has {held[0]} discrete and {held[1]} continuous channels, sequences of the config "
+            f"the batch has {held[0]} discrete and {held[1]} continuous channels, but the config makes "
             f"{wanted[0]} and {wanted[1]}; give the config that made the batch"
         )
 
@@ -95,20 +98,20 @@ def _memoriser(config: SRCDConfig, batch: Batch, seed: int) -> Tensor:
     else:
         distance = torch.cdist(batch.continuous[..., 1:].double(), torch.from_numpy(known.keys)[None])
         nearest, which = distance.min(dim=-1)
-        # Two noisy looks at one key differ by about key_noise * sqrt(key_dim); leave room for the tail.
+        # Two noisy observations of a key differ by sqrt(2 key_dim) key_noise on average; 3 leaves room for the tail.
         familiar = nearest < 3 * config.key_noise * config.key_dim**0.5 + 1e-6
     return torch.where(familiar & (batch.discrete[..., 0] == QUERY), values[which], _majority_value(config, seed))
 
 
 def memoriser_acc(config: SRCDConfig) -> float:
-    """Expected accuracy of "memoriser" with uniform values: the recurring share, and chance on what is left."""
+    """Returns the expected accuracy of "memoriser" with uniform values: the recurring share, and chance on the rest."""
     known = config.recurring_frac * (1 - config.rebind_frac)
     novel = 1 - config.recurring_frac
     return known + novel / config.n_values
 
 
 def chance_acc(config: SRCDConfig) -> float:
-    """Accuracy of a uniform guess."""
+    """Returns the accuracy of a uniform guess."""
     return 1 / config.n_values
 
 

@@ -15,7 +15,8 @@ from cramlab import records
 from cramlab.batch import Batch
 from cramlab.metrics import AttentionUse, Scores, attention_use, count
 from cramlab.mixer import Routing
-from cramlab.tasks.srcd import Split, SRCDConfig
+from cramlab.tasks.srcd import SRCDConfig
+from cramlab.tasks.task import Split
 from cramlab.training.folder import CONFIG, RECORD, own_record
 from cramlab.training.load import load_run
 from cramlab.training.run import RunConfig
