@@ -25,7 +25,7 @@ from cramlab.cli.audit import add_audit
 from cramlab.cli.consolidate import add_consolidate
 from cramlab.cli.cost import print_cost
 from cramlab.cli.irregular import add_irregular
-from cramlab.cli.progress import ProgressDisplay
+from cramlab.cli.progress import ProgressDisplay, most_tokens
 from cramlab.config import nearest, overridden
 from cramlab.errors import CramlabError, UsageError
 from cramlab.experiments import EXPERIMENTS, Study
@@ -209,7 +209,7 @@ def _run(args: argparse.Namespace) -> None:
     study = _study(args.name, args.size, args.seed)
     configs = [overridden(config, args.overrides) for config in next(study)]
     while True:
-        with ProgressDisplay([config.name for config in configs]) as display:
+        with ProgressDisplay({config.name: most_tokens(config) for config in configs}) as display:
             found = ENGINES[args.engine](configs, args.out, resume=args.resume, n_jobs=args.jobs, progress=display)
         display.console.print(results_table(found))
         try:
