@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from cramlab.report import audit_plots as plots
+from cramlab.report.template import template
 
 PROBE_NAMES = {
     "hidden": "after the norm (main)",
@@ -24,7 +22,7 @@ PROBE_NAMES = {
 def render_audit(data: dict[str, Any]) -> str:
     """The page of one audit."""
     loss = data["loss"] is not None
-    return _template("audit.html.jinja").render(
+    return template("audit.html.jinja").render(
         data=data,
         probes=[(PROBE_NAMES[name], _measures(data["probes"][name]["overall"])) for name in PROBE_NAMES
                 if name in data["probes"]],
@@ -69,7 +67,7 @@ def render_over_training(data: dict[str, Any]) -> str:
                 "-" if point["replaced"] is None else estimate(point["replaced"]["probe"]),
             )
         )
-    return _template("over_training.html.jinja").render(
+    return template("over_training.html.jinja").render(
         data=data,
         rows=rows,
         estimate=estimate,
@@ -86,14 +84,6 @@ def estimate(values: Sequence[float | None], digits: int = 3) -> str:
         return "-"
     interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f}{interval}"
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    package = importlib.resources.files("cramlab.report")
-    style = package.joinpath("audit_style.css").read_text(encoding="utf-8")
-    environment.globals["style"] = style
-    return environment.from_string(package.joinpath(name).read_text(encoding="utf-8"))
 
 
 def _measures(overall: dict[str, Any]) -> list[str]:

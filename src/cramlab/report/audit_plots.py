@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cramlab.report.plots import finish, svg
+from cramlab.report.plots import COLOURS, finish, svg
 
-KIND_COLOURS = {"probe": "#1f77b4", "mean": "#ff7f0e", "zero": "#7f7f7f"}
+KIND_COLOURS = {"probe": COLOURS[0], "mean": COLOURS[4], "zero": "#7f7f7f"}
 
 
 def _axes(width: float = 8.5, height: float = 3.4) -> Axes:
@@ -53,9 +54,9 @@ def heat_map(data: dict[str, Any], measure: str) -> str:
 def over_depth(data: dict[str, Any], measure: str, probes: Sequence[str]) -> str:
     """One curve a probe, from the first layer to the last."""
     axes = _axes()
-    for name in probes:
+    for name, colour in zip(probes, itertools.cycle(COLOURS), strict=False):
         if name in data["probes"]:
-            _bars(axes, data["model"]["layers"], data["probes"][name]["layers"][measure], label=name)
+            _bars(axes, data["model"]["layers"], data["probes"][name]["layers"][measure], label=name, color=colour)
     _whole_layers(axes, "layer")
     axes.set_ylabel({"r": "R", "r2": "centred R²"}[measure])
     return finish(axes)
@@ -100,7 +101,7 @@ def predictable_against_removable(data: dict[str, Any]) -> str:
     for layer, x, y in zip(data["model"]["layers"], r, nats, strict=True):
         axes.annotate(str(layer), (x, y), fontsize="x-small", xytext=(3, 2), textcoords="offset points")
     axes.axvline(data["verdict"]["predictable_r"], color="black", linestyle=":", label="called predictable from here")
-    axes.axhline(data["verdict"]["removable_nats"], color="#b00", linestyle=":", label="called costly from here")
+    axes.axhline(data["verdict"]["removable_nats"], color=COLOURS[1], linestyle=":", label="called costly from here")
     axes.set_xlabel("R")
     axes.set_ylabel("nats per token when the probe answers")
     return finish(axes)
@@ -128,7 +129,7 @@ def by_rank(data: dict[str, Any]) -> str:
     axes = _axes()
     ranks = data["by_rank"]["ranks"]
     for layer, row in zip(data["model"]["layers"], data["by_rank"]["r2"], strict=True):
-        axes.plot(ranks, [estimate[0] for estimate in row], linewidth=0.8, alpha=0.6, color="#1f77b4")
+        axes.plot(ranks, [estimate[0] for estimate in row], linewidth=0.8, alpha=0.6, color=COLOURS[0])
         axes.annotate(str(layer), (ranks[-1], row[-1][0]), fontsize="xx-small")
     means = np.array([[estimate[0] for estimate in row] for row in data["by_rank"]["r2"]]).mean(axis=0)
     axes.plot(ranks, means, color="black", linewidth=2, label="mean over layers")
@@ -155,9 +156,17 @@ def over_training(data: dict[str, Any], measure: str) -> str:
     for i, run in enumerate(sorted({point["run"] for point in data["points"]})):
         points = [point for point in data["points"] if point["run"] == run]
         steps = [point["step"] for point in points]
-        _bars(axes, steps, [p["overall"]["hidden"][measure] for p in points], label=run, color=f"C{i}")
+        _bars(
+            axes, steps, [p["overall"]["hidden"][measure] for p in points], label=run, color=COLOURS[i % len(COLOURS)]
+        )
         if measure == "r":
-            axes.plot(steps, [p["overall"]["mean"]["r"][0] for p in points], "--", color=f"C{i}", linewidth=0.8)
+            axes.plot(
+                steps,
+                [p["overall"]["mean"]["r"][0] for p in points],
+                "--",
+                color=COLOURS[i % len(COLOURS)],
+                linewidth=0.8,
+            )
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel({"r": "R (dashed: of the mean)", "r2": "centred R²"}[measure])
@@ -169,8 +178,8 @@ def reads_over_training(data: dict[str, Any]) -> str:
     axes = _axes(8.5, 3)
     for i, run in enumerate(sorted({point["run"] for point in data["points"]})):
         points = [p for p in data["points"] if p["run"] == run and p["training"] is not None]
-        axes.plot([p["step"] for p in points], [p["training"]["reads_frac"] for p in points], "o-", color=f"C{i}",
-                  label=run, markersize=3)  # fmt: skip
+        axes.plot([p["step"] for p in points], [p["training"]["reads_frac"] for p in points], "o-",
+                  color=COLOURS[i % len(COLOURS)], label=run, markersize=3)  # fmt: skip
     axes.set_xscale("symlog", linthresh=10)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("optimiser step")

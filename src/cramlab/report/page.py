@@ -1,32 +1,53 @@
-"""The report: one HTML file that opens from disk, with nothing to fetch."""
+"""The report: one HTML file that opens from disk and fetches nothing."""
 
 from __future__ import annotations
 
-import importlib.resources
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
-import jinja2
-
 from cramlab.report import plots
-from cramlab.report.tables import COLUMNS, cells, origin, summarise
+from cramlab.report.tables import COLUMNS, Row, cells, origin, summarise
+from cramlab.report.template import template
 from cramlab.terminal import plain
+
+_MIXERS_PER_TABLE = 5  # what a page 1,100 pixels wide has room for
 
 
 def render(found: list[dict[str, Any]]) -> str:
-    """The page for a set of records; failed runs are listed with their reason and drawn no further than they came."""
+    """The page for a set of records; a failed run is listed with its reason, and its curves end where it failed."""
     found = sorted(plain(found), key=lambda r: (r["experiment"], r["size"], r["mixer"], r["seed"]))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = importlib.resources.files("cramlab.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     trained = [record for record in found if record["series"]]
-    return environment.from_string(source).render(
-        columns=COLUMNS,
-        rows=[cells(row) for row in summarise(found)],
+    return template("page.html.jinja").render(
+        groups=_groups(summarise(found)),
         failed=[record for record in found if record["status"] == "failed"],
         attention=plots.attention_over_steps(trained) if trained else "",
         retrieval=plots.retrieval_over_steps(trained) if trained else "",
         runs=[_run(record) for record in trained],
+        paths=plots.PATH_COLOURS,
+        marks=plots.QUERY_MARKS,
         origins=sorted({origin(record) for record in found}),
     )
+
+
+def _groups(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """One group for each experiment and size; its tables have a column for each mixer and a row for each metric."""
+    first = COLUMNS.index("mixer")
+    groups = []
+    for (experiment, size), members in itertools.groupby(rows, key=lambda row: (row.experiment, row.size)):
+        columns = [cells(row)[first:] for row in members]
+        parts = [columns[i : i + _MIXERS_PER_TABLE] for i in range(0, len(columns), _MIXERS_PER_TABLE)]
+        tables = [
+            {
+                "mixers": [column[0] for column in part],
+                "rows": list(
+                    zip(COLUMNS[first + 1 :], zip(*(column[1:] for column in part), strict=True), strict=True)
+                ),
+            }
+            for part in parts
+        ]
+        groups.append({"title": f"{experiment}, size {size}", "parts": tables})
+    return groups
 
 
 def _run(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-_COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-_PATH_COLOURS = {"e": "#d62728", "s": "#2ca02c", "w": "#d9d9d9"}
+# Colours that all readers can tell apart (Okabe and Ito 2008), without yellow, which is too faint on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+PATH_COLOURS = {"e": COLOURS[1], "s": COLOURS[2], "w": "#d9d9d9"}
+QUERY_MARKS = {"r": ("o", COLOURS[0]), "n": ("D", COLOURS[4]), "b": ("s", COLOURS[3])}  # by kind of query
 
 
 def svg(figure: Figure) -> str:
@@ -39,7 +42,7 @@ def _per_run(found: list[dict[str, Any]], draw: Callable[[Axes, dict[str, Any], 
     axes = figure.subplots()
     mixers = sorted({record["mixer"] for record in found})
     for record in found:
-        draw(axes, record, _COLOURS[mixers.index(record["mixer"]) % len(_COLOURS)])
+        draw(axes, record, COLOURS[mixers.index(record["mixer"]) % len(COLOURS)])
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(ylabel)
     return axes
@@ -94,9 +97,9 @@ def losses_over_steps(record: dict[str, Any]) -> str:
     figure = Figure(figsize=(8.5, 3.2), layout="constrained")
     axes = figure.subplots()
     terms = sorted({name for row in record["series"] for name in row["loss"]})
-    for name in terms:
+    for name, colour in zip(terms, itertools.cycle(COLOURS), strict=False):
         points = [(row["step"], row["loss"][name]) for row in record["series"] if row["loss"].get(name) is not None]
-        axes.plot([p[0] for p in points], [p[1] for p in points], label=name, linewidth=1)
+        axes.plot([p[0] for p in points], [p[1] for p in points], label=name, color=colour, linewidth=1)
     axes.set_yscale("symlog", linthresh=1e-3)  # a reward is a negative term
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("weighted loss term")
@@ -111,7 +114,7 @@ def routing_raster(record: dict[str, Any]) -> str:
     figure = Figure(figsize=(11, height))
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.05 / height, bottom=0.5 / height, hspace=0.5)
     rows = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
-    letters = list(_PATH_COLOURS)
+    letters = list(PATH_COLOURS)
     for axes, sample in zip(rows, samples, strict=True):
         first = sample["first_token"]
         n = len(sample["path"])
@@ -120,12 +123,12 @@ def routing_raster(record: dict[str, Any]) -> str:
             paths,
             aspect="auto",
             interpolation="nearest",
-            cmap=ListedColormap(list(_PATH_COLOURS.values())),
+            cmap=ListedColormap(list(PATH_COLOURS.values())),
             vmin=0,
             vmax=len(letters) - 1,
             extent=(first - 0.5, first + n - 0.5, 0, 1),
         )
-        for mark, marker, colour in (("r", "o", "#1f77b4"), ("n", "D", "#ff7f0e"), ("b", "s", "#9467bd")):
+        for mark, (marker, colour) in QUERY_MARKS.items():
             places = [first + i for i, letter in enumerate(sample["history"]) if letter == mark]
             axes.plot(places, [1.25] * len(places), marker, color=colour, markersize=4, clip_on=False)
         wrong = [first + i for i, letter in enumerate(sample["correct"]) if letter == "0"]
@@ -144,7 +147,7 @@ def forecast(record: dict[str, Any]) -> str:
     axes = figure.subplots()
     positions = range(sample["first_token"], sample["first_token"] + len(sample["level"]))
     axes.plot(positions, sample["level"], color="black", linewidth=1, label="next level")
-    axes.plot(positions, sample["forecast"], color="#d62728", linewidth=1, linestyle="--", label="forecast")
+    axes.plot(positions, sample["forecast"], color=COLOURS[1], linewidth=1, linestyle="--", label="forecast")
     axes.set_xlabel("position")
     axes.set_ylabel("level")
     return finish(axes)
