@@ -19,7 +19,7 @@ _LOSS = LossConfig(dynamics_weight=10.0, benefit_cap=5.0)
 # distractors. 4,096 tokens a step in the short stages, 8,192 at the paper's length.
 _SHORT = Stage(seq_len=64, batch_size=64, max_steps=600, until=0.97)
 TRAINING: dict[str, TrainingConfig] = {
-    # Seconds long, for tests and CI: long enough to leave the encoding phase, too short to learn much.
+    # A smoke test of seconds: it leaves the encoding phase and learns little.
     "tiny": TrainingConfig(
         encoding_target=0.2,
         average_decay=0.8,
@@ -30,6 +30,15 @@ TRAINING: dict[str, TrainingConfig] = {
         eval_every_steps=20,
         n_validation_tokens=1024,
         n_test_tokens=4096,
+    ),
+    # A first look in about 90 seconds: the encoding phase ends near step 300 and attention falls to the optimum after it.
+    "quick": TrainingConfig(
+        encoding_target=0.9,
+        stages=(Stage(batch_size=32),),
+        max_steps=600,
+        learning_rate=5e-3,
+        semantic_rate=3.0,
+        loss=_LOSS,
     ),
     "small": TrainingConfig(
         stages=(_SHORT, Stage(batch_size=16)), max_steps=2400, patience_evals=8, cooldown_steps=300, loss=_LOSS

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cramlab.config import ConfigError
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.study import Study
 from cramlab.training.run import RunConfig
@@ -47,6 +48,8 @@ _TUNING_STEPS = {"tiny": 20, "small": 1200}
 
 def srcd_table(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
     """Every baseline and ablation, learning rates chosen on validation, over 3 to 5 seeds."""
+    if size not in ROWS:
+        raise ConfigError(f'srcd_table has no runs at size "{size}"; give --size {" or ".join(ROWS)}')
     rows = ROWS[size] if mixers is None else {mixer: ROWS[size].get(mixer, 3) for mixer in mixers}
     tunable = dict.fromkeys(tuned_as(mixer) for mixer in rows)
     rates = best_rates((yield [tuning_config(mixer, size, rate) for mixer in tunable for rate in LEARNING_RATES]))

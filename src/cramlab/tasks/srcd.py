@@ -156,10 +156,11 @@ class SRCDConfig:
 
 
 TINY = SRCDConfig(seq_len=64, n_patterns=16)
+QUICK = SRCDConfig(seq_len=64, n_patterns=32, n_values=16, query_frac=0.1, write_frac=0.2)  # little to learn
 SMALL = SRCDConfig(seq_len=256)
 MEDIUM = SRCDConfig(seq_len=512)
 PAPER = SRCDConfig(seq_len=2048)
-SIZES: dict[str, SRCDConfig] = {"tiny": TINY, "small": SMALL, "medium": MEDIUM, "paper": PAPER}
+SIZES: dict[str, SRCDConfig] = {"tiny": TINY, "quick": QUICK, "small": SMALL, "medium": MEDIUM, "paper": PAPER}
 
 
 @dataclass(frozen=True, kw_only=True)
