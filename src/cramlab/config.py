@@ -115,6 +115,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+def replaced(config: T, settings: dict[str, Any]) -> T:
+    """The config with fields replaced by name; lists become tuples.
+
+    Raises:
+        ConfigError: when a field does not exist or cannot take its value.
+    """
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return dataclasses.replace(config, **values) if values else config  # type: ignore[type-var]
+
+
 def to_dict(config: Any) -> Any:
     """Nested dataclasses as plain JSON data. A dataclass held by a field of several types also names its own."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -188,6 +198,19 @@ def overridden(config: T, assignments: Iterable[str]) -> T:
     Raises:
         ConfigError: naming the field, the value and the fix.
     """
+    return _changed(config, assigned(config, assignments))
+
+
+def assigned(config: Any, assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of assignments such as `router.name=never` by field; those of a group are a dict.
+
+    Args:
+        config: config whose fields they name; its values do not matter.
+        assignments: `path=value` each.
+
+    Raises:
+        ConfigError: when a path is no field, or a value is not of the field's type.
+    """
     changes: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -205,7 +228,7 @@ def overridden(config: T, assignments: Iterable[str]) -> T:
             names = ", ".join(f.name for f in dataclasses.fields(inner))
             raise ConfigError(f'field "{path}" is a group; set one of its fields: {names}')
         within[last] = _parse(text, typing.get_type_hints(type(group))[last], path)
-    return _changed(config, changes)
+    return changes
 
 
 def _field(group: Any, names: list[str], path: str) -> Any:

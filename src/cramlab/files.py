@@ -69,6 +69,35 @@ def refuse_full_disk(error: BaseException, path: Path) -> None:
         raise OSError(full, f"{os.strerror(full)}; make room, then run it again", str(path)) from error
 
 
+def finished(path: Path, *, resume: bool) -> bool:
+    """Whether work in the folder of `path` is finished: then `path`, its result, exists and is kept.
+
+    Raises:
+        FileExistsError: when the result or unfinished work (a folder `state`) exists and `resume` is false.
+    """
+    state = path.parent / "state"
+    if (found := path if path.exists() else state).exists() and not resume:
+        what = "exists already; keep it" if found == path else "holds unfinished work; continue it"
+        raise FileExistsError(f"{found} {what} with --resume (resume=True), or choose another folder (--out)")
+    return path.exists()
+
+
+def refuse_changed(path: Path, changed: list[str]) -> None:
+    """Refuses a finished result that was made from something else.
+
+    Args:
+        path: the result.
+        changed: names of what differs: "model", "text", fields of the config.
+
+    Raises:
+        FileExistsError: when anything differs.
+    """
+    if changed:
+        raise FileExistsError(
+            f"{path} was made with another {', '.join(changed)}; choose another folder (--out), or the same settings"
+        )
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically."""
     with whole(path) as partial:

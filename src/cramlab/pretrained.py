@@ -1,33 +1,248 @@
-"""`cramlab.load` and `cramlab.read_report`, without importing transformers before they are called."""
+"""What a user does with a pretrained model: load it, audit it, consolidate it, load the consolidation.
+
+The commands `cramlab audit` and `cramlab consolidate` call the functions here. Importing this module does not import
+transformers; the first call does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import nn
+
+from cramlab.auditing import AuditConfig, AuditResult, audit_text, read_corpus
+from cramlab.auditing.over_text import unlike as unlike_audit
+from cramlab.auditing.result import FILE as AUDIT
+from cramlab.auditing.resume import Progress, clear
+from cramlab.auditing.text import Corpus, Document
+from cramlab.config import replaced
+from cramlab.errors import AuditError, ConsolidationError, LoadError
+from cramlab.files import finished, only_process_in, refuse_changed, write_text
+from cramlab.hf.loading import Pretrained, device_named, with_tokenizer
+from cramlab.hf.loading import load as load_named
+from cramlab.report.audit_page import render_audit
 
 if TYPE_CHECKING:
     from cramlab.consolidation.folder import Report
 
+Model: TypeAlias = str | Path | nn.Module | Pretrained
+Text: TypeAlias = str | Path | Corpus | Sequence[str]
 
-def load(model: str | nn.Module, folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
-    """A pretrained model with what `cramlab consolidate` wrote into a folder; see `consolidation.folder.load`.
+
+def load_pretrained(
+    model: Model, tokenizer: Any = None, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Pretrained:
+    """Loads a pretrained model with its tokenizer, in float32 and evaluation mode.
 
     Args:
-        model: a name or folder that `cramlab consolidate` takes, or the loaded model itself.
-        folder: that `cramlab consolidate` wrote.
-        trust_remote_code: see `hf.loading.load`; of a loaded model it says nothing.
+        model: "smollm2" or "glassllm" (packaged), a folder, a GGUF file, a model name of the Hugging Face hub, or a
+            loaded model of transformers together with its `tokenizer`.
+        tokenizer: tokenizer of a loaded model; a name or folder brings its own.
+        allow_pickle: also load weights stored as pickles, which can run code.
+        trust_remote_code: also run code that comes with the model.
+
+    Raises:
+        LoadError: when the model cannot be loaded, or a loaded model comes without a tokenizer or in training mode.
     """
+    if isinstance(model, Pretrained):
+        return model
+    if not isinstance(model, nn.Module):
+        return load_named(str(model), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    if tokenizer is None:
+        raise LoadError(f"{name} is a loaded model without a tokenizer; use load_pretrained(model, tokenizer)")
+    if model.training:
+        raise LoadError(f"{name} is in training mode, in which dropout is active; call model.eval() first")
+    return with_tokenizer(Path(name).name, model, tokenizer, "", name)
+
+
+def audit(
+    model: Model,
+    text: Text,
+    out: str | Path | None = None,
+    *,
+    other_text: Text | None = None,
+    controls: bool = True,
+    config: AuditConfig | None = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AuditResult:
+    """Audits a pretrained model: which of its attention is predictable, and which is removable.
+
+    Example: `cramlab.audit("glassllm", "stdlib", "runs/glass", context=64, progress=print)`.
+
+    Args:
+        model: see `load_pretrained`.
+        text: text to audit on: "stdlib", "prose", a folder of text files, a file, or a list of texts. For token ids
+            call `cramlab.auditing.audit`.
+        out: folder for `audit.json`, `audit.html` and the state of unfinished work; None: nothing is written.
+        other_text: text of another domain, for probes trained there.
+        controls: whether to audit the planted model and the same model with random weights as well.
+        config: sizes and choices; None: the defaults.
+        resume: whether to continue unfinished work in `out` and keep a finished audit.
+        device: device of the computation, which needs float64; None: the model's own.
+        allow_pickle: see `load_pretrained`.
+        progress: called with (stage, tokens done, tokens in all, seconds) after every document.
+        **settings: fields of `AuditConfig`, which replace those of `config`.
+
+    Raises:
+        UsageError: when a setting, the text or the model cannot be used; the message says why.
+        FileExistsError: when `out` holds another audit, or this one and `resume` is false.
+    """
+    config = replaced(config or AuditConfig(), settings)
+    path = None if out is None else Path(out) / AUDIT
+    done = path is not None and finished(path, resume=resume)
+    placed = None if device is None else device_named(str(device), torch.float64)
+    corpus, other = _corpus(text), None if other_text is None else _corpus(other_text)
+    pretrained = _on(placed, load_pretrained(model, allow_pickle=allow_pickle))
+    if path is None:
+        return audit_text(pretrained, corpus, config, other=other, controls=controls, progress=progress)
+    if done:
+        result = AuditResult.read(path)
+        refuse_changed(path, unlike_audit(result, pretrained, corpus, config, other=other, controls=controls))
+    else:
+        result = audit_text(
+            pretrained, corpus, config, other=other, controls=controls, out=path.parent, progress=progress
+        )
+    with only_process_in(path.parent):
+        if not done:
+            result.write(path)
+        clear(path.parent)
+        write_text(path.with_suffix(".html"), render_audit(result.data))
+    return result
+
+
+def consolidate(
+    model: Model,
+    text: Text,
+    out: str | Path,
+    *,
+    max_loss_increase: float = 0.02,
+    further_text: Text | None = None,
+    start: str | Path | None = None,
+    config: Any = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Lets a pretrained model skip attention to far tokens, within a certified increase of its loss.
+
+    Example: `cramlab.consolidate("glassllm", "stdlib", "runs/glass", max_loss_increase=0.05, context=128, window=16)`.
+
+    Args:
+        model: a causal language model, see `load_pretrained`; its weights are not changed.
+        text: text of the kind that the model will be used on, see `audit`.
+        out: folder of the result, a few MB.
+        max_loss_increase: upper bound on the expected increase of a document's loss, nats per token.
+        further_text: other text to take gradients from; nothing is measured on it.
+        start: folder of another consolidation, whose adapters and gates are kept: nothing is learned, and only the
+            threshold is calibrated for this bound and text.
+        config: a `consolidation.config` object with sizes and choices; None: the defaults, or those of `start`.
+        resume: whether to continue unfinished work in `out` and keep a finished consolidation.
+        device: device of the computation; None: the model's own.
+        allow_pickle: see `load_pretrained`.
+        progress: called with (stage, tokens done, tokens in all, seconds) after every document.
+        **settings: fields of the config, which replace those of `config`.
+
+    Returns:
+        The record, as written to `consolidation.json`; `load_consolidated(model, out)` puts it into use.
+
+    Raises:
+        UsageError: when a setting, the text or the model cannot be used, or the bound cannot be certified.
+        FileExistsError: when `out` holds another consolidation, or this one and `resume` is false.
+    """
+    _need_transformers()
+    from cramlab.consolidation.config import RetrofitConfig
+    from cramlab.consolidation.earlier import config_before
+    from cramlab.consolidation.finished import unlike
+    from cramlab.consolidation.folder import RECORD, read_record
+    from cramlab.consolidation.pipeline import consolidate, recalibrate
+
+    if start is not None and further_text is not None:
+        raise ConsolidationError("further_text is for learning, and with start (--from) nothing is learned; drop one")
+    start = None if start is None else Path(start)
+    if config is None:
+        config = RetrofitConfig() if start is None else config_before(read_record(start), start)
+    config = replaced(config, settings)
+    path = Path(out) / RECORD
+    done = finished(path, resume=resume)
+    placed = None if device is None else device_named(str(device))
+    corpus, further = _corpus(text), None if further_text is None else _corpus(further_text)
+    pretrained = _on(placed, load_pretrained(model, allow_pickle=allow_pickle))
+    asked: dict[str, Any] = {"max_loss_increase": max_loss_increase}
+    if done:
+        refuse_changed(path, unlike(path.parent, pretrained, corpus, config, further=further, start=start, **asked))
+        record = read_record(path.parent)
+    else:
+        asked |= {"out": path.parent, "progress": progress}
+        if start is None:
+            record = consolidate(pretrained, corpus, config, further=further, **asked)
+        else:
+            record = recalibrate(pretrained, corpus, config, start=start, **asked)
+    with only_process_in(path.parent):  # also removes what a killed process was writing
+        clear(path.parent)
+    return record
+
+
+def load_consolidated(model: Model, folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """Loads a pretrained model with a consolidation in place; use it as you used the model before.
+
+    Args:
+        model: see `load_pretrained`; a loaded model needs no tokenizer and is patched in place.
+        folder: folder that `consolidate` wrote.
+        trust_remote_code: see `load_pretrained`.
+
+    Raises:
+        ConsolidationError: when the folder is unfinished, damaged, or was made for another model.
+    """
+    _need_transformers()
     from cramlab.consolidation import folder as consolidation_folder
-    from cramlab.hf.loading import load
 
-    loaded = load(model, trust_remote_code=trust_remote_code).model if isinstance(model, str) else model
-    return consolidation_folder.load(loaded, folder)
+    if not isinstance(model, nn.Module):
+        model = load_pretrained(model, trust_remote_code=trust_remote_code).model
+    return consolidation_folder.load(model, folder)
 
 
-def read_report(model: nn.Module) -> Report:
-    """Proof that a consolidation is live, and what has been read and skipped since it was loaded."""
+def skip_counts(model: nn.Module) -> Report:
+    """Counts the far reads that a consolidated model made and skipped since it was loaded, layer by layer.
+
+    Args:
+        model: a model from `load_consolidated`; for a model without a consolidation, `live` is false.
+    """
+    _need_transformers()
     from cramlab.consolidation.folder import report
 
     return report(model)
+
+
+def _corpus(text: Text) -> Corpus:
+    """The documents that a text stands for."""
+    if isinstance(text, Corpus):
+        return text
+    if isinstance(text, (str, Path)):
+        return read_corpus(str(text))
+    if not text or not all(isinstance(one, str) for one in text):
+        raise AuditError("the list of texts must hold at least one text, each a str")
+    return Corpus("texts", tuple(Document(f"text {i}", one) for i, one in enumerate(text)))
+
+
+def _on(device: torch.device | None, pretrained: Pretrained) -> Pretrained:
+    """The model on a device; None: where it is."""
+    if device is not None:
+        pretrained.model.to(device)
+    return pretrained
+
+
+def _need_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error

@@ -61,23 +61,23 @@ def test_it_loads_is_live_and_loses_what_the_record_says(folder):
     tokens = torch.stack(parts_of(pretrained, read_corpus("stdlib"), config)["test"])
     with torch.no_grad():
         original = pretrained.model(tokens, labels=tokens).loss
-        model = cramlab.load("glassllm", folder)
-        assert cramlab.read_report(model).total.tokens == 0  # the probe left no trace
+        model = cramlab.load_consolidated("glassllm", folder)
+        assert cramlab.skip_counts(model).total.tokens == 0  # the probe left no trace
         patched = model(tokens, labels=tokens).loss
         record = json.loads((folder / RECORD).read_text())
         assert float(patched - original) == pytest.approx(record["test"]["increase"], abs=2e-3)
-        found = cramlab.read_report(model)
+        found = cramlab.skip_counts(model)
         assert found.live
         assert set(found.layers) == {f"model.layers.{i}.self_attn" for i in range(4)}
         assert found.total.tokens == 4 * tokens.numel()
         assert found.total.skipped_frac == pytest.approx(record["test"]["skipped_frac"], abs=1e-6)
         assert "patch live on 4 attention modules" in str(found)
         with closed(model):
-            assert not cramlab.read_report(model).live
+            assert not cramlab.skip_counts(model).live
             assert torch.equal(model(tokens, labels=tokens).loss, original)
         assert model.generate(tokens[:1, :40], max_new_tokens=5, do_sample=False).shape == (1, 45)
         remove(model)
-    assert not cramlab.read_report(model).live
+    assert not cramlab.skip_counts(model).live
 
 
 def without_digest(record):
@@ -97,7 +97,7 @@ def test_a_record_that_was_changed_by_hand_is_refused(field, value, folder, tmp_
     record[field] = value
     (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
     with pytest.raises(ConsolidationError, match="was changed after it was written"):
-        cramlab.load("glassllm", tmp_path / "copy")
+        cramlab.load_consolidated("glassllm", tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_records_without_a_digest_are_looked_through(changes, message, folder, t
     (tmp_path / "copy" / RECORD).write_text(json.dumps(record))
     model = load("glassllm").model
     with pytest.raises(ConsolidationError, match=message):
-        cramlab.load(model, tmp_path / "copy")
+        cramlab.load_consolidated(model, tmp_path / "copy")
     assert not installed(model)
 
 
@@ -128,19 +128,19 @@ def test_a_record_that_is_no_json_is_named(data, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / RECORD).write_bytes(data)
     with pytest.raises(ConsolidationError, match=r"consolidation\.json is damaged"):
-        cramlab.load("glassllm", tmp_path / "copy")
+        cramlab.load_consolidated("glassllm", tmp_path / "copy")
 
 
 def test_a_saved_model_has_its_consolidation_beside_it(folder, tmp_path):
     """The two lines of the warning bring both back."""
-    model = cramlab.load("glassllm", folder)
+    model = cramlab.load_consolidated("glassllm", folder)
     tokens = torch.randint(0, 60, (1, 60))
     with pytest.warns(UserWarning, match=r"from_pretrained\(.*\)\ncramlab\.load\(model, "):
         model.save_pretrained(tmp_path / "saved")
     again = type(model).from_pretrained(tmp_path / "saved")
     assert not installed(again)
     with torch.no_grad():
-        assert torch.equal(cramlab.load(again, tmp_path / "saved")(tokens).logits, model(tokens).logits)
+        assert torch.equal(cramlab.load_consolidated(again, tmp_path / "saved")(tokens).logits, model(tokens).logits)
         next(iter(installed(model).values())).gate.bias.add_(1.0)
     with pytest.warns(UserWarning, match=r"without the patch: layer 0's gate\.bias is not the one that was loaded"):
         model.save_pretrained(tmp_path / "trained")
@@ -152,9 +152,9 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1e-3
     with pytest.raises(ConsolidationError, match="other weights"):
-        cramlab.load(model, folder)
+        cramlab.load_consolidated(model, folder)
     with pytest.raises(ConsolidationError, match='made for family "llama", this model is "gpt2"'):
-        cramlab.load(BUILD["gpt2"](), folder)
+        cramlab.load_consolidated(BUILD["gpt2"](), folder)
 
     def copy_with(**changes):
         shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
@@ -163,18 +163,18 @@ def test_wrong_weights_family_version_and_damage_are_refused(folder, tmp_path):
         return tmp_path / "copy"
 
     with pytest.raises(ConsolidationError, match="has format 99, this version of cramlab reads 2"):
-        cramlab.load("glassllm", copy_with(format=99))
+        cramlab.load_consolidated("glassllm", copy_with(format=99))
     with pytest.raises(ConsolidationError, match="not the file that"):
-        cramlab.load("glassllm", copy_with(weights_sha256="0" * 64))
+        cramlab.load_consolidated("glassllm", copy_with(weights_sha256="0" * 64))
     with pytest.raises(ConsolidationError, match=r"damaged: promise.delta: 3"):
-        cramlab.load("glassllm", copy_with(promise={"increase": 0.1, "bound": 0.5, "delta": 3}))
+        cramlab.load_consolidated("glassllm", copy_with(promise={"increase": 0.1, "bound": 0.5, "delta": 3}))
     damaged = copy_with()
     (damaged / RECORD).write_text("{")
     with pytest.raises(ConsolidationError, match="damaged"):
-        cramlab.load("glassllm", damaged)
+        cramlab.load_consolidated("glassllm", damaged)
     (damaged / RECORD).unlink()
     with pytest.raises(ConsolidationError, match="unfinished"):
-        cramlab.load("glassllm", damaged)
+        cramlab.load_consolidated("glassllm", damaged)
 
 
 def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
@@ -183,14 +183,14 @@ def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
         for site in consolidation_folder.consolidatable_sites(model)
     ])  # fmt: skip
     with pytest.raises(ConsolidationError, match=r"layers.0.self_attn was not asked"):
-        cramlab.load("glassllm", folder)
+        cramlab.load_consolidated("glassllm", folder)
 
 
 def test_loaded_weights_are_those_that_were_calibrated(folder):
     """Rounding to half precision comes before the thresholds: the folder keeps every bit."""
     from safetensors.torch import load_file
 
-    model = cramlab.load("glassllm", folder)
+    model = cramlab.load_consolidated("glassllm", folder)
     kept = load_file(folder / WEIGHTS)
     for name, layer in installed(model).items():
         i = name.split(".")[2]
@@ -219,7 +219,7 @@ def test_nothing_is_learned_from_documents_that_are_held_out(folder):
 def test_the_digest_does_not_see_the_patch(folder):
     model = load("glassllm").model
     before = weights_digest(model)
-    cramlab.load(model, folder)
+    cramlab.load_consolidated(model, folder)
     assert installed(model)
     assert weights_digest(model) == before
 
@@ -295,7 +295,7 @@ def test_another_promise_needs_no_learning(folder, tmp_path, monkeypatch):
     assert recalibrated(folder, elsewhere, *sizes, text="prose", promise="0.3") == 0
     record = json.loads((elsewhere / RECORD).read_text())
     assert (record["text"]["name"], record["learned_on"]["name"]) == ("prose", "stdlib")
-    assert cramlab.read_report(cramlab.load("glassllm", elsewhere)).live
+    assert cramlab.skip_counts(cramlab.load_consolidated("glassllm", elsewhere)).live
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_code_of_a_model_never_runs_and_nobody_is_asked(name, where, tmp_path, m
     if (name, where) == ("gpt2", "tokenizer_config.json"):  # transformers has one for every GPT-2
         assert load(str(folder)).note == "it comes with code of its own, which was not run"
     else:
-        for opened in (load, lambda name: cramlab.load(name, tmp_path)):
+        for opened in (load, lambda name: cramlab.load_consolidated(name, tmp_path)):
             with pytest.raises(LoadError, match=r"code of its own, which is not run; .* trust_remote_code=True"):
                 opened(str(folder))
     assert not ran.exists()

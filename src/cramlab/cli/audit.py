@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from cramlab.auditing import AuditConfig, AuditError, AuditResult, audit_text, over_training, read_corpus
-from cramlab.auditing.over_text import unlike
+from cramlab.auditing import AuditConfig, AuditError, AuditResult, over_training, read_corpus
 from cramlab.auditing.result import FILE
-from cramlab.auditing.resume import clear
 from cramlab.cli.arguments import folder_of, path_of, text_of, whole
 from cramlab.cli.display import Display
-from cramlab.config import overridden
+from cramlab.config import assigned, replaced
 from cramlab.files import only_process_in, write_text
-from cramlab.hf.loading import device_named, load
-from cramlab.report.audit_page import render_audit, render_over_training
+from cramlab.hf.loading import device_named
+from cramlab.pretrained import audit
+from cramlab.report.audit_page import render_over_training
 
 
 def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,12 +73,12 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(command=_audit)
 
 
-def _config(args: argparse.Namespace) -> AuditConfig:
-    """The config that the flags ask for."""
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `AuditConfig` that the flags set."""
     if args.layers is not None and not re.fullmatch(r"\d+(,\d+)*", args.layers):
         raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
     flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens, "layers": args.layers}
-    return overridden(AuditConfig(), [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides])
+    return assigned(AuditConfig(), [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides])
 
 
 def _audit(args: argparse.Namespace) -> None:
@@ -87,38 +87,24 @@ def _audit(args: argparse.Namespace) -> None:
         raise AuditError("give a MODEL or --checkpoints DIR, one of the two")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    config = _config(args)
     if args.checkpoints is not None:
-        _over_training(args, config)
+        _over_training(args, replaced(AuditConfig(), _settings(args)))
         return
-    path = args.out / FILE
-    if path.exists() and not args.resume:
-        raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
-    if (args.out / "state").exists() and not args.resume:
-        raise FileExistsError(f"{args.out} holds an unfinished audit; go on with --resume, or choose another --out")
-    device = device_named(args.device, torch.float64)
-    corpus, other = read_corpus(args.text), None if args.other_text == "none" else read_corpus(args.other_text)
-    pretrained = load(args.model, allow_pickle=args.allow_pickle)
-    pretrained.model.to(device)
-    controls = not args.no_controls
-    if path.exists():
-        result = AuditResult.read(path)
-        if changed := unlike(result, pretrained, corpus, config, other=other, controls=controls):
-            raise FileExistsError(
-                f"{path} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
-            )
-    else:
-        with Display() as display:
-            result = audit_text(
-                pretrained, corpus, config, other=other, controls=controls, out=args.out, progress=display
-            )
-    with only_process_in(args.out):
-        if not path.exists():
-            result.write(path)
-        clear(args.out)
-        write_text(args.out / "audit.html", render_audit(result.data))
+    with Display() as display:
+        result = audit(
+            args.model,
+            args.text,
+            args.out,
+            other_text=None if args.other_text == "none" else args.other_text,
+            controls=not args.no_controls,
+            resume=args.resume,
+            device=args.device,
+            allow_pickle=args.allow_pickle,
+            progress=display,
+            **_settings(args),
+        )
     _print(result)
-    print(f"record: {path}\nreport: {args.out / 'audit.html'}")
+    print(f"record: {args.out / FILE}\nreport: {args.out / 'audit.html'}")
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:

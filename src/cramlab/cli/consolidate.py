@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from cramlab.auditing import read_corpus
 from cramlab.cli.arguments import folder_of, path_of, positive, text_of, whole
 from cramlab.cli.display import Display
-from cramlab.config import overridden
+from cramlab.config import assigned
 from cramlab.consolidation.config import RetrofitConfig
-from cramlab.errors import ConsolidationError, LoadError
-from cramlab.files import only_process_in
-from cramlab.hf.loading import device_named, load
+from cramlab.pretrained import consolidate
 
 
 def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +23,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         description="Learns which reads of the far context a pretrained language model can do without, small adapters "
         "that answer instead, and a threshold that keeps the expected increase of the loss within --max-loss-increase "
         "with confidence 1 - delta. Writes a few MB into DIR; the model's weights are not touched. "
-        "cramlab.load(MODEL, DIR) puts both together.",
+        "cramlab.load_consolidated(MODEL, DIR) puts both together.",
         epilog="examples: cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass "
         "--set context=128 --set window=16 | cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 "
         "--out runs/llama --set context=4096 | cramlab consolidate my/llama --text my/texts --from runs/llama "
@@ -75,55 +70,25 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(command=_consolidate)
 
 
-def _config(overrides: list[str], start: Path | None = None) -> RetrofitConfig:
-    config = RetrofitConfig()
-    if start is not None:
-        from cramlab.consolidation.earlier import config_before
-        from cramlab.consolidation.folder import read_record
-
-        config = config_before(read_record(start), start)
-    return overridden(config, overrides)
-
-
 def _consolidate(args: argparse.Namespace) -> None:
-    try:
-        from cramlab.consolidation.finished import unlike
-        from cramlab.consolidation.folder import RECORD, read_record
-        from cramlab.consolidation.pipeline import consolidate, recalibrate
-    except ImportError as error:
-        raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error
-    if args.start is not None and args.further_text is not None:
-        raise ConsolidationError("with --from nothing is learned, which is what --further-text is for; leave it out")
-    config = _config(args.overrides, args.start)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    path: Path = args.out / RECORD
-    if path.exists() and not args.resume:
-        raise FileExistsError(f"{path} is there already; keep it with --resume, or choose another --out")
-    if (args.out / "state").exists() and not args.resume:
-        raise FileExistsError(f"{args.out} holds unfinished work; go on with --resume, or choose another --out")
-    device = device_named(args.device)
-    corpus = read_corpus(args.text)
-    further = None if args.further_text is None else read_corpus(args.further_text)
-    pretrained = load(args.model, allow_pickle=args.allow_pickle)
-    pretrained.model.to(device)
-    asked = {"max_loss_increase": args.max_loss_increase}
-    if path.exists():
-        if changed := unlike(args.out, pretrained, corpus, config, further=further, start=args.start, **asked):
-            raise FileExistsError(f"{path} was made with another config ({', '.join(changed)}); choose another --out")
-        record = read_record(args.out)
-    else:
-        with Display() as display:
-            asked |= {"out": args.out, "progress": display}
-            if args.start is None:
-                record = consolidate(pretrained, corpus, config, further=further, **asked)
-            else:
-                record = recalibrate(pretrained, corpus, config, start=args.start, **asked)
-    with only_process_in(args.out):  # also removes what a killed process was writing
-        pass
-    shutil.rmtree(args.out / "state", ignore_errors=True)
+    with Display() as display:
+        record = consolidate(
+            args.model,
+            args.text,
+            args.out,
+            max_loss_increase=args.max_loss_increase,
+            further_text=args.further_text,
+            start=args.start,
+            resume=args.resume,
+            device=args.device,
+            allow_pickle=args.allow_pickle,
+            progress=display,
+            **assigned(RetrofitConfig(), args.overrides),
+        )
     _print(record)
-    print(f"folder: {args.out}; in Python: cramlab.load({args.model!r}, {str(args.out)!r})")
+    print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")
 
 
 def _print(record: dict) -> None:

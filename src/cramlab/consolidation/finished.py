@@ -60,8 +60,8 @@ def unlike(
     if "made_of" not in record:
         raise ConsolidationError(
             f"{folder} is of an earlier version of cramlab, which kept no digest of the model's configuration and of "
-            "tokens, so nobody can tell whether it is the one asked for. cramlab.load takes it as before; choose "
-            "another --out"
+            "tokens, so nobody can tell whether it is the one asked for. cramlab.load_consolidated takes it as before; "
+            "choose another --out"
         )
     found = differing(to_dict(config), record["config"])
     if ("learned_on" in record) != (start is not None):

@@ -1,4 +1,4 @@
-"""What a consolidation leaves on disk, and a model with it back in place: `cramlab.load`, `cramlab.read_report`."""
+"""Saves a consolidation to a folder, and loads a model with it: `load_consolidated`, `skip_counts`."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, *
         said = (
             "and its consolidation; from_pretrained alone gives the original. To have both again:\n"
             f"model = {type(model).__name__}.from_pretrained({str(save_directory)!r})\n"
-            f"cramlab.load(model, {str(save_directory)!r})"
+            f"cramlab.load_consolidated(model, {str(save_directory)!r})"
         )
     warnings.warn(f"{save_directory} holds the model {said}", stacklevel=2)
 

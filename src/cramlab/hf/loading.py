@@ -154,7 +154,7 @@ def _from_gguf(path: Path, name: str) -> Pretrained:
     note = f"{path.stem} as dequantised from the weights of a GGUF file"
     if path.name == _SMOLLM2_FILE:
         note = "SmolLM2-135M-Instruct as dequantised from 4-bit weights (Q4_1); not the base model, not full precision"
-    return _pretrained(name, model, tokenizer, note, path)
+    return with_tokenizer(name, model, tokenizer, note, path)
 
 
 def _gguf_at(name: str) -> Path | None:
@@ -221,7 +221,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
     if unused := sorted(found["unexpected_keys"]):
         _refuse_more_layers(model, unused, name)
         notes.append(f"{len(unused)} of its tensors have no place in {type(model).__name__} ({shortened(unused)})")
-    return _pretrained(name_of(name), model, tokenizer, "; ".join(notes), name)
+    return with_tokenizer(name_of(name), model, tokenizer, "; ".join(notes), name)
 
 
 @contextlib.contextmanager
@@ -282,7 +282,12 @@ def _why(name: str, local: bool, allow_pickle: bool, error: Exception) -> str:
     )
 
 
-def _pretrained(name: str, model: Any, tokenizer: Any, note: str, source: str | Path) -> Pretrained:
+def with_tokenizer(name: str, model: Any, tokenizer: Any, note: str, source: str | Path) -> Pretrained:
+    """A loaded model with its tokenizer; `source` names the model in errors, `note` is kept in the result.
+
+    Raises:
+        LoadError: when a weight is not finite, or the tokenizer knows no tokens.
+    """
     refuse_not_finite(model, source)
     if len(tokenizer) == 0 or not tokenizer.encode("a text", add_special_tokens=False):
         raise LoadError(f"the tokenizer of {source} knows no tokens; copy its tokenizer files again")

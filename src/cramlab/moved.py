@@ -1,0 +1,174 @@
+"""Old names of modules, classes and functions: each still works for one release and warns, naming the new one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+# Old module -> new one, both below `cramlab`. A module of an old package that is not listed keeps its last name.
+MODULES = {
+    "audit": "auditing",
+    "audit.errors": "errors",
+    "cli_arguments": "cli.arguments",
+    "cli_audit": "cli.audit",
+    "cli_consolidate": "cli.consolidate",
+    "cli_cost": "cli.cost",
+    "cli_display": "cli.display",
+    "cli_irregular": "cli.irregular",
+    "hf.auto": "language_model.auto",
+    "hf.calls": "consolidation.calls",
+    "hf.configuration": "language_model.configuration",
+    "hf.configuration_gpt2": "language_model.configuration_gpt2",
+    "hf.consolidated": "consolidation.attention",
+    "hf.consolidation_folder": "consolidation.folder",
+    "hf.cram_cache": "language_model.cache",
+    "hf.cram_gpt2": "language_model.cram_gpt2",
+    "hf.errors": "errors",
+    "hf.far_reads": "consolidation.far_reads",
+    "hf.fresh_weights": "language_model.fresh_weights",
+    "hf.growing_cache": "consolidation.growing_cache",
+    "hf.install": "consolidation.install",
+    "hf.language_inputs": "language_model.inputs",
+    "hf.lora": "consolidation.lora",
+    "hf.modeling": "language_model.modeling",
+    "hf.packed_rows": "language_model.packed_rows",
+    "hf.patch": "consolidation.patch",
+    "hf.pretrain": "language_model.pretrain",
+    "hf.text_run": "language_model.text_run",
+    "hf.visibility": "consolidation.visibility",
+    "losses": "objective",
+    "memory.decoder": "memory.decode",
+    "memory.fused": "ops.dispatch",
+    "memory.fused_read": "ops.read.fused",
+    "memory.fused_read_kernels": "ops.read.kernels",
+    "memory.fused_scan": "ops.scan.fused",
+    "memory.fused_scan_kernels": "ops.scan.kernels",
+    "memory.launches": "ops.launches",
+    "memory.plain": "ops.plain",
+    "memory.routing": "memory.router",
+    "memory.salience": "memory.write_gate",
+    "memory.selection": "ops.select.tokens",
+    "memory.selection_kernels": "ops.select.kernels",
+    "memory.window_attention": "ops.read.windows",
+    "progress": "cli.progress",
+    "retrofit": "consolidation",
+    "retrofit.consolidate": "consolidation.pipeline",
+    "retrofit.distil": "consolidation.gradients",
+    "retrofit.fit": "consolidation.ridge",
+    "retrofit.learn": "consolidation.closed_form",
+    "retrofit.recover": "consolidation.recovery",
+    "retrofit.risk": "consolidation.guarantee",
+    "retrofit.text": "consolidation.documents",
+    "training.boosting": "training.irregular.boosting",
+    "training.irregular_study": "training.irregular.study",
+    "training.irregular_transfer": "training.irregular.transfer",
+}
+# Module of today, old attribute -> new module and attribute.
+ATTRIBUTES = {
+    "cramlab": {"load": ("cramlab", "load_consolidated"), "read_report": ("cramlab", "skip_counts")},
+    "cramlab.pretrained": {
+        "load": ("cramlab.pretrained", "load_consolidated"),
+        "read_report": ("cramlab.pretrained", "skip_counts"),
+    },
+    "cramlab.training.irregular": {
+        name: ("cramlab.training.irregular.fit", name)
+        for name in ("MODELS", "FitConfig", "Start", "fresh_config", "label_metrics", "measure", "training_loss")
+    },
+}
+
+
+def attribute(module: str, name: str) -> Any:
+    """An attribute under its old name.
+
+    Raises:
+        AttributeError: when the module has no attribute of this name and never had.
+    """
+    if name not in ATTRIBUTES.get(module, {}):
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    new_module, new_name = ATTRIBUTES[module][name]
+    _warn(f"{module}.{name}", f"{new_module}.{new_name}", stacklevel=4)
+    return getattr(importlib.import_module(new_module), new_name)
+
+
+def new_name(old: str) -> str | None:
+    """The name of today of an old module; None for a name that is not old."""
+    path = old.removeprefix("cramlab.")
+    if path in MODULES:
+        return f"cramlab.{MODULES[path]}"
+    package, _, last = path.rpartition(".")
+    return f"cramlab.{MODULES[package]}.{last}" if package in MODULES else None
+
+
+def register() -> None:
+    """Lets Python find modules and attributes under their old names."""
+    if not any(isinstance(finder, _OldNames) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OldNames())
+
+
+class _OldNames(MetaPathFinder):
+    """Finds old modules, and gives old attributes to modules of today."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith("cramlab."):
+            return None
+        new = new_name(fullname)
+        if new is not None:
+            return ModuleSpec(fullname, _Moved(new)) if importlib.util.find_spec(new) else None
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in ATTRIBUTES else None
+        if spec is not None and spec.loader is not None:
+            _with_old_attributes(spec.loader)
+        return spec
+
+
+class _Moved(Loader):
+    """Puts the module of today under the old name: both names are one module."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        _warn(old, self.new, stacklevel=3)
+        found = importlib.import_module(self.new)
+        sys.modules[old] = _CallablePackage(old, found) if old == "cramlab.audit" else found
+
+
+class _CallablePackage(ModuleType):
+    """`cramlab.audit` as the old package, which can be called as the function of this name that has replaced it."""
+
+    def __init__(self, name: str, package: ModuleType) -> None:
+        super().__init__(name)
+        self.__path__ = package.__path__
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._package, name)
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        from cramlab.pretrained import audit
+
+        return audit(*args, **settings)
+
+
+def _with_old_attributes(loader: Any) -> None:
+    """Gives the module that a loader executes a `__getattr__` for its old attributes."""
+    execute = loader.exec_module
+
+    def execute_then_add(module: ModuleType) -> None:
+        execute(module)
+        module.__dict__.setdefault("__getattr__", lambda name: attribute(module.__name__, name))
+
+    loader.exec_module = execute_then_add
+
+
+def _warn(old: str, new: str, stacklevel: int) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes in the next release", DeprecationWarning, stacklevel)
