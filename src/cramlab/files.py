@@ -94,7 +94,7 @@ def refuse_changed(path: Path, changed: list[str]) -> None:
     """
     if changed:
         raise FileExistsError(
-            f"{path} was made with another {', '.join(changed)}; choose another folder (--out), or the same settings"
+            f"{path} was made with another model, text or config ({', '.join(changed)}); choose another folder (--out)"
         )
 
 

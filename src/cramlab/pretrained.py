@@ -167,7 +167,9 @@ def consolidate(
     from cramlab.consolidation.pipeline import consolidate, recalibrate
 
     if start is not None and further_text is not None:
-        raise ConsolidationError("further_text is for learning, and with start (--from) nothing is learned; drop one")
+        raise ConsolidationError(
+            "with --from (start) nothing is learned, so --further-text (further_text) has no use; leave it out"
+        )
     start = None if start is None else Path(start)
     if config is None:
         config = RetrofitConfig() if start is None else config_before(read_record(start), start)

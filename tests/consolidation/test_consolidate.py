@@ -135,7 +135,7 @@ def test_a_saved_model_has_its_consolidation_beside_it(folder, tmp_path):
     """The two lines of the warning bring both back."""
     model = cramlab.load_consolidated("glassllm", folder)
     tokens = torch.randint(0, 60, (1, 60))
-    with pytest.warns(UserWarning, match=r"from_pretrained\(.*\)\ncramlab\.load\(model, "):
+    with pytest.warns(UserWarning, match=r"from_pretrained\(.*\)\ncramlab\.load_consolidated\(model, "):
         model.save_pretrained(tmp_path / "saved")
     again = type(model).from_pretrained(tmp_path / "saved")
     assert not installed(again)
@@ -229,7 +229,7 @@ def test_finished_work_is_kept(folder, capsys):
     assert main(command(folder)) == 1
     assert "--resume" in capsys.readouterr().err
     assert main(command(folder, "--resume", "--set", "seed=1")) == 1
-    assert "another config (seed)" in capsys.readouterr().err
+    assert "another model, text or config (seed)" in capsys.readouterr().err
     assert main(command(folder, "--resume")) == 0
     assert (folder / RECORD).read_bytes() == before
     assert "promised: at most 0.1 nats" in capsys.readouterr().out
@@ -391,11 +391,11 @@ def test_finished_work_of_another_text_or_folder_is_not_taken_for_this(folder, c
     assert recalibrated(folder, out, "--resume") == 0
     for argv, name in ((command(out, "--resume"), "from"), (command(folder, "--resume"), "")):
         assert main(argv) == (1 if name else 0)
-        assert not name or f"another config ({name})" in capsys.readouterr().err
+        assert not name or f"another model, text or config ({name})" in capsys.readouterr().err
     assert recalibrated(folder, out, "--resume", text="prose") == 1
-    assert "another config (text)" in capsys.readouterr().err
+    assert "another model, text or config (text)" in capsys.readouterr().err
     assert recalibrated(folder, folder, "--resume") == 1
-    assert "another config (from)" in capsys.readouterr().err
+    assert "another model, text or config (from)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
