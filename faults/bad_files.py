@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from cramlab.cli.main import main as cli
+from cramlab.cli import main as cli
 from cramlab.consolidation import folder as consolidation_folder
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
@@ -125,7 +125,7 @@ def _record(verb: str, source: Path, damage: Callable[[bytes], bytes], gross: bo
     path.write_bytes(damage(source.read_bytes()))
     page = path.with_name("page.html")
     argv = [verb, str(path), *(["--out", str(page)] if verb == "report" else [])]
-    given = answer(lambda: cli.main(argv))
+    given = answer(lambda: cli(argv))
     if given.code or gross:
         check_refusal(given)
     printed = given.out + given.err + (page.read_text(encoding="utf-8") if page.exists() else "")
@@ -173,7 +173,7 @@ def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: 
         (folder / "record.json").unlink()
         given = WRITERS["run"].run(out, resume=True)
     else:
-        given = answer(lambda: cli.main([verb, str(folder)]))
+        given = answer(lambda: cli([verb, str(folder)]))
     if given.code or gross:
         check_refusal(given)
     if given.code:
@@ -181,7 +181,7 @@ def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: 
     if verb == "run":
         wrong = ", ".join(differences(contents(out), WRITERS["run"].wanted))
     else:
-        whole = answer(lambda: cli.main([verb, str(source)]))
+        whole = answer(lambda: cli([verb, str(source)]))
         wrong = "other figures" if whole.out != given.out else ""
     if wrong:
         raise FaultFoundError(Fault.WRONG, f"taken without a word: {wrong}")

@@ -20,7 +20,7 @@ from unittest import mock
 import cramlab
 from cramlab.auditing import AuditConfig
 from cramlab.catalog import MIXERS
-from cramlab.cli.main import main as cli
+from cramlab.cli import main as cli
 from cramlab.config import to_dict
 from cramlab.consolidation.config import RetrofitConfig
 from cramlab.experiments import EXPERIMENTS
@@ -148,12 +148,12 @@ def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
     out = fresh("set")
     argv = [*_argv(command, mixer), f"--set={assignment}", "--out", str(out)]
     if expected == "huge":
-        with mock.patch.dict(cli.ENGINES, {"local": lambda *_, **__: []}):
-            given = answer(lambda: cli.main(argv)) if command == "run" else None
+        with mock.patch.dict("cramlab.cli.main.ENGINES", {"local": lambda *_, **__: []}):
+            given = answer(lambda: cli(argv)) if command == "run" else None
         if given is not None and given.code:
             check_refusal(given)
         return
-    given = answer(lambda: cli.main(argv))
+    given = answer(lambda: cli(argv))
     if expected == "harmful":
         check_refusal(given, [*filter(None, assignment.partition("=")[0].split(".")), "--set", "field"])
         if given.code == 2 and out.exists():
@@ -272,8 +272,8 @@ def _orders(assignments: list[str]) -> None:
             return []
 
         argv = ["run", "srcd/cram", "--size", "tiny", "--out", str(fresh("order"))]
-        with mock.patch.dict(cli.ENGINES, {"local": engine}):
-            given = answer(lambda argv=argv, order=order: cli.main([*argv, *(f"--set={text}" for text in order)]))
+        with mock.patch.dict("cramlab.cli.main.ENGINES", {"local": engine}):
+            given = answer(lambda argv=argv, order=order: cli([*argv, *(f"--set={text}" for text in order)]))
         if given.code:
             check_refusal(given)
         found[order] = taken
@@ -348,4 +348,4 @@ def _short(call: list[str]) -> str:
 def _flag(call: list[str]) -> None:
     out = fresh("flag")
     known = {"OUT": str(out), "PAGE": str(out.with_suffix(".html"))}
-    check_refusal(answer(lambda: cli.main([known.get(word, word) for word in call])))
+    check_refusal(answer(lambda: cli([known.get(word, word) for word in call])))

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from cramlab.cli.main import main as cli
+from cramlab.cli import main as cli
 from cramlab.files import load_checkpoint
 from cramlab.language_model.pretrain import PretrainConfig, prepare, pretrain
 from faults.cases import Answer, answer
@@ -65,7 +65,7 @@ class Writer:
 
 def command(name: str, *argv: object) -> Callable[[Path, bool], int]:
     """A subcommand of `cramlab` with these arguments."""
-    return lambda out, resume: cli.main(
+    return lambda out, resume: cli(
         [name, *map(str, argv), "--out", str(out), *(["--resume"] if resume and name != "report" else [])]
     )
 

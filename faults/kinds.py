@@ -16,28 +16,39 @@ from faults.cases import Case, Fault, FaultFoundError, Measured
 ROOT = Path(__file__).parent.parent
 KINDS: dict[str, tuple[str, ...]] = {
     "a patched model answers wrongly without a word": (
-        "tests/hf/test_patched_masks.py", "tests/hf/test_patched_models.py", "tests/hf/test_patched_refusals.py",
-        "tests/hf/test_consolidated.py",
+        "tests/consolidation/test_patched_masks.py",
+        "tests/consolidation/test_patched_models.py",
+        "tests/consolidation/test_patched_refusals.py",
+        "tests/consolidation/test_attention.py",
     ),
-    "a patched model cannot be copied, saved or loaded": ("tests/hf/test_copies_and_threads.py",),
+    "a patched model cannot be copied, saved or loaded": ("tests/consolidation/test_copies_and_threads.py",),
     "the CRAM language model in Hugging Face habits": (
-        "tests/hf/test_packed_rows.py", "tests/hf/test_cram_cache.py", "tests/hf/test_language_inputs.py",
-        "tests/hf/test_missing_weights.py", "tests/hf/test_auto.py", "tests/hf/test_adapters.py",
-        "tests/hf/test_training.py",
+        "tests/language_model/test_packed_rows.py",
+        "tests/language_model/test_cache.py",
+        "tests/language_model/test_inputs.py",
+        "tests/language_model/test_missing_weights.py",
+        "tests/language_model/test_auto.py",
+        "tests/hf/test_adapters.py",
+        "tests/language_model/test_training.py",
     ),
     "weights that are not there, or damaged": (
-        "tests/hf/test_loading.py", "tests/hf/test_weights.py", "tests/test_records.py", "tests/test_files.py",
+        "tests/hf/test_loading.py",
+        "tests/hf/test_weights.py",
+        "tests/test_records.py",
+        "tests/test_files.py",
     ),
     "finished or unfinished work of something else is taken": (
-        "tests/training/test_folder.py", "tests/audit/test_resume.py", "tests/training/test_irregular_study.py",
+        "tests/training/test_folder.py",
+        "tests/auditing/test_resume.py",
+        "tests/training/irregular/test_study.py",
     ),
-    "the promise's assumptions": ("tests/audit/test_copies.py", "tests/retrofit/test_risk.py"),
+    "the promise's assumptions": ("tests/auditing/test_copies.py", "tests/consolidation/test_guarantee.py"),
     "code that is not ours runs": ("tests/hf/test_loading.py",),
     "settings": ("tests/test_config.py",),
-    "files of users": ("tests/audit/test_text_and_split.py", "tests/tasks/irregular"),
+    "files of users": ("tests/auditing/test_text_and_split.py", "tests/tasks/irregular"),
     "full disk and leftovers": ("tests/test_files.py",),
-    "families": ("tests/hf/test_attention_sites.py", "tests/hf/test_patched_refusals.py"),
-}  # fmt: skip
+    "families": ("tests/hf/test_attention_sites.py", "tests/consolidation/test_patched_refusals.py"),
+}
 
 
 def cases(seed: int, share: float = 1.0) -> Iterator[Case]:  # noqa: ARG001

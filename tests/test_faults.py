@@ -23,6 +23,7 @@ from faults import (
     equal_models,
     equalities,
     goals,
+    kinds,
     page,
     promises,
 )  # fmt: skip
@@ -131,6 +132,10 @@ def test_cases_have_names_of_their_own_and_are_many():
         names = [case.name for case in module.cases(0, 1.0)]
         assert len(set(names)) == len(names) >= least
     assert set(commands.WRITERS) >= {"run", "audit", "consolidate", "consolidate --from", "irregular", "report"}
+
+
+def test_the_tests_of_every_kind_are_there():
+    assert not [file for files in kinds.KINDS.values() for file in files if not (campaign.ROOT / file).exists()]
 
 
 def test_a_summary_counts_tries_and_says_how_to_repeat_a_failure():
