@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab.tasks.irregular import DataError, load
-from cramlab.tasks.irregular.files import ACTIVITY_TAGS
+from cramlab.tasks.irregular.person_activity import ACTIVITY_TAGS
 from faults.bad_files import GROSS
 from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError, RefusedError

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cramlab.tasks.irregular.files import PHYSIONET_CHANNELS
+from cramlab.tasks.irregular.physionet2012 import PHYSIONET_CHANNELS
 
 CONTEXT, WINDOW, N_SINKS = 48, 8, 2
 

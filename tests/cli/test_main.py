@@ -76,8 +76,8 @@ def test_cost_says_where_the_compute_goes_and_from_where_on_it_pays(tmp_path, ca
     capsys.readouterr()
     assert main(["cost", str(tmp_path / "cram-seed0")]) == 0
     shown = capsys.readouterr().out
-    assert all(part in shown for part in ("keys and values", "write gate", "scores", "does not pay below"))
-    assert all(part in shown for part in ("MLP", "embedding and heads", "with audits"))
+    assert all(part in shown for part in ("keys and values", "write gate", "scores", "full attention from"))
+    assert all(part in shown for part in ("MLP", "embedding and heads", "including audits"))
     assert main(["cost", str(tmp_path)]) == 1
     assert "config.json" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from cramlab.tasks.irregular import (
     collate,
     split_people,
 )  # fmt: skip
-from cramlab.tasks.irregular.series import cut_off
+from cramlab.tasks.irregular.batches import cut_off
 
 NAN = np.nan
 
@@ -81,7 +81,7 @@ def test_people_are_in_one_split_and_labels_are_spread_evenly():
     assert people["test"] != {s.person for s in other["test"]}
     with pytest.raises(ConfigError, match="4 people are too few"):
         split_people(series[:4], 0)
-    with pytest.raises(ConfigError, match="5 people of 5 kinds leave no one for validation and test"):
+    with pytest.raises(ConfigError, match="5 people are too few: validation and test would be empty"):
         split_people([one(f"p{i}", i) for i in range(5)], 0)
 
 
@@ -102,7 +102,7 @@ def test_scaling_does_not_depend_on_the_unit(unit):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("person", 7, "series.person = 7; give a text"),
+        ("person", 7, "series.person = 7; give a name"),
         ("person", " a", "series.person = ' a'"),
         ("times", [0.0, 31.0, 400.0, 410.0], "times .* is list; give a NumPy array of numbers"),
         ("times", np.array([0, 1, 3, 2.0]), r"falls at visit 3 \(3.0 to 2.0\)"),
@@ -129,15 +129,15 @@ def test_bad_series_are_named(field, value, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("channels", (), "channels = .* names nothing"),
-        ("channels", ("a",), 'values of person "a" has 2 columns; the data name 1'),
-        ("channels", ("a", "a"), "tuple of names that differ"),
-        ("statics", (), "statics .* has 2 columns; the data name 0"),
+        ("channels", (), "channels is empty"),
+        ("channels", ("a",), 'values of person "a" has 2 columns, but the data set names 1'),
+        ("channels", ("a", "a"), "tuple of different names"),
+        ("statics", (), "statics .* has 2 columns, but the data set names 0"),
         ("n_classes", 1, "n_classes = 1; give a whole number from 2"),
         ("n_classes", 2.0, "n_classes = 2.0"),
         ("time_unit", 0.0, "time_unit = 0.0; give a positive"),
         ("time_unit", NAN, "time_unit = nan"),
-        ("series", (one(), one("b"), one()), 'series 0 and 2, both of person "a", are the same; keep one'),
+        ("series", (one(), one("b"), one()), 'series 0 and 2, both of person "a", are equal; keep one'),
         ("series", [one()], "series is list; give a tuple of Series"),
         ("series", (one(label=2),), "holds 2; data.n_classes = 2, so give classes up to 1"),
     ],
@@ -168,7 +168,7 @@ def test_no_series_and_foreign_scalings_are_refused():
         collate(data([]), [], PLAIN)
     with pytest.raises(DataError, match="at most 0 visits"):
         collate(data([]), [one()], PLAIN, most=0)
-    with pytest.raises(DataError, match="other channels or statics than the scaling"):
+    with pytest.raises(DataError, match="different channels or statics from the scaling"):
         collate(data([]), [one()], Scaling(np.zeros(1), np.ones(1), np.zeros(2), np.ones(2)))
-    with pytest.raises(DataError, match="found none"):
+    with pytest.raises(DataError, match="give at least one series"):
         Scaling.of([])

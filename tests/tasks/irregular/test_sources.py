@@ -6,10 +6,11 @@ import pickle
 import numpy as np
 import pytest
 
-from cramlab.tasks.irregular import DataError, load
+from cramlab.cli.irregular import DATA
+from cramlab.tasks.irregular import SOURCES, DataError, load
 from cramlab.tasks.irregular import packaged_tables as tables
-from cramlab.tasks.irregular.files import ACTIVITY_VISITS
-from cramlab.tasks.irregular.sources import PBC_CHANNELS, nafld2, outcome, pbcseq
+from cramlab.tasks.irregular.person_activity import ACTIVITY_VISITS
+from cramlab.tasks.irregular.survival import PBC_CHANNELS, nafld2, outcome, pbcseq
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_physionet_2012(physionet):
         ("set-a/132539.txt", "Time,Parameter,Value\n00:07,HR\n", 'line 2: expected columns .* found "00:07, HR"'),
         ("set-a/132539.txt", "", "expected columns Time, Parameter, Value, found nothing"),
         ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,\n", 'In-hospital_death holds "", expected 0 or 1'),
-        ("Outcomes-a.txt", "RecordID,In-hospital_death\n", "Outcomes-a.txt name no stay"),
+        ("Outcomes-a.txt", "RecordID,In-hospital_death\n", "Outcomes-a.txt list no stay"),
         ("Outcomes-a.txt", "RecordID,In-hospital_death\n132539,1\n7,0\n", "lacks the files of 1 of the 2 .* 7.txt"),
         (
             "Outcomes-a.txt",
@@ -82,7 +83,7 @@ def test_physionet_2012(physionet):
         ("set-a/132539.txt", "Time,Parameter,Value\n02:99,HR,7\n", 'column Time holds "02:99", expected HH:MM'),
         ("set-a/132539.txt", "Time,Parameter,Value\n\u00b21:00,HR,7\n", "column Time holds .*, expected HH:MM"),
         ("set-a/132539.txt", "Time,Parameter,Value\n00:00,Age,-5\n", 'Value holds "-5", expected Age from 0 to 150'),
-        ("set-a/132539.txt", "Time,Parameter,Value\n03:00,Age,50\n", 'Time holds "03:00", expected 00:00, when Age is'),
+        ("set-a/132539.txt", "Time,Parameter,Value\n03:00,Age,50\n", 'Time holds "03:00", expected 00:00, the time of'),
         (
             "set-a/132539.txt",
             "Time,Parameter,Value\n00:00,Age,50\n00:00,Age,-1\n00:00,Age,60\n",
@@ -93,7 +94,7 @@ def test_physionet_2012(physionet):
             "Time,Parameter,Value\n00:07,Glucos,7\n",
             'Parameter holds "Glucos".* did you mean "Glucose"',
         ),
-        ("set-a/132539.txt", "Time,Parameter,Value\n00:00,RecordID,9\n", "expected RecordID 132539, as the file is"),
+        ("set-a/132539.txt", "Time,Parameter,Value\n00:00,RecordID,9\n", "expected RecordID 132539, as in the file"),
     ],
 )
 def test_physionet_faults_are_named(physionet, file, text, message):
@@ -118,12 +119,12 @@ def test_physionet_repeats_unknowns_and_early_deaths_are_counted(physionet):
     assert one.times == pytest.approx([1 / 3, 1.0])  # in order; rows that measure nothing are no visit
     assert one.values[:, data.channels.index("HR")].tolist() == [70, 82]
     said = " | ".join(data.notes)
-    for note in ("1 stays left out: died within the 48 hours", "1 files left out: no outcome", "1 values replaced",
+    for note in ("1 stays left out: died within the first 48 hours", "1 files left out: their", "1 values replaced",
                  "1 negative values other than -1"):  # fmt: skip
         assert note in said
     (physionet / "set-b").mkdir()
     (physionet / "set-b" / "132539.txt").write_text("Time,Parameter,Value\n")
-    with pytest.raises(DataError, match="are both of stay 132539; keep one"):
+    with pytest.raises(DataError, match="both hold stay 132539; keep one"):
         load("physionet2012", physionet)
 
 
@@ -154,7 +155,9 @@ def test_mimic_keeps_the_first_48_hours_and_knows_the_patient(mimic):
 
 def test_mimic_without_a_value_of_its_stays_says_so(mimic):
     (mimic / "LABEVENTS.csv").write_text("HADM_ID,ITEMID,CHARTTIME,VALUENUM\n1,50912,2196-04-09 13:26:00,1\n")
-    with pytest.raises(DataError, match=r"LABEVENTS.csv holds no value of .*ADMISSIONS.csv's stays"):
+    with pytest.raises(
+        DataError, match=r"LABEVENTS.csv holds no value from the first 48 hours of a stay in .*ADMISSIONS.csv"
+    ):
         load("mimic3", mimic)
 
 
@@ -172,7 +175,7 @@ def test_mimic_faults_are_named(mimic):
     ):
         load("mimic3", mimic)
     (mimic / "ADMISSIONS.csv").write_bytes(b"\x1f\x8b\xff\xfe")
-    with pytest.raises(DataError, match=r"ADMISSIONS.csv is no UTF-8 text .* expected columns SUBJECT_ID"):
+    with pytest.raises(DataError, match=r"ADMISSIONS.csv is not UTF-8 text .* expected columns SUBJECT_ID"):
         load("mimic3", mimic)
     (mimic / "LABEVENTS.csv").unlink()
     (mimic / "ADMISSIONS.csv").write_text("SUBJECT_ID,HADM_ID,ADMITTIME,HOSPITAL_EXPIRE_FLAG\n")
@@ -214,11 +217,11 @@ def test_mimic_blanks_measure_nothing_and_whose_stay_ended_early_is_not_asked(tm
         ("1,1,{0},,,1", "HOSPITAL_EXPIRE_FLAG is 1, but DEATHTIME is empty, and no DISCHTIME"),
         ("1,1,{5},{4},,0", "DISCHTIME .* is before ADMITTIME"),
         ("1,1,{5},{6},{4},1", "DEATHTIME .* is before ADMITTIME"),
-        ("9,0,{0},{8},,1", "HADM_ID 0 says something else on line 2"),
+        ("9,0,{0},{8},,1", "HADM_ID 0 differs from line 2"),
         ("1,1,2101-02-30 00:00:00,,,0", 'line 3: column ADMITTIME holds "2101-02-30 00:00:00", expected YYYY-MM-DD'),
         ("1,1,2101-01-01 00:00:00+02:00,,,0", "expected YYYY-MM-DD HH:MM:SS without a time zone"),
         ("1,1.0,{0},{8},,0", 'HADM_ID holds "1.0", expected a whole number'),
-        ("1,1,{0},{8},0", 'line 3: expected columns .*6 fields in all.*found "1, 1, '),
+        ("1,1,{0},{8},0", 'line 3: expected columns .*6 fields in total.*found "1, 1, '),
     ],
 )
 def test_mimic_contradictions_are_named(tmp_path, row, message):
@@ -269,7 +272,7 @@ def test_person_activity_takes_readings_in_any_order_and_the_last_of_a_repeat(tm
     assert one.values[:, :2].tolist() == [[5.0, 1.89], [4.06, 1.89]]
     assert data.notes == ("1 values replaced by a later row of the same person, time and channel",)
     file.write_bytes(b"\x89PNG\xe2\x28")
-    with pytest.raises(DataError, match=r"a.txt is no UTF-8 text"):
+    with pytest.raises(DataError, match=r"a.txt is not UTF-8 text"):
         load("person-activity", file)
 
 
@@ -285,7 +288,7 @@ def test_person_activity_takes_readings_in_any_order_and_the_last_of_a_repeat(tm
         (LINE.format(name=" ", stamp=1), 'column sequence holds "", expected the letter of a person'),
         (
             LINE.format(name="A01", stamp=1) + LINE.format(name="A01", stamp=1).replace("walking", "lying"),
-            'line 2: column activity holds "lying", expected "walking", as at the same time on line 1',
+            'line 2: column activity holds "lying", expected "walking" as on line 1 at the same time',
         ),
     ],
 )
@@ -315,9 +318,9 @@ def test_another_file_than_the_known_one_is_not_opened(tmp_path):
 
 
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused():
-    with pytest.raises(DataError, match=r"asks for builtins\.print"):
+    with pytest.raises(DataError, match=r"refers to builtins\.print"):
         tables.read_frame(pickle.dumps(print))
-    with pytest.raises(DataError, match="no data frame"):
+    with pytest.raises(DataError, match="not hold a data frame"):
         tables.read_frame(pickle.dumps([1, 2]))
 
 
@@ -347,7 +350,7 @@ def test_pbcseq_uses_visits_up_to_the_landmark(monkeypatch):
     made = table_of(id=[1, 1, 1, 2, 3], day=[0, 700, 800, 0, 0], futime=[2000, 2000, 2000, 500, 9000],
                     status=[2, 2, 2, 2, 0], age=[50.0] * n, sex=np.array(["f"] * n, dtype=object))  # fmt: skip
     made |= {name: np.full(n, 2.0) for name in PBC_CHANNELS}
-    monkeypatch.setattr("cramlab.tasks.irregular.sources.read_table", lambda name, path: made)
+    monkeypatch.setattr("cramlab.tasks.irregular.survival.read_table", lambda name, path: made)
     series = pbcseq().series
     assert [s.person for s in series] == ["1", "3"]  # 2 died before the landmark
     assert series[0].times.tolist() == [0, 700]
@@ -365,7 +368,7 @@ def test_pbcseq_contradictions_are_named(monkeypatch, column, values, message):
     made = table_of(id=[1, 1], day=[0, 700], futime=[2000, 2000], status=[2, 2], age=[50.0, 50.0],
                     sex=np.array(["f", "f"], dtype=object))  # fmt: skip
     made |= {name: np.full(2, 2.0) for name in PBC_CHANNELS} | table_of(**{column: values})
-    monkeypatch.setattr("cramlab.tasks.irregular.sources.read_table", lambda name, path: made)
+    monkeypatch.setattr("cramlab.tasks.irregular.survival.read_table", lambda name, path: made)
     with pytest.raises(DataError, match=message):
         pbcseq()
 
@@ -375,7 +378,7 @@ def test_nafld2_gathers_the_tests_of_a_day(monkeypatch):
     values = table_of(id=[1, 1, 1, 1, 9], days=[-5, -5, 360, 370, 0], value=[60.0, 200.0, 210.0, 1.0, 1.0],
                       test=np.array(["hdl", "chol", "chol", "chol", "chol"], dtype=object))  # fmt: skip
     monkeypatch.setattr(
-        "cramlab.tasks.irregular.sources.read_table", lambda name, path: people if name == "nafld1" else values
+        "cramlab.tasks.irregular.survival.read_table", lambda name, path: people if name == "nafld1" else values
     )
     data = nafld2()
     assert "1 people left out" in data.notes[0]
@@ -384,3 +387,7 @@ def test_nafld2_gathers_the_tests_of_a_day(monkeypatch):
     assert series.values[0, :2].tolist() == [200.0, 60.0]
     assert np.isnan(series.values[1, 1])
     assert series.labels.tolist() == [-1, 1]
+
+
+def test_the_command_offers_every_data_set():
+    assert tuple(SOURCES) == DATA

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cramlab.tasks.irregular import DataError, Series, check_splits
-from cramlab.tasks.irregular.series import VISITS_KEPT
+from cramlab.tasks.irregular.batches import VISITS_KEPT
 
 
 def one(person, label, n_visits=2, at=-1):
@@ -25,7 +25,7 @@ def test_good_splits_pass():
     [
         ({"test": []}, "no series in test; give people for train, validation, test"),
         ({"test": [one("a", 1)]}, 'person "a" is in train and in test; split by person'),
-        ({"train": [one("a", 1), one("b", 1)]}, "all training labels are 1; give people of two classes"),
+        ({"train": [one("a", 1), one("b", 1)]}, "all training labels are 1; give people of at least two classes"),
         ({"train": [one("a", -1), one("b", -1)]}, "nobody in train has a label"),
         ({"validation": [one("c", -1)]}, "nobody in validation has a label"),
         ({"test": [one("d", 1, VISITS_KEPT + 1, at=0)]}, "nobody in test has a label in the last 64 visits"),

@@ -41,13 +41,13 @@ def test_all_of_these_hold_the_same_row(read, content):
         ("", "lacks a, b; expected columns a, b, found nothing"),
         ("a\tb\n1\t2\n", "lacks a, b"),
         ("a,b,a\n1,2,3\n", "has column a more than once"),
-        ("a,b\n1,2,5\n", 'line 2: expected columns a, b .2 fields in all., found "1, 2, 5"'),
-        ("a,b\n1\n", 'line 2: expected columns a, b .2 fields in all., found "1"'),
+        ("a,b\n1,2,5\n", 'line 2: expected columns a, b .2 fields in total., found "1, 2, 5"'),
+        ("a,b\n1\n", 'line 2: expected columns a, b .2 fields in total., found "1"'),
         ('a,b\n1,2\n3,"4\n5,6\n', "line 3: unexpected end of data"),
         ('a,b\n1,"2"3\n', "line 2: "),
         ("a,b\n1," + "9" * 200_000 + "\n", "line 2: field larger than field limit"),
-        (b"a,b\n\xff\xfe,2\n", "is no UTF-8 text"),
-        ("a,b\n1,2\n".encode("utf-16"), "is no UTF-8 text"),
+        (b"a,b\n\xff\xfe,2\n", "is not UTF-8 text"),
+        ("a,b\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
         (b"\x00\x01\x1b[2J\n", r"found \\x00\\x01\\x1b\[2J"),
     ],
 )
@@ -57,7 +57,7 @@ def test_what_is_no_table_is_named(read, content, message):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(DataError, match="is no file; expected a CSV file with columns a"):
+    with pytest.raises(DataError, match="is not a file; expected a CSV file with columns a"):
         list(rows_of(tmp_path, ("a",)))
 
 

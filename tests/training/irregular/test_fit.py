@@ -134,7 +134,7 @@ def test_an_auc_that_is_not_defined_says_why():
     assert found["auc_undefined"] == "all 2 labels are 1"
     assert "auc_undefined" not in label_metrics(np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([0, 1]), 2)
     for probabilities, labels in ((np.full((2, 2), np.nan), np.array([0, 1])), (np.empty((0, 2)), np.empty(0))):
-        with pytest.raises(ValueError, match="make no figure"):
+        with pytest.raises(ValueError, match="cannot score"):
             label_metrics(probabilities, labels, 2)
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from cramlab.cli.main import main
 from cramlab.files import only_process_in
+from cramlab.records import RecordError
 from cramlab.tasks.irregular import DataError
-from cramlab.training.irregular import study as irregular_study
+from cramlab.training.irregular.documents import FILE, load
 from cramlab.training.irregular.fit import FitConfig
-from cramlab.training.irregular.study import Study, read
+from cramlab.training.irregular.study import Study
 
 from .test_fit import planted
 
@@ -88,7 +89,7 @@ def test_a_document_in_a_foreign_folder_is_not_taken(study):
 def test_damage_is_named_with_the_way_out(study, damage):
     path = study.path("recurrence", 0)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(irregular_study.RecordError, match=r"irregular.json .*move it away and run again"):
+    with pytest.raises(RecordError, match=r"irregular.json .*move it away and run again"):
         study.held("recurrence", 0)
 
 
@@ -104,7 +105,7 @@ def test_documents_without_digests_are_compared_by_what_they_say(study):
     path = study.path("recurrence", 0)
     rewrite(path, old)
     named = dataclasses.replace(study.data, origin="tables of SHA-256 abc")
-    assert dataclasses.replace(study, data=named).held("recurrence", 0) == read(path)
+    assert dataclasses.replace(study, data=named).held("recurrence", 0) == load(path)
     with pytest.raises(FileExistsError, match=r"differs in data.origin"):
         dataclasses.replace(study, data=dataclasses.replace(named, origin="tables of SHA-256 def")).held(
             "recurrence", 0
@@ -112,7 +113,7 @@ def test_documents_without_digests_are_compared_by_what_they_say(study):
     with pytest.raises(FileExistsError, match=r"differs in config.fit.batch_size"):
         dataclasses.replace(study, data=named, config=LONGER).held("recurrence", 0)
     rewrite(path, lambda document: document["data"].update(origin=study.data.origin))
-    with pytest.raises(FileExistsError, match="data_sha256, of which it says nothing"):
+    with pytest.raises(FileExistsError, match="data_sha256, which the document does not hold"):
         study.held("recurrence", 0)
 
 
@@ -126,8 +127,8 @@ def test_what_would_stop_a_study_is_found_before_it_begins(study):
 
 def test_the_command_writes_keeps_and_refuses(tmp_path, monkeypatch, capsys):
     data = dataclasses.replace(planted(60), notes=("3 people left out: late",))
-    monkeypatch.setattr("cramlab.cli.irregular.load", lambda name, path: data)
-    monkeypatch.setattr("cramlab.cli.irregular.FitConfig", lambda: SHORT)
+    monkeypatch.setattr("cramlab.tasks.irregular.load", lambda name, path: data)
+    monkeypatch.setattr("cramlab.training.irregular.fit.FitConfig", lambda: SHORT)
     command = ["irregular", "--data", "pbcseq", "--models", "recurrence,gradient-boosting", "--seeds", "1"]
     command += ["--out", str(tmp_path)]
     assert main(command) == 0
@@ -136,13 +137,13 @@ def test_the_command_writes_keeps_and_refuses(tmp_path, monkeypatch, capsys):
     document = json.loads(path.read_text())
     assert document["kind"] == "irregular"
     assert main(command) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert "recurrence-seed0: AUC" in capsys.readouterr().out
     assert json.loads(path.read_text()) == document
-    monkeypatch.setattr("cramlab.cli.irregular.load", lambda name, path: planted(61))
+    monkeypatch.setattr("cramlab.tasks.irregular.load", lambda name, path: planted(61))
     assert main([*command, "--resume"]) == 1
-    assert "was made of something else (differs in asked.data_sha256)" in capsys.readouterr().err
+    assert "belongs to another request (differs in asked.data_sha256)" in capsys.readouterr().err
     assert main([*command[:-2], "--models", "jamba", "--out", str(tmp_path / "x")]) == 2
     assert "model" in capsys.readouterr().err
 
@@ -155,14 +156,15 @@ def test_long_series_and_one_class_of_test_labels_are_said(tmp_path, monkeypatch
     data = dataclasses.replace(data, series=(long, *data.series[1:]))
     splits = {"train": data.series[:40], "validation": data.series[40:50],
               "test": [s for s in data.series[50:] if s.labels[-1]]}  # fmt: skip
-    monkeypatch.setattr("cramlab.cli.irregular.load", lambda name, path: data)
-    monkeypatch.setattr("cramlab.cli.irregular.FitConfig", lambda: SHORT)
+    monkeypatch.setattr("cramlab.tasks.irregular.load", lambda name, path: data)
+    monkeypatch.setattr("cramlab.training.irregular.fit.FitConfig", lambda: SHORT)
     monkeypatch.setattr("cramlab.training.irregular.study.split_people", lambda series, seed: splits)
     command = ["irregular", "--data", "pbcseq", "--models", "recurrence", "--seeds", "1", "--out", str(tmp_path)]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert (
-        "1 series are longer than the 64 visits that models see: the first 6 visits are cut off, with 0 labels" in said
+        "1 series are longer than the 64 visits that models see; their first 6 visits are cut off, with 0 labels"
+        in said
     )
     assert f"no AUC: all {len(splits['test'])} labels are 1" in said
 
@@ -175,5 +177,5 @@ def test_the_study_goes_on_after_a_kill_and_never_in_two_processes_at_once(study
         study.run("transformer", 0)
     document, kept = study.run("transformer", 0)
     assert not kept
-    assert [path.name for path in folder.iterdir()] == [irregular_study.FILE]
+    assert [path.name for path in folder.iterdir()] == [FILE]
     assert study.run("transformer", 0) == (document, True)

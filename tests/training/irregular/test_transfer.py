@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("way", WAYS["cram"])
 def test_ways_carry_and_train_what_they_say(folder, way):
-    carried = Carried.read(folder)
+    carried = Carried.from_run(folder)
     data = planted(12)
     start, config = begin(carried, way, SHORT, rate=0.25)
     torch.manual_seed(0)
@@ -56,18 +56,18 @@ def test_training_reads_are_those_of_the_epochs_up_to_the_best(folder):
     data = planted(40)
     splits = split_people(data.series, 0)
     start, config = begin(
-        Carried.read(folder), "random", dataclasses.replace(SHORT, max_epochs=1, encoding_epochs=0), rate=1.0
+        Carried.from_run(folder), "random", dataclasses.replace(SHORT, max_epochs=1, encoding_epochs=0), rate=1.0
     )
     found = fit(data, splits, "cram", config, 0, start)
     visits = sum(len(one.times) for one in splits["train"])
     assert found["train_visits"] == found["train_reads"] == visits
-    start, config = begin(Carried.read(folder), "random", SHORT, rate=0.0)
+    start, config = begin(Carried.from_run(folder), "random", SHORT, rate=0.0)
     assert fit(data, splits, "cram", config, 0, start)["train_reads"] == 0
 
 
 def test_the_command_carries_and_names_what_cannot_be(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cramlab.cli.irregular.load", lambda name, path: planted(60))
-    monkeypatch.setattr("cramlab.cli.irregular.FitConfig", lambda: SHORT)
+    monkeypatch.setattr("cramlab.tasks.irregular.load", lambda name, path: planted(60))
+    monkeypatch.setattr("cramlab.training.irregular.fit.FitConfig", lambda: SHORT)
     command = ["irregular", "--data", "pbcseq", "--seeds", "1", "--out", str(tmp_path), "--source", str(folder)]
     assert main([*command, "--ways", "embedding,random"]) == 0
     document = json.loads((tmp_path / "pbcseq" / "cram-random-seed0" / "irregular.json").read_text())
@@ -76,16 +76,16 @@ def test_the_command_carries_and_names_what_cannot_be(folder, tmp_path, monkeypa
     rate = json.loads((tmp_path / "pbcseq" / "cram-embedding-seed0" / "irregular.json").read_text())["test"]
     router = document["config"]["model"]["mixer"]["router"]
     assert router["random_frac"] == pytest.approx(rate["attention_frac"])
-    for more, said in ((["--models", "cram"], "not for --source"), (["--ways", "head"], '"head" is unknown'),
-                       (["--ways", "random", "--out", str(tmp_path / "x")], "give that before it")):  # fmt: skip
+    for more, said in ((["--models", "cram"], "does not go with --source"), (["--ways", "head"], '"head" is unknown'),
+                       (["--ways", "random", "--out", str(tmp_path / "x")], "before it")):  # fmt: skip
         assert main([*command, "--resume", *more]) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="holds no finished run"):
-        Carried.read(tmp_path)
+        Carried.from_run(tmp_path)
 
 
 def test_documents_of_another_source_are_not_taken(folder, tmp_path):
-    carried = Carried.read(folder)
+    carried = Carried.from_run(folder)
     study = Study(planted(40), tmp_path, SHORT, carried)
     study.run("embedding", 0)
     assert study.held("embedding", 0) is not None
@@ -96,8 +96,8 @@ def test_documents_of_another_source_are_not_taken(folder, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda average: average.popitem(), "checkpoint is of another model than its record"),
-        (lambda average: average.clear(), "checkpoint is of another model than its record"),
+        (lambda average: average.popitem(), "checkpoint and record are of different models"),
+        (lambda average: average.clear(), "checkpoint and record are of different models"),
         (lambda average: next(v for n, v in average.items() if "layers." in n).fill_(torch.nan), "are not finite"),
     ],
 )
@@ -107,4 +107,4 @@ def test_sources_whose_checkpoint_is_of_something_else_are_named(folder, tmp_pat
     damage(average)
     monkeypatch.setattr("cramlab.training.irregular.transfer.own_checkpoint", lambda *_: {"average": average})
     with pytest.raises(ConfigError, match=message):
-        Carried.read(folder)
+        Carried.from_run(folder)

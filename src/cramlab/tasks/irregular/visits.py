@@ -1,4 +1,4 @@
-"""Events of one person, gathered to visits: what was measured at one time is one visit."""
+"""Groups the measurements of one person into visits: all values of one time form a visit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 
 from cramlab.tasks.irregular.series import Series
 
+REPLACED = "values replaced by a later row of the same person, time and channel"
+
 
 class Visits:
-    """Values by time and channel. A blank measures nothing; of several values at one time the last one stands.
+    """Values by time and channel. Of several values at one time, the last is kept.
 
     Attributes:
-        replaced: how many values gave way to another one of the same channel and time.
+        replaced: number of values that a different value of the same channel and time replaced.
     """
 
     def __init__(self) -> None:
@@ -21,7 +23,7 @@ class Visits:
         self.replaced = 0
 
     def add(self, time: float, channel: str, value: float) -> None:
-        """Takes one value; NaN is none."""
+        """Adds one value; NaN is ignored."""
         if np.isnan(value):
             return
         held = self._at.setdefault(time, {})
@@ -29,7 +31,7 @@ class Visits:
         held[channel] = value
 
     def series(self, person: str, channels: Sequence[str], statics: Sequence[float], label: int) -> Series:
-        """In order of time, the label at the last visit; a person of whom nothing was measured has one empty visit."""
+        """Returns the visits in order of time, with the label at the last; without any value, one empty visit."""
         times = sorted(self._at) or [0.0]
         values = [[self._at.get(time, {}).get(name, np.nan) for name in channels] for time in times]
         labels = np.full(len(times), -1)
@@ -38,5 +40,5 @@ class Visits:
 
 
 def counted(*counts: tuple[int, str]) -> tuple[str, ...]:
-    """A note for each count that is not zero: `3 stays left out, ...`."""
+    """Returns a note for each count above zero, such as `3 stays left out: ...`."""
     return tuple(f"{n:,} {what}" for n, what in counts if n)

@@ -1,1 +1,4 @@
-"""Models trained on irregular series: fit, study over seeds, transfer between tables, boosted trees beside them."""
+"""Models on irregular series: `fit` trains one, `study` runs models over seeds, `documents` holds what is written.
+
+`transfer` starts from a model trained on SRCD; `boosting` trains gradient-boosted trees for comparison.
+"""

@@ -1,4 +1,4 @@
-"""What people would really use on small clinical tables: gradient-boosted trees on summaries of the series."""
+"""Gradient-boosted trees on summaries of the series: the usual method for small clinical tables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ TREES = {"learning_rate": 0.05, "max_iter": 300, "min_samples_leaf": 10, "l2_reg
 
 
 def summary(one: Series, at: int) -> np.ndarray:
-    """Of all visits up to number `at`: per channel last, mean, least, most, slope, count and age; statics; visits.
+    """Summarises the visits up to index `at`.
 
     Returns:
-        (7 C + S + 2,); NaN where nothing was measured, which the trees can deal with.
+        (7 C + S + 2,): per channel last value, mean, minimum, maximum, slope, count and time since the last value;
+        statics; number of visits and time since the first. NaN, which the trees handle, where nothing was measured.
     """
     times, values = one.times[: at + 1], one.values[: at + 1]
     features: list[float] = []
@@ -35,12 +36,13 @@ def summary(one: Series, at: int) -> np.ndarray:
 
 
 def fit_boosting(data: IrregularData, splits: dict[str, list[Series]], seed: int) -> dict[str, Any]:
-    """Trees whose depth and number validation chooses; metrics as of `irregular.fit`, without attention.
+    """Fits trees; validation selects their depth and number. Metrics are those of `irregular.fit` without attention.
 
-    Summaries that no training person has, as those of a channel that was never measured, are left out and counted.
+    Features that are NaN for every person in training, such as those of a channel never measured, are dropped and
+    counted.
 
     Raises:
-        DataError: when scikit-learn is not installed, or the splits cannot teach or test anything.
+        DataError: when scikit-learn is not installed, or a split has no labels to train or test on.
     """
     check_splits(splits)
     try:
@@ -82,13 +84,13 @@ def fit_boosting(data: IrregularData, splits: dict[str, list[Series]], seed: int
 
 
 def _table(series: list[Series]) -> tuple[np.ndarray, np.ndarray]:
-    """A row a label."""
+    """Returns summaries (N, F) and classes (N,) of all visits with a label."""
     rows = [(summary(one, at), one.labels[at]) for one in series for at in np.flatnonzero(one.labels >= 0).tolist()]
     return np.stack([x for x, _ in rows]), np.array([y for _, y in rows])
 
 
 def _wide(probabilities: np.ndarray, known: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """With a column for classes that training has not seen."""
+    """Returns the probabilities with columns of zeros for classes that training has not seen."""
     wide = np.zeros((len(probabilities), len(classes)))
     wide[:, known] = probabilities
     return wide

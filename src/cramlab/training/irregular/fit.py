@@ -1,4 +1,4 @@
-"""Trains and measures models on irregular series: few data, so the best weights on validation are the ones kept."""
+"""Trains and measures one model on irregular series. The weights with the lowest validation loss are kept."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ MODELS = ("cram", "transformer", "recurrence", "seqboat")
 
 @checked("fit")
 class FitConfig:
-    """The same for every model.
+    """Training settings, the same for every model.
 
     Attributes:
-        d_model: width.
+        d_model: width of the model.
         d_mlp: hidden width of the MLP.
-        batch_size: series a step.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        max_epochs: at most.
-        patience_epochs: epochs without a better validation loss after which training ends.
-        encoding_epochs: in which a router that learns lets everything read.
-        audit_frac: share of visits that read whatever the router says, in training.
-        audit_labels: whether all visits with a label do.
-        forecast_weight: of the squared error of the next value, next to the nats of the label.
-        n_threads: CPU threads.
+        batch_size: series per step.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        max_epochs: largest number of epochs.
+        patience_epochs: epochs without a lower validation loss after which training ends.
+        encoding_epochs: epochs of the encoding phase, in which every visit is forced to read.
+        audit_frac: share of visits that are forced to read in training after the encoding phase.
+        audit_labels: whether visits with a label are always forced to read in training.
+        forecast_weight: weight of the squared error of the next value; the label's loss in nats has weight 1.
+        n_threads: number of CPU threads.
     """
 
     d_model: Size = 64
@@ -72,21 +72,21 @@ class FitConfig:
     n_threads: Threads = 1
 
     def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
+        """Raises ConfigError when the encoding phase takes all epochs."""
         if self.max_epochs <= self.encoding_epochs:
             raise ConfigError(
                 f"fit.max_epochs = {self.max_epochs} must exceed fit.encoding_epochs = {self.encoding_epochs}, "
-                "in which no weights are chosen"
+                "in which no weights are kept; raise max_epochs"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """How a model begins, where that is not as a fresh one of the config's width.
+    """The start of a model that is not trained from scratch.
 
     Attributes:
-        model: its config.
-        prepare: changes the fresh model in place: loads weights, freezes some.
+        model: the model's config.
+        prepare: changes the newly built model in place: loads weights, freezes some.
     """
 
     model: ModelConfig
@@ -94,10 +94,10 @@ class Start:
 
 
 def fresh_config(mixer: str, config: FitConfig) -> ModelConfig:
-    """The model of that mixer and width.
+    """Returns the config of a model with this mixer and the width of `config`.
 
     Raises:
-        ConfigError: when the catalog has no such mixer.
+        ConfigError: when the mixer is unknown.
     """
     if mixer not in MIXERS:
         raise ConfigError(f'mixer "{mixer}" is unknown{nearest(mixer, MIXERS)}')
@@ -108,22 +108,22 @@ def fit(
     data: IrregularData, splits: dict[str, list[Series]], mixer: str, config: FitConfig, seed: int,
     start: Start | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains one model; validation chooses the epoch, the test split is looked at once.
+    """Trains one model. Validation selects the epoch; the test split is used once, at the end.
 
     Args:
-        data: for its channels and classes.
-        splits: "train", "validation" and "test", by person.
-        mixer: name in the catalog.
-        config: how.
-        seed: of weights and order.
-        start: of a model that does not begin afresh; then the mixer is the start's.
+        data: data set, which defines channels and classes.
+        splits: "train", "validation" and "test", split by person.
+        mixer: name of the mixer in the catalogue.
+        config: training settings.
+        seed: seed of the initial weights and of the order of batches.
+        start: start of a model that is not trained from scratch; its config replaces `mixer`.
 
     Returns:
         `test` and `validation` metrics, `n_parameters`, `epochs`, `best_epoch`, `seconds`, `config`; `train_visits`
-        and `train_reads`, visits seen and read up to the best epoch.
+        and `train_reads`, the numbers of visits seen and read up to the best epoch.
 
     Raises:
-        DataError: when the splits cannot teach or test anything.
+        DataError: when a split has no labels to train or test on.
         RunFailedError: when no epoch gave a finite validation loss.
     """
     begin = time.perf_counter()
@@ -146,7 +146,7 @@ def fit(
         encoding = epoch <= config.encoding_epochs
         use = use + _train_epoch(model, adamw, data, splits["train"], scaling, config, losses, rng, encoding)
         loss = _validation_loss(model, batches["validation"], losses, encoding)
-        # An epoch in which all read by decree is none that could be used.
+        # Weights of the encoding phase are not kept: there every visit is forced to read.
         if not encoding and loss < best:
             best, best_epoch, best_weights = loss, epoch, copy.deepcopy(model.state_dict())
             use_at_best = use
@@ -176,7 +176,7 @@ def _train_epoch(
     model: SequenceModel, adamw: torch.optim.Optimizer, data: IrregularData, series: list[Series], scaling: Scaling,
     config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool,
 ) -> AttentionUse:  # fmt: skip
-    """Batches of series of like length, in random order. Returns what was read."""
+    """Trains on batches of series of similar length, in random order; returns how attention was used."""
     model.train()
     use = AttentionUse()
     order = sorted(rng.permutation(len(series)), key=lambda i: len(series[i].times))
@@ -228,7 +228,7 @@ def _validation_loss(model: SequenceModel, batches: list[Batch], losses: LossCon
 
 @torch.no_grad()
 def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> dict[str, float | int | str | None]:
-    """Under the rule that decoding uses: how labels are ranked, next values forecast, and how many visits attend."""
+    """Measures labels, forecasts and the share of visits that attend, under the routing rule of decoding."""
     model.eval()
     use, probabilities, labels, errors, still = AttentionUse(), [], [], [], []
     for batch in batches:
@@ -246,18 +246,21 @@ def measure(model: SequenceModel, batches: list[Batch], data: IrregularData) -> 
 
 
 def label_metrics(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> dict[str, float | int | str | None]:
-    """Accuracy; for two classes AUC with its interval and average precision.
+    """Returns accuracy and, for two classes, AUC with its interval and average precision.
 
     Args:
-        probabilities: (N, n_classes), finite.
-        labels: (N,), one at least.
-        n_classes: of the label.
+        probabilities: predicted probabilities (N, n_classes), finite.
+        labels: classes (N,), N >= 1.
+        n_classes: number of classes.
 
     Returns:
-        Where AUC and average precision are None, `auc_undefined` says why.
+        The metrics; where AUC and average precision are None, `auc_undefined` gives the reason.
+
+    Raises:
+        ValueError: when there is no label or a probability is not finite.
     """
     if not len(labels) or not np.isfinite(probabilities).all():
-        raise ValueError(f"{len(labels)} labels and probabilities that are not all finite make no figure")
+        raise ValueError(f"cannot score {len(labels)} labels; give at least one label, and finite probabilities")
     found: dict[str, float | int | str | None] = {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
         "n_labels": len(labels),

@@ -1,15 +1,12 @@
-"""A study on irregular series: a document for each model and seed, and whether one that is there is the one asked for.
+"""A study on irregular series: one document for each model and seed.
 
-A document rests on the digest of the data, the settings of the model and the digest of a model that is carried over. It
-counts as finished only if all of them are those of now. Documents written before it was so name their data by the hash
-of the tables they come from.
+A finished document is kept when data, settings and source are those of the request: their digests are compared.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,31 +14,48 @@ from typing import Any
 import torch
 
 from cramlab import records
-from cramlab.config import ConfigError, differing, to_dict
-from cramlab.files import only_process_in, write_json
-from cramlab.records import RecordError
+from cramlab.config import ConfigError, nearest, to_dict
+from cramlab.files import only_process_in
 from cramlab.tasks.irregular import IrregularData, check_splits, split_people
-from cramlab.tasks.irregular.series import VISITS_KEPT, cut_off
+from cramlab.tasks.irregular.batches import VISITS_KEPT, cut_off
 from cramlab.tasks.irregular.splits import SPLIT_SHARES
-from cramlab.training.irregular import boosting
-from cramlab.training.irregular.fit import FitConfig, fit, fresh_config
-from cramlab.training.irregular.transfer import RATE_FROM, Carried, begin
+from cramlab.training.irregular import boosting, documents
+from cramlab.training.irregular.fit import MODELS, FitConfig, fit, fresh_config
+from cramlab.training.irregular.transfer import RATE_FROM, WAYS, Carried, begin
 
-KIND, VERSION = "irregular", 1
-FILE = "irregular.json"
-_NO_RATE = f'--ways: "random" reads as often as "{RATE_FROM}" does; give that before it'
-_WAY_OUT = "move it away and run again, or choose another --out"
+_NO_RATE = f'--ways: "random" reads as often as "{RATE_FROM}", whose document is missing; list "{RATE_FROM}" before it'
+
+
+def chosen_kinds(carried: Carried | None, models: str | None, ways: str | None) -> list[str]:
+    """Returns the models, or the ways of transferring one, that a comma-separated list names; None: all of them.
+
+    Raises:
+        ConfigError: when a name is unknown, or the list does not go with `carried`.
+    """
+    if carried is None:
+        if ways is not None:
+            raise ConfigError("--ways lists ways of transferring a model; give --source RUN as well")
+        option, listed, known = "--models", models, (*MODELS, boosting.NAME)
+    else:
+        if models is not None:
+            raise ConfigError(f"--models does not go with --source, whose model is {carried.mixer}; leave it out")
+        option, listed, known = "--ways", ways, WAYS[carried.mixer]
+    names = list(known) if listed is None else listed.split(",")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f'{option}: "{name}" is unknown{nearest(name, known)}')
+    return names
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked of a data set.
+    """A request on one data set.
 
     Attributes:
         data: the series.
-        folder: where the documents go, `KIND-seedN/irregular.json`.
-        config: how every model is trained.
-        carried: the model to be carried over; None: models begin afresh.
+        folder: folder of the documents, `KIND-seedN/irregular.json`.
+        config: training settings of every model.
+        carried: the model to be transferred; None: models are trained from scratch.
     """
 
     data: IrregularData
@@ -50,19 +64,35 @@ class Study:
     carried: Carried | None = None
 
     def path(self, kind: str, seed: int) -> Path:
-        """Where the document of a model, or of a way of carrying one over, stands."""
+        """Returns the path of the document of a model, or of a way of transferring one."""
         name = kind if self.carried is None else f"{self.carried.mixer}-{kind}"
-        return self.folder / f"{name}-seed{seed}" / FILE
+        return self.folder / f"{name}-seed{seed}" / documents.FILE
 
-    def check(self, kinds: list[str], n_seeds: int) -> None:
-        """Finds out before any work what would stop it.
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was left out of the data, and on visits that models do not see."""
+        notes = list(self.data.notes)
+        cut = cut_off(self.data.series)
+        if cut["n_series"]:
+            notes.insert(
+                0,
+                f"{cut['n_series']:,} series are longer than the {VISITS_KEPT} visits that models see; their first "
+                f"{cut['n_visits']:,} visits are cut off, with {cut['n_labels']:,} labels",
+            )
+        return notes
+
+    def check(self, kinds: list[str], n_seeds: int, *, resume: bool = True) -> None:
+        """Checks before any work that every document can be made or kept.
 
         Raises:
-            DataError: when a seed's splits cannot teach or test anything.
-            FileExistsError: when a document is there that is not the one asked for.
-            RecordError: when one is damaged.
-            ConfigError: when the random router's rate would not be known.
+            DataError: when a split of a seed has no labels to train or test on.
+            FileExistsError: when a document exists and `resume` is false, or it differs from the request.
+            RecordError: when a document is damaged.
+            ConfigError: when the rate of the random router would be unknown.
         """
+        places = [self.path(kind, seed) for seed in range(n_seeds) for kind in kinds]
+        if not resume and (existing := [path for path in places if path.exists()]):
+            raise FileExistsError(f"{existing[0]} exists already; keep it with --resume, or choose another --out")
         for seed in range(n_seeds):
             rate_known = False
             for kind in kinds:
@@ -74,44 +104,34 @@ class Study:
                     check_splits(split_people(self.data.series, seed))
 
     def held(self, kind: str, seed: int) -> dict[str, Any] | None:
-        """The finished document, None where there is none.
+        """Returns the finished document; None when there is none.
 
         Raises:
-            FileExistsError: when it is of other data or settings.
-            RecordError: when it is damaged or no such document.
+            FileExistsError: when its data or settings differ from the request.
+            RecordError: when it is damaged or not such a document.
         """
         path = self.path(kind, seed)
         if not path.exists():
             return None
-        document = read(path)
-        if changed := self._differs(document, self._head(kind, seed)):
-            raise FileExistsError(f"{path} was made of something else (differs in {', '.join(changed)}); {_WAY_OUT}")
+        document = documents.load(path)
+        source = None if self.carried is None else self.carried.about()
+        if changed := documents.unlike(document, self._head(kind, seed), source):
+            raise FileExistsError(
+                f"{path} belongs to another request (differs in {', '.join(changed)}); {documents.ADVICE}"
+            )
         return document
 
-    def _differs(self, document: dict[str, Any], head: dict[str, Any]) -> list[str]:
-        """The names of what a document rests on and that is another now."""
-        names = ("model", "way", "seed", "asked")
-        if "asked" in document:
-            now = {name: head.get(name) for name in names} | {"data": head["data"]["name"]}
-            held = {name: document.get(name) for name in names} | {"data": document["data"].get("name")}
-            return [*differing(now, held)]
-        # Without digests: what is said of the data, which has to include the hash of their tables, and of the settings.
-        said = {"model": document["model"], "way": document.get("way"), "seed": document["seed"],
-                "data": document["data"], "config": document["config"]}  # fmt: skip
-        settings = head["asked"]["settings"]
-        now = {name: head.get(name) for name in names[:3]} | {"data": head["data"], "config": settings}
-        if self.carried is not None:
-            said["source"], now["source"] = document.get("source"), self.carried.about()
-        if document.get("way") == "random":  # its rate is none of the settings
-            said["config"] = {"fit": said["config"].get("fit")}
-        unknown = [] if "SHA-256" in str(said["data"].get("origin")) else ["data_sha256, of which it says nothing"]
-        return [*differing(_part(said, now), _part(now, said)), *unknown]
+    def run_all(self, kinds: list[str], n_seeds: int) -> Iterator[tuple[str, dict[str, Any], bool]]:
+        """Runs every kind with every seed; yields the folder's name, then the result of `run`."""
+        for seed in range(n_seeds):
+            for kind in kinds:
+                yield self.path(kind, seed).parent.name, *self.run(kind, seed)
 
     def run(self, kind: str, seed: int) -> tuple[dict[str, Any], bool]:
-        """The document, made and written if it is not there yet, and whether it was.
+        """Trains and writes one document unless it is finished; returns it and whether it was finished before.
 
         Raises:
-            FileExistsError: when another process is making it, or one of something else is there.
+            FileExistsError: when another process is making it, or a document of another request exists.
         """
         path = self.path(kind, seed)
         with only_process_in(path.parent) as still_held:
@@ -119,32 +139,32 @@ class Study:
                 return held, True
             document = self._make(kind, seed)
             still_held()
-            write_json(path, document | {"sha256": _digest(document)})
+            documents.write(path, document)
         return document, False
 
     def _make(self, kind: str, seed: int) -> dict[str, Any]:
-        """Trains one model on the seed's own split."""
+        """Trains one model on the split of the seed."""
         splits = split_people(self.data.series, seed)
         if kind == boosting.NAME:
-            found = boosting.fit_boosting(self.data, splits, seed)
+            findings = boosting.fit_boosting(self.data, splits, seed)
         elif self.carried is None:
-            found = fit(self.data, splits, kind, self.config, seed)
+            findings = fit(self.data, splits, kind, self.config, seed)
         else:
             start, config = begin(self.carried, kind, self.config, rate=self._rate(kind, seed))
-            found = fit(self.data, splits, self.carried.mixer, config, seed, start)
+            findings = fit(self.data, splits, self.carried.mixer, config, seed, start)
         head = self._head(kind, seed)
         head["data"] |= {
             "n_series": {name: len(series) for name, series in splits.items()},
             "notes": list(self.data.notes),
             "cut_off": None if kind == boosting.NAME else {"visits_kept": VISITS_KEPT} | cut_off(self.data.series),
         }
-        head = records.header(torch.device("cpu")) | {"kind": KIND, "version": VERSION} | head
+        head = records.header(torch.device("cpu")) | {"kind": documents.KIND, "version": documents.VERSION} | head
         if self.carried is not None:
             head["source"] = self.carried.about()
-        return records.finite(head | found)
+        return records.finite(head | findings)
 
     def _rate(self, kind: str, seed: int) -> float | None:
-        """How often the random router reads: as often as the carried one does."""
+        """Returns the share of visits that the random router reads: the transferred router's, None for other kinds."""
         if kind != "random":
             return None
         if (held := self.held(RATE_FROM, seed)) is None:
@@ -152,7 +172,7 @@ class Study:
         return held["test"]["attention_frac"]
 
     def _head(self, kind: str, seed: int) -> dict[str, Any]:
-        """What a document says of its question, and what it rests on."""
+        """Returns the part of a document that describes its request."""
         about = {name: getattr(self.data, name) for name in ("name", "what", "origin")}
         about |= {name: list(getattr(self.data, name)) for name in ("channels", "statics")}
         asked = {"data_sha256": self._data_sha256, "settings": self._settings(kind)}
@@ -174,38 +194,3 @@ class Study:
             start, config = begin(self.carried, kind, self.config)
             settings = {"fit": to_dict(config), "model": to_dict(start.model)}
         return records.finite(settings | {"visits_kept": VISITS_KEPT, "split_shares": SPLIT_SHARES})
-
-
-def _part(whole: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that the other one does not have."""
-    return {
-        name: _part(value, like[name]) if isinstance(value, dict) and isinstance(like[name], dict) else value
-        for name, value in whole.items()
-        if name in like
-    }
-
-
-def _digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a document's canonical JSON, without when it was made and how long that took."""
-    rest = {name: value for name, value in document.items() if name not in ("date", "revision", "seconds", "elapsed_s")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A document that is whole; without the digest that says so.
-
-    Raises:
-        RecordError: when it is cut, changed since it was written, or no document of this kind and version.
-    """
-    try:
-        document = records.read_json(path)
-    except (RecordError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); {_WAY_OUT}") from error
-    fields = {"data": dict, "config": dict, "test": dict, "model": str, "seed": int}
-    if not isinstance(document, dict) or document.get("kind") != KIND or document.get("version") != VERSION:
-        raise RecordError(f"{path} is no document of version {VERSION} of `cramlab irregular`; {_WAY_OUT}")
-    sealed = document.pop("sha256", None)
-    whole = sealed == _digest(document) if "asked" in document or sealed is not None else True
-    if not whole or any(not isinstance(document.get(name), kind) for name, kind in fields.items()):
-        raise RecordError(f"{path} is damaged (its content is not what was written); {_WAY_OUT}")
-    return document

@@ -1,4 +1,4 @@
-"""Memory and router of a model trained on SRCD, carried to irregular series: embedding and heads are new."""
+"""Transfers memory and router of a model trained on SRCD to irregular series; embedding and heads are new."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from cramlab.training.folder import own_checkpoint
 from cramlab.training.irregular.fit import FitConfig, Start
 from cramlab.training.start import EMBEDDING, HEADS
 
-RATE_FROM = "embedding"  # the way whose reads the random router makes
-# By mixer. "embedding" trains what is new, embedding and heads; "all" everything. The others carry nothing: they are
-# trained from scratch, the second without reads by decree, the third with a router that stays as it was drawn.
+RATE_FROM = "embedding"  # the random router reads as often as this way's router
+# By mixer. "embedding" trains only the new parts, embedding and heads; "all" trains everything. The other ways transfer
+# no weights: "scratch" trains everything, "no_encoding" without an encoding phase, "untrained" with the router frozen
+# at its initial weights, "random" embedding and heads with a router that reads at random.
 WAYS: dict[str, tuple[str, ...]] = {
     "cram": ("scratch", "no_encoding", "untrained", "embedding", "all", "random"),
     "seqboat": ("scratch", "embedding"),
@@ -32,14 +33,14 @@ _LAYERS = "layers."
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """A trained model to be carried over.
+    """A trained model to transfer.
 
     Attributes:
-        mixer: its name in the catalog, one of `WAYS`.
-        model: its config.
-        layers: its averaged weights without embedding and heads.
-        record: of its run.
-        sha256: of its checkpoint and record.
+        mixer: name of the mixer in the catalogue, a key of `WAYS`.
+        model: config of the model.
+        layers: averaged weights of the layers, without embedding and heads.
+        record: record of the run.
+        sha256: SHA-256 of the run's checkpoint and record.
     """
 
     mixer: str
@@ -49,20 +50,21 @@ class Carried:
     sha256: str
 
     @classmethod
-    def read(cls, folder: Path) -> Carried:
-        """From the folder of a finished run.
+    def from_run(cls, folder: Path) -> Carried:
+        """Loads the model of a finished run.
 
         Raises:
-            ConfigError: when there is none, its mixer is none that is carried, or its checkpoint is of another model.
+            ConfigError: when the folder holds no finished run, its mixer cannot be transferred, or checkpoint and
+                record do not belong together.
         """
         files = folder / "checkpoint.pt", folder / "record.json"
         if not all(file.is_file() for file in files):
-            raise ConfigError(f"--source {folder} holds no finished run; cramlab run transfer trains one")
+            raise ConfigError(f"--source {folder} holds no finished run; train one with cramlab run transfer")
         record = records.read(folder / "record.json")
         if record["mixer"] not in WAYS:
-            raise ConfigError(f"--source {folder} is a run of {record['mixer']}; give one of {' or '.join(WAYS)}")
+            raise ConfigError(f"--source {folder} is a run of {record['mixer']}; give a run of {' or '.join(WAYS)}")
         if record["status"] != "finished":
-            raise ConfigError(f"--source {folder} holds a run that failed; cramlab run transfer trains one")
+            raise ConfigError(f"--source {folder} holds a run that failed; train one with cramlab run transfer")
         like = ModelConfig(mixer=MIXERS[record["mixer"]]())
         averaged = own_checkpoint(folder, record["config"])["average"]
         weights = {name.removeprefix("module."): value for name, value in averaged.items()}
@@ -73,42 +75,42 @@ class Carried:
             record=record,
             sha256=hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         )
-        carried.load(SequenceModel(carried.model, InputSpec(vocab_sizes=(), n_continuous=1, n_classes=2)))
+        carried.put_into(SequenceModel(carried.model, InputSpec(vocab_sizes=(), n_continuous=1, n_classes=2)))
         return carried
 
     def about(self) -> dict[str, Any]:
-        """What a document says of its source."""
+        """Returns the description of the source that documents hold."""
         read = self.record["train_reads_frac"] * self.record["n_train_tokens"]
         names = ("experiment", "size", "variant", "seed", "revision")
         return {name: self.record[name] for name in names} | {"train_reads": round(read)}
 
-    def load(self, model: SequenceModel) -> None:
-        """Puts the layers' weights into a model of the same layers.
+    def put_into(self, model: SequenceModel) -> None:
+        """Copies the layers' weights into a model with the same layers.
 
         Raises:
-            ConfigError: when they are others, or hold numbers that are not finite.
+            ConfigError: when the layers differ or a weight is not finite.
         """
         state = model.state_dict()
         wanted = {name: value.shape for name, value in state.items() if name.startswith(_LAYERS)}
         held = {name: value.shape for name, value in self.layers.items()}
         if wrong := sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name)):
-            raise ConfigError(f"the source's checkpoint is of another model than its record (differs in {wrong[0]})")
+            raise ConfigError(f"the source's checkpoint and record are of different models (in {wrong[0]})")
         if wrong := [name for name, value in self.layers.items() if not value.isfinite().all()]:
-            raise ConfigError(f"the source's checkpoint holds numbers that are not finite (in {wrong[0]})")
+            raise ConfigError(f"the source's checkpoint holds weights that are not finite (in {wrong[0]})")
         model.load_state_dict(state | self.layers)
 
 
 def begin(carried: Carried, way: str, config: FitConfig, *, rate: float | None = None) -> tuple[Start, FitConfig]:
-    """How a way begins, and how it is trained.
+    """Returns the start of a way of transferring, and its training settings.
 
-    A router that is carried over or cannot learn has no encoding phase; a frozen one makes no audits either, so that
-    training reads are what the gate itself lets through.
+    A router that is transferred or cannot learn has no encoding phase; a frozen one has no audits either, so that
+    training reads are those that the gate itself selects.
 
     Args:
-        carried: the source; what carries nothing takes its shape alone.
+        carried: the source; ways that transfer no weights use its shape alone.
         way: one of `WAYS`.
-        config: of training from scratch.
-        rate: share of visits that the random router reads.
+        config: settings of training from scratch.
+        rate: share of visits that the random router reads; None: 0.
     """
     frozen = way in ("untrained", "embedding", "random")
     if way != "scratch":
@@ -122,7 +124,7 @@ def begin(carried: Carried, way: str, config: FitConfig, *, rate: float | None =
 
     def prepare(fresh: SequenceModel) -> None:
         if way in ("embedding", "all"):
-            carried.load(fresh)
+            carried.put_into(fresh)
         for name, parameter in fresh.named_parameters():
             if way == "embedding":
                 parameter.requires_grad_(name.startswith(HEADS + EMBEDDING))

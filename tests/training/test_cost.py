@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cramlab.cli.cost import measured_shares, surroundings
 from cramlab.config import overridden
 from cramlab.experiments.srcd import run_config
 from cramlab.mixer import Routing
 from cramlab.model import SequenceModel
+from cramlab.training.cost import measured_shares, surroundings
 from cramlab.training.evaluate import split_batches
 
 
