@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from cramlab.report.plots import svg
+from cramlab.report.plots import COLOURS, svg
 
-_COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+_COLOURS = (*COLOURS, *matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
 _LINEAR_BELOW = 0.02  # nats; the rest of the axis is logarithmic
 
 
@@ -48,7 +48,8 @@ def loss_by_share(
             shares, means, errors = zip(*of_rule, strict=True)
             first = i == 0
             axes.errorbar(
-                shares, means, yerr=np.nan_to_num(errors), label=labels[rule], color=_COLOURS[i % 20], marker="o",
+                shares, means, yerr=np.nan_to_num(errors), label=labels[rule],
+                color=_COLOURS[i % len(_COLOURS)], marker="o",
                 markersize=5 if first else 3, linewidth=2.2 if first else 1, capsize=2, zorder=3 if first else 2,
             )  # fmt: skip
         axes.axhline(0, color="black", linewidth=0.8)
