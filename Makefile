@@ -1,4 +1,5 @@
 # Two commands: `make srcd` trains and reports, `make test` checks everything. Both set up .venv first.
+# SIZE=quick learns in about 90 seconds; SIZE=tiny is a smoke test that learns little.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SIZE ?= paper
 SEED ?= 0
@@ -8,7 +9,7 @@ BIN := .venv/bin
 SMOLLM2 := --threads 1 --set context=256 --set causal_tokens=4096 --set test_tokens=24000 --set validation_tokens=16000
 OVER_TRAINING := --threads 1 --tokens 20000 --set validation_tokens=6000 --set test_tokens=20000 --set contexts_per_document=16
 
-.PHONY: srcd test tests slow lint results audit-results bench faults clean
+.PHONY: srcd test tests slow lint docs results audit-results bench faults clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +32,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+# The pages of docs/ and the docstrings as a site in site/; a dead link is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 slow: .venv/installed .venv/transformers-source
 	TRANSFORMERS_SOURCE=.venv/transformers-source $(BIN)/python -m pytest -m slow \
@@ -45,7 +51,8 @@ slow: .venv/installed .venv/transformers-source
 
 # Every record behind README and docs; about half an hour on two cores.
 results: .venv/installed
-	for seed in 0 1 2; do $(BIN)/cramlab run srcd --size small --seed $$seed --out runs/results/srcd/small --resume || exit 1; done
+	for size in quick small; do for seed in 0 1 2; do \
+		$(BIN)/cramlab run srcd --size $$size --seed $$seed --out runs/results/srcd/$$size --resume || exit 1; done; done
 	$(BIN)/cramlab run srcd --size paper --seed 0 --out runs/results/srcd/paper --resume
 	$(BIN)/python -m reproduction.collect_results runs/results results
 

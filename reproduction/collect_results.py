@@ -3,7 +3,7 @@
     python -m reproduction.collect_results runs/results results
 
 takes every run's record.json under runs/results to results/EXPERIMENT/SIZE/MIXER-seedN.json, then rewrites the tables
-between their marks in docs/results.md and README.md (`reproduction.pages.readme`) and the figures in docs/figures/. For the latter alone:
+between their marks in docs/results.md and README.md and the figures in docs/figures/. For the latter alone:
 
     python -m reproduction.collect_results results results
 """

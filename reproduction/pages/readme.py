@@ -29,7 +29,7 @@ def sections() -> dict[str, str]:
     """Text by the name in its marks."""
     found = [records.read(path) for path in records.find([SRCD])]
     lines = [
-        "| size, tokens | model | seeds | retrieval, novel | share that reads | / optimum | dynamics error / control's |",
+        "| size, tokens | model | seeds | retrieval, novel | share that reads | / optimum | dynamics error / control |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(summarise(found), key=lambda row: SIZES.index(row.size)):
