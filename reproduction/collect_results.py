@@ -3,7 +3,7 @@
     python -m reproduction.collect_results runs/results results
 
 takes every run's record.json under runs/results to results/EXPERIMENT/SIZE/MIXER-seedN.json, then rewrites the tables
-between their marks in docs/results.md and README.md and the figures in docs/figures/. For the latter alone:
+between their marks in README.md and docs/results.md and the figures in docs/figures/. For the latter alone:
 
     python -m reproduction.collect_results results results
 """
@@ -18,7 +18,6 @@ from cramlab import records
 from cramlab.experiments.srcd_table import BUDGET_TOKENS
 from cramlab.files import write_text
 from cramlab.report.tables import markdown_table, origin
-from reproduction.pages import readme
 from reproduction.pages import srcd_plots as benchmark_plots
 from reproduction.pages.srcd_tables import benchmark_table, goals_table, sweep_table
 
@@ -56,8 +55,8 @@ def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
 
 def tables(results: Path) -> dict[str, str]:
     """The text between each pair of marks, by the name in the marks."""
-    made: dict[str, str] = {}
-    found, goals = read(results / "srcd"), {}
+    made = {"results": markdown_table(main) if (main := read(results / "srcd")) else ""}
+    found, goals = list(main), {}
     for size in ("small", "medium", "paper"):
         rows = read(results / "srcd_table" / size)
         made[f"table {size}"] = (
@@ -70,6 +69,7 @@ def tables(results: Path) -> dict[str, str]:
     deep, sweep = read(results / "srcd_deep"), read(results / "srcd_sweeps")
     made["deep"] = markdown_table(deep) if deep else "No records yet.\n"
     made["sweeps"] = sweep_table(sweep) if sweep else "No records yet.\n"
+    made["results"] += "\n" + origins(main)
     made["origins"] = origins(found + deep + sweep)
     return made
 
@@ -114,9 +114,8 @@ def main() -> None:
         for new in collect(runs, results):
             print(new)
     made = tables(results)
-    page = ROOT / "docs" / "results.md"
-    write_text(page, renewed(page.read_text(encoding="utf-8"), made, page.name))
-    readme.write()
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        write_text(page, renewed(page.read_text(encoding="utf-8"), made, page.name))
     for name, svg in figures(results).items():
         write_text(ROOT / "docs" / "figures" / name, svg)
 

@@ -16,7 +16,6 @@ from cramlab.config import overridden
 from cramlab.consolidation import rules
 from cramlab.consolidation.patch import FarReads
 from cramlab.experiments.srcd import run_config
-from reproduction import collect_results
 from reproduction.pages import readme
 
 ROOT = Path(__file__).parents[1]
@@ -82,16 +81,6 @@ def test_make_srcd_trains_and_reports(tmp_path):
     for mixer in ("cram", "transformer"):
         assert records.read(tmp_path / f"{mixer}-seed0" / "record.json")["status"] == "finished"
     assert (tmp_path / "report.html").stat().st_size > 10_000
-
-
-def test_tables_and_figures_are_made_from_the_records():
-    made = collect_results.tables(ROOT / "results")
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert collect_results.renewed(results, made, "results.md") == results
-    assert all(f"<!-- {mark}: begin -->" in results for mark in made)
-    for name in collect_results.figures(ROOT / "results"):
-        assert f"figures/{name}" in results
-        assert (ROOT / "docs" / "figures" / name).exists()
 
 
 def test_readmes_tables_and_figures_are_made_from_the_records():

@@ -31,13 +31,12 @@ TRAINING: dict[str, TrainingConfig] = {
         n_validation_tokens=1024,
         n_test_tokens=4096,
     ),
-    # A first look in about 90 seconds: the encoding phase ends near step 300, then attention falls to the optimum.
+    # A first look in about 90 seconds: the encoding phase ends near step 400, then attention falls to the optimum.
     "quick": TrainingConfig(
-        encoding_target=0.9,
         stages=(Stage(batch_size=32),),
         max_steps=750,
         cooldown_steps=150,
-        learning_rate=5e-3,
+        learning_rate=4e-3,
         semantic_rate=3.0,
         loss=_LOSS,
     ),
