@@ -9,7 +9,7 @@ both. Times are those that a process had a core for; what is compared is the rat
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import io
 import random
 import statistics
@@ -33,8 +33,11 @@ N_BOOTSTRAP = 2000
 def found(*names: str) -> Any:
     """The first of these modules that the revision has: modules have moved."""
     for name in names:
-        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
+        try:
             return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("cramlab."):
+                raise
     raise ModuleNotFoundError(f"none of {', '.join(names)} is here")
 
 
@@ -88,21 +91,20 @@ def patched_tasks():
     """A Llama with the widths of SmolLM2-135M and six layers, patched; gates are random, so some reads are skipped."""
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-    attention = found("cramlab.consolidation.attention", "cramlab.hf.consolidated")
+    rule = found("cramlab.consolidation.rules.learned", "cramlab.hf.consolidated")
+    patch = found("cramlab.consolidation.patch", "cramlab.hf.consolidated")
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3)).eval()
     layers = {}
-    for site in attention.consolidatable_sites(model):
-        layer = attention.ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(
-            False
-        )
+    for site in patch.consolidatable_sites(model):
+        layer = rule.ConsolidatedAttention.beside(site, rank=32, units=64, window=64, n_sinks=4).requires_grad_(False)
         generator = torch.Generator().manual_seed(site.layer)  # the same reads in every revision
         for parameter in layer.parameters():
             parameter.normal_(std=0.02, generator=generator)
         layers[site.layer] = layer
-    attention.install(model, layers)
+    patch.install(model, layers)
     prompt, longer = torch.randint(3, 512, (1, 1024)), torch.randint(3, 512, (1, 2048))
     mask = torch.ones(2, 512, dtype=torch.int64)
     mask[0, :100] = 0

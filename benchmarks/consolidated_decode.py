@@ -26,10 +26,11 @@ from benchmarks import timing
 from cramlab import load as load_consolidated
 from cramlab import read_report, records
 from cramlab.auditing import read_corpus
-from cramlab.consolidation import baselines
-from cramlab.consolidation.folder import read_record, saved_layers
-from cramlab.consolidation.growing_cache import GrowingLayer
-from cramlab.consolidation.install import closed, consolidatable_sites, install
+from cramlab.consolidation.compare import sublayers
+from cramlab.consolidation.folder import load_layers, load_record
+from cramlab.consolidation.patch.growing_cache import GrowingLayer
+from cramlab.consolidation.patch.install import closed, consolidatable_sites, install
+from cramlab.consolidation.rules import baselines
 from cramlab.files import write_json
 from cramlab.hf.loading import load
 
@@ -45,7 +46,7 @@ class Ways:
 
     def __init__(self, model, folder, tokens) -> None:
         self.model, self.folder, self.tokens = model, folder, tokens
-        self.record = read_record(folder)
+        self.record = load_record(folder)
         self.near = self.record["window"], self.record["n_sinks"]
         self.contexts = contextlib.ExitStack()  # patches that stay closed, sub-layers that stay replaced
 
@@ -79,7 +80,7 @@ class Ways:
     def layers(self, frac=None):
         """Whole layers without far reads; their adapters answer."""
         model = self.twin()
-        _, learned = saved_layers(model, self.folder)
+        _, learned = load_layers(model, self.folder)
         without = sorted(learned)[: self.some(len(learned), frac)]
         install(model, baselines.some_layers(learned, without))
         return model
@@ -99,10 +100,10 @@ class Ways:
         model = self.closed()
         sites = consolidatable_sites(model)
         others = {
-            i: baselines.Instead(nn.Linear(sites[i].d_model, sites[i].d_model) if linear else None)
+            i: sublayers.Instead(nn.Linear(sites[i].d_model, sites[i].d_model) if linear else None)
             for i in range(len(sites) - self.some(len(sites), None), len(sites))
         }
-        self.contexts.enter_context(baselines.replaced(model, sites, others))
+        self.contexts.enter_context(sublayers.replaced(model, sites, others))
         return model
 
 
@@ -187,7 +188,7 @@ def main() -> None:
     between = read_report(models["consolidated"]).total
     del steps, caches, cache
     data = {
-        "header": records.header(torch.device("cpu")), "promise": read_record(args.folder)["promise"],
+        "header": records.header(torch.device("cpu")), "promise": load_record(args.folder)["promise"],
         "decode": {"context": args.context, "skipped_frac": skipped_frac(before, between), "ways": decode},
     }  # fmt: skip
     if args.prompts:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramlab.consolidation.attention import consolidatable_sites, install
+from cramlab.consolidation.patch.install import consolidatable_sites, install
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.mixer import Bounds, Routing
 from faults.bad_settings import thinned

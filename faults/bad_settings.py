@@ -22,7 +22,7 @@ from cramlab.auditing import AuditConfig
 from cramlab.catalog import MIXERS
 from cramlab.cli import main as cli
 from cramlab.config import to_dict
-from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.experiments import EXPERIMENTS
 from cramlab.memory import CRAMConfig
 from cramlab.model import ModelConfig
@@ -112,7 +112,7 @@ def _run_config(mixer: str) -> RunConfig:
 
 def _by_set(command: str, test: str, share: float, seed: int) -> Iterator[Case]:
     """Every field with values that are harmful, doubtful and huge; and assignments that are none."""
-    configs: dict[str, Any] = {"audit": AuditConfig(), "consolidate": RetrofitConfig()}
+    configs: dict[str, Any] = {"audit": AuditConfig(), "consolidate": ConsolidationConfig()}
     if command == "run":
         found = [("cram", path, hint) for path, hint in leaves(_run_config("cram")) if path not in RUN_NAMES]
         for mixer in MIXERS:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cramlab.consolidation import folder as consolidation_folder
-from cramlab.consolidation.attention import ConsolidatedAttention
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.errors import LoadError
 from cramlab.hf.loading import load
 from faults.cases import Case, Fault, FaultFoundError, Measured, NotHereError, answer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
-from cramlab.consolidation.attention import closed, remove
+from cramlab.consolidation.patch.install import closed, remove
 from faults.cases import Case, Fault, FaultFoundError, NotHereError
 from faults.equal import case, pieces, same
 from faults.equal_models import batch, cached, chunks, future, generate, logits, others, packed, padding, refusable

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from cramlab.catalog import MIXERS
-from cramlab.consolidation.attention import ConsolidatedAttention, consolidatable_sites, install
+from cramlab.consolidation.patch.install import consolidatable_sites, install
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.memory import CRAMConfig, EpisodicMemoryConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import Mixer, MixerConfig

@@ -19,9 +19,9 @@ from scipy.stats import binom
 from torch import Tensor
 
 from cramlab.auditing.text import Corpus, Document
-from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.documents import parts_of
-from cramlab.consolidation.guarantee import Promise, fixed_sequence
+from cramlab.consolidation.guarantee import Guarantee, fixed_sequence
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 from faults.cases import Case, Fault, FaultFoundError, Measured, RefusedError
@@ -69,7 +69,7 @@ LAWS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bare(Promise):
+class Bare(Guarantee):
     """A promise that leaves out the bound that is only printed, which takes fifty times as long."""
 
     def upper_bound(self, increases: object) -> float:  # noqa: ARG002
@@ -140,7 +140,7 @@ def _copied(n_texts: int, times: int, how: str, seed: str) -> None:
             documents.append(Document(f"{n}/{i}", "".join(letters)))
     rng.shuffle(documents)
     sizes = {f"{part}_documents": size for part, size in SIZES.items()}
-    config = RetrofitConfig(context=96, window=8, n_sinks=2, local_steps=1, end_steps=1, **sizes)
+    config = ConsolidationConfig(context=96, window=8, n_sinks=2, local_steps=1, end_steps=1, **sizes)
     try:
         parts = parts_of(pretrained, Corpus("copies", tuple(documents)), config)
     except ConsolidationError as error:

@@ -4,8 +4,8 @@ import torch
 from families import GROUPED, build
 from transformers import MistralConfig, MistralForCausalLM
 
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.install import consolidatable_sites
+from cramlab.consolidation.patch.install import consolidatable_sites
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 
 NAMES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_neox"]
 WINDOW, N_SINKS = 6, 2

@@ -10,7 +10,7 @@ import pytest
 from cramlab import records
 from cramlab.auditing.config import AuditConfig
 from cramlab.config import ConfigError, config_hash, from_dict, overridden, to_dict
-from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
 from cramlab.experiments.srcd_sweeps import SIZES
@@ -127,7 +127,7 @@ def test_settings_that_fit_together_are_taken_in_any_order(pair):
 
 def test_settings_of_an_audit_fit_together_too():
     pair = ("window=100", "context=200")
-    assert overridden(RetrofitConfig(context=80), pair) == overridden(RetrofitConfig(context=80), pair[::-1])
+    assert overridden(ConsolidationConfig(context=80), pair) == overridden(ConsolidationConfig(context=80), pair[::-1])
 
 
 def test_of_one_field_set_twice_the_last_counts():
@@ -136,7 +136,7 @@ def test_of_one_field_set_twice_the_last_counts():
 
 
 CLASSES = [SRCDConfig, ModelConfig, TrainingConfig, Stage, LossConfig, CRAMConfig, WorkingMemoryConfig, AdapterConfig,
-           SlotsConfig, AuditConfig, RetrofitConfig, FitConfig, DetectorConfig, RunConfig]  # fmt: skip
+           SlotsConfig, AuditConfig, ConsolidationConfig, FitConfig, DetectorConfig, RunConfig]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -172,9 +172,9 @@ def test_no_field_takes_what_no_field_can_hold(kind, wrong):
         (AdapterConfig, "rank", 0, "must be at least 1, or None"),
         (SRCDConfig, "seq_len", 1, "task.seq_len = 1 must be at least 2"),
         (SRCDConfig, "decay", 0.99999999, "task.decay = 0.99999999 must be at most 0.9999"),
-        (RetrofitConfig, "strengths", (0.1, math.nan), "retrofit.strengths = (0.1, nan) must each be finite"),
-        (RetrofitConfig, "strengths", (), "retrofit.strengths = () holds none"),
-        (RetrofitConfig, "bound_factor", 1.0, "retrofit.bound_factor = 1.0 must be above 1"),
+        (ConsolidationConfig, "strengths", (0.1, math.nan), "consolidation.strengths = (0.1, nan) must each be finite"),
+        (ConsolidationConfig, "strengths", (), "consolidation.strengths = () is empty"),
+        (ConsolidationConfig, "bound_factor", 1.0, "consolidation.bound_factor = 1.0 must be above 1"),
         (AuditConfig, "replaced_fracs", (), "audit.replaced_fracs"),
         (AuditConfig, "layers", (3, 3), "each of them once"),
         (FitConfig, "encoding_epochs", 40, "fit.encoding_epochs = 40"),

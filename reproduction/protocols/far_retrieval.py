@@ -20,10 +20,10 @@ from cramlab import load as load_consolidated
 from cramlab import read_report, records
 from cramlab.auditing import read_corpus
 from cramlab.config import from_dict
-from cramlab.consolidation.attention import closed
-from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.documents import held_out_at
-from cramlab.consolidation.folder import read_record
+from cramlab.consolidation.folder import load_record
+from cramlab.consolidation.patch.install import closed
 from cramlab.files import write_json
 from cramlab.hf.loading import load
 
@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    pretrained, config = load(args.model), from_dict(read_record(args.folder)["config"], RetrofitConfig())
+    pretrained, config = load(args.model), from_dict(load_record(args.folder)["config"], ConsolidationConfig())
     pretrained.model.to(args.device)
     found = held_out_at(pretrained, read_corpus(args.text), config, args.context, args.prompts)
     fillers = [tokens.tolist() for tokens in found]

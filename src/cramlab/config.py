@@ -125,10 +125,15 @@ def replaced(config: T, settings: dict[str, Any]) -> T:
     return dataclasses.replace(config, **values) if values else config  # type: ignore[type-var]
 
 
+def _type_in_records(config: Any) -> str:
+    """The name of a config's class in JSON; a renamed class keeps its first one, as `RECORD_TYPE`."""
+    return getattr(config, "RECORD_TYPE", type(config).__name__)
+
+
 def to_dict(config: Any) -> Any:
     """Nested dataclasses as plain JSON data. A dataclass held by a field of several types also names its own."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {"type": type(config).__name__} | {
+        return {"type": _type_in_records(config)} | {
             f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)
         }
     if isinstance(config, (tuple, list)):
@@ -166,9 +171,9 @@ def from_dict(data: Any, like: T) -> T:
 def _restore(data: Any, like: Any, path: str) -> Any:
     is_group = dataclasses.is_dataclass(like) and not isinstance(like, type)
     if is_group and (data is not None or not path):  # whether a group may be left out, the class around it knows
-        if not isinstance(data, dict) or data.get("type") != type(like).__name__:
+        if not isinstance(data, dict) or data.get("type") != _type_in_records(like):
             found = data.get("type") if isinstance(data, dict) else _shown(data)
-            raise ConfigError(f"{path or 'config'} is a {found}, not a {type(like).__name__}")
+            raise ConfigError(f"{path or 'config'} is a {found}, not a {_type_in_records(like)}")
         fields = {f.name: f for f in dataclasses.fields(like)}
         for name in sorted(data.keys() - fields.keys() - {"type"}):
             raise ConfigError(f"{_join(path, name)} is unknown{nearest(name, fields)}")

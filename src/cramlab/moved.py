@@ -23,26 +23,26 @@ MODULES = {
     "cli_display": "cli.display",
     "cli_irregular": "cli.irregular",
     "hf.auto": "language_model.auto",
-    "hf.calls": "consolidation.calls",
+    "hf.calls": "consolidation.patch.calls",
     "hf.configuration": "language_model.configuration",
     "hf.configuration_gpt2": "language_model.configuration_gpt2",
-    "hf.consolidated": "consolidation.attention",
+    "hf.consolidated": "consolidation.rules.learned",
     "hf.consolidation_folder": "consolidation.folder",
     "hf.cram_cache": "language_model.cache",
     "hf.cram_gpt2": "language_model.cram_gpt2",
     "hf.errors": "errors",
-    "hf.far_reads": "consolidation.far_reads",
+    "hf.far_reads": "consolidation.patch.reads",
     "hf.fresh_weights": "language_model.fresh_weights",
-    "hf.growing_cache": "consolidation.growing_cache",
-    "hf.install": "consolidation.install",
+    "hf.growing_cache": "consolidation.patch.growing_cache",
+    "hf.install": "consolidation.patch.install",
     "hf.language_inputs": "language_model.inputs",
-    "hf.lora": "consolidation.lora",
+    "hf.lora": "consolidation.learn.lora",
     "hf.modeling": "language_model.modeling",
     "hf.packed_rows": "language_model.packed_rows",
-    "hf.patch": "consolidation.patch",
+    "hf.patch": "consolidation.patch.far_reads",
     "hf.pretrain": "language_model.pretrain",
     "hf.text_run": "language_model.text_run",
-    "hf.visibility": "consolidation.visibility",
+    "hf.visibility": "consolidation.patch.visibility",
     "losses": "objective",
     "memory.decoder": "memory.decode",
     "memory.fused": "ops.dispatch",
@@ -59,12 +59,15 @@ MODULES = {
     "memory.window_attention": "ops.read.windows",
     "progress": "cli.progress",
     "retrofit": "consolidation",
+    "retrofit.baselines": "consolidation.rules.baselines",
     "retrofit.consolidate": "consolidation.pipeline",
-    "retrofit.distil": "consolidation.gradients",
-    "retrofit.fit": "consolidation.ridge",
-    "retrofit.learn": "consolidation.closed_form",
-    "retrofit.recover": "consolidation.recovery",
+    "retrofit.distil": "consolidation.learn.gradients",
+    "retrofit.fit": "consolidation.learn.ridge",
+    "retrofit.learn": "consolidation.learn.closed_form",
+    "retrofit.recover": "consolidation.learn.recovery",
+    "retrofit.observe": "consolidation.patch.observe",
     "retrofit.risk": "consolidation.guarantee",
+    "retrofit.rules": "consolidation.rules.baselines",
     "retrofit.text": "consolidation.documents",
     "training.boosting": "training.irregular.boosting",
     "training.irregular_study": "training.irregular.study",
@@ -76,6 +79,55 @@ ATTRIBUTES = {
     "cramlab.pretrained": {
         "load": ("cramlab.pretrained", "load_consolidated"),
         "read_report": ("cramlab.pretrained", "skip_counts"),
+    },
+    "cramlab.consolidation.config": {
+        "RetrofitConfig": ("cramlab.consolidation.config", "ConsolidationConfig"),
+    },
+    "cramlab.consolidation.folder": {
+        "read_record": ("cramlab.consolidation.folder", "load_record"),
+        "saved_layers": ("cramlab.consolidation.folder", "load_layers"),
+        "report": ("cramlab.consolidation.folder", "skip_counts"),
+        "Report": ("cramlab.consolidation.folder", "SkipCounts"),
+    },
+    "cramlab.consolidation.guarantee": {"Promise": ("cramlab.consolidation.guarantee", "Guarantee")},
+    "cramlab.consolidation.learn.closed_form": {
+        "token_losses": ("cramlab.consolidation.measure", "token_losses"),
+    },
+    "cramlab.consolidation.learn.gradients": {
+        name: (f"cramlab.consolidation.{module}", name)
+        for module, names in (
+            ("learn.rehearsal", ("end_loss", "rehearse")),
+            ("rules.learned", ("rounded",)),
+            ("learn.steps", ("GradientStage", "batches", "half_precision", "take_steps")),
+        )
+        for name in names
+    },
+    "cramlab.consolidation.measure": {
+        "at_threshold": ("cramlab.consolidation.rules.learned", "at_threshold"),
+        "original_loss": ("cramlab.consolidation.measure", "mean_loss"),
+    },
+    "cramlab.consolidation.patch.far_reads": {"Installation": ("cramlab.consolidation.patch.calls", "Installation")},
+    "cramlab.consolidation.pipeline": {
+        "PromiseError": ("cramlab.consolidation.calibration", "GuaranteeError"),
+        "Calibration": ("cramlab.consolidation.calibration", "Calibration"),
+        "Calibrated": ("cramlab.consolidation.calibration", "Calibrated"),
+    },
+    "cramlab.consolidation.rules.baselines": {
+        name: ("cramlab.consolidation.compare.sublayers", name)
+        for name in ("Instead", "cosine_importance", "linear_maps", "measured_without", "replaced")
+    },
+    "cramlab.consolidation.rules.learned": {
+        name: ("cramlab.consolidation.patch", name)
+        for name in (
+            "Counts",
+            "FarReads",
+            "closed",
+            "consolidatable_sites",
+            "install",
+            "installed",
+            "patched",
+            "remove",
+        )
     },
     "cramlab.training.irregular": {
         name: ("cramlab.training.irregular.fit", name)

@@ -26,7 +26,7 @@ from cramlab.hf.loading import load as load_named
 from cramlab.report.audit_page import render_audit
 
 if TYPE_CHECKING:
-    from cramlab.consolidation.folder import Report
+    from cramlab.consolidation.folder import SkipCounts
 
 Model: TypeAlias = str | Path | nn.Module | Pretrained
 Text: TypeAlias = str | Path | Corpus | Sequence[str]
@@ -160,10 +160,10 @@ def consolidate(
         FileExistsError: when `out` holds another consolidation, or this one and `resume` is false.
     """
     _need_transformers()
-    from cramlab.consolidation.config import RetrofitConfig
+    from cramlab.consolidation.config import ConsolidationConfig
     from cramlab.consolidation.earlier import config_before
     from cramlab.consolidation.finished import unlike
-    from cramlab.consolidation.folder import RECORD, read_record
+    from cramlab.consolidation.folder import RECORD, load_record
     from cramlab.consolidation.pipeline import consolidate, recalibrate
 
     if start is not None and further_text is not None:
@@ -172,7 +172,7 @@ def consolidate(
         )
     start = None if start is None else Path(start)
     if config is None:
-        config = RetrofitConfig() if start is None else config_before(read_record(start), start)
+        config = ConsolidationConfig() if start is None else config_before(load_record(start), start)
     config = replaced(config, settings)
     path = Path(out) / RECORD
     done = finished(path, resume=resume)
@@ -182,7 +182,7 @@ def consolidate(
     asked: dict[str, Any] = {"max_loss_increase": max_loss_increase}
     if done:
         refuse_changed(path, unlike(path.parent, pretrained, corpus, config, further=further, start=start, **asked))
-        record = read_record(path.parent)
+        record = load_record(path.parent)
     else:
         asked |= {"out": path.parent, "progress": progress}
         if start is None:
@@ -213,16 +213,16 @@ def load_consolidated(model: Model, folder: str | Path, *, trust_remote_code: bo
     return consolidation_folder.load(model, folder)
 
 
-def skip_counts(model: nn.Module) -> Report:
+def skip_counts(model: nn.Module) -> SkipCounts:
     """Counts the far reads that a consolidated model made and skipped since it was loaded, layer by layer.
 
     Args:
         model: a model from `load_consolidated`; for a model without a consolidation, `live` is false.
     """
     _need_transformers()
-    from cramlab.consolidation.folder import report
+    from cramlab.consolidation.folder import skip_counts
 
-    return report(model)
+    return skip_counts(model)
 
 
 def _corpus(text: Text) -> Corpus:

@@ -12,15 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from cramlab.consolidation.attention import (
-    closed,
-    consolidatable_sites,
-    install,
-    installed,
-    patched,
-    remove,
-)
-from cramlab.consolidation.growing_cache import GrowingLayer
+from cramlab.consolidation.patch.growing_cache import GrowingLayer
+from cramlab.consolidation.patch.install import closed, consolidatable_sites, install, installed, patched, remove
 from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import UnknownFamilyError, attention_sites
 
@@ -255,7 +248,7 @@ def test_what_cannot_be_patched_is_refused_with_the_reason():
     torch.manual_seed(0)
     with pytest.raises(ConsolidationError, match="sliding window of 8"):
         consolidatable_sites(build("mistral"))
-    with pytest.raises(ConsolidationError, match="no causal language model"):
+    with pytest.raises(ConsolidationError, match="not a causal language model"):
         consolidatable_sites(build("bert"))
     with pytest.raises(UnknownFamilyError, match="FAMILIES in cramlab/hf/attention_sites"):
         consolidatable_sites(nn.Linear(2, 2))
@@ -276,7 +269,7 @@ def test_what_cannot_be_patched_is_refused_with_the_reason():
         install(model, layers_for(model))
     with pytest.raises(ConsolidationError, match=r"layers \[7\]"):
         install(model, {7: layers_for(model)[0]})
-    with pytest.raises(ValueError, match=r"consolidated.window = 0"):
+    with pytest.raises(ValueError, match=r"window = 0"):
         layers_for(model, window=0)
 
 

@@ -6,12 +6,13 @@ from families import build, documents
 from transformers import DynamicCache
 
 from cramlab.auditing.regression import Moments
-from cramlab.consolidation import baselines
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.measure import at_threshold, measured, original_loss
-from cramlab.consolidation.observe import added_by_far, observed
-from cramlab.consolidation.patch import FarReads
+from cramlab.consolidation.compare import sublayers
+from cramlab.consolidation.measure import mean_loss, measured
+from cramlab.consolidation.patch.far_reads import FarReads
+from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.patch.observe import added_by_far, observe
+from cramlab.consolidation.rules import baselines
+from cramlab.consolidation.rules.learned import ConsolidatedAttention, at_threshold
 from cramlab.hf.attention_sites import affine_map, attention_sites
 
 WINDOW, N_SINKS, N_TOKENS = 6, 2, 40
@@ -37,7 +38,7 @@ def setting():
 
 def test_reading_all_costs_nothing_and_reading_none_is_the_window(setting):
     model, sites, layers, tokens = setting
-    base = original_loss(model, tokens)
+    base = mean_loss(model, tokens)
     everyone = measured(model, tokens, baselines.some_layers(layers, without=[]))
     assert everyone.loss == pytest.approx(base, abs=1e-5)
     assert everyone.skipped_frac == 0
@@ -61,7 +62,7 @@ def test_the_oracle_at_its_limits_and_between(setting):
     def at(threshold):
         return measured(model, tokens, baselines.oracle(sites, layers, [1.0, 2.0, 3.0], threshold))
 
-    assert at(-torch.inf).loss == pytest.approx(original_loss(model, tokens), abs=1e-6)
+    assert at(-torch.inf).loss == pytest.approx(mean_loss(model, tokens), abs=1e-6)
     never = measured(model, tokens, at_threshold(layers, torch.inf))
     assert at(torch.inf).loss == pytest.approx(never.loss, abs=1e-5)
     assert at(torch.inf).skipped_frac == 1
@@ -113,7 +114,7 @@ def test_static_heads_at_their_limits(setting):
         measured(model, tokens, baselines.static_heads(sites, importance, frac, WINDOW, N_SINKS))
         for frac in (0.0, 1 / 3, 1.0)
     )
-    assert none.loss == pytest.approx(original_loss(model, tokens), abs=1e-6)
+    assert none.loss == pytest.approx(mean_loss(model, tokens), abs=1e-6)
     window = measured(model, tokens, baselines.static_window(sites, WINDOW, N_SINKS))
     assert every.loss == pytest.approx(window.loss, abs=1e-5)
     assert third.skipped_frac == pytest.approx(1 / 3)
@@ -121,11 +122,11 @@ def test_static_heads_at_their_limits(setting):
 
 def test_a_dropped_layer_says_nothing(setting):
     model, sites, _, tokens = setting
-    got = baselines.measured_without(model, tokens, sites, [1])
+    got = sublayers.measured_without(model, tokens, sites, [1])
     assert got.skipped_frac == pytest.approx(1 / 3)
     assert got.pairs_frac == pytest.approx(2 / 3)
     sites[1].out_proj.weight.zero_()
-    assert got.loss == pytest.approx(original_loss(model, tokens), abs=1e-5)
+    assert got.loss == pytest.approx(mean_loss(model, tokens), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -136,7 +137,7 @@ def test_a_linear_map_in_place_of_a_layer_is_executed_and_taken_out_again(family
     linear = torch.nn.Linear(sites[1].d_model, sites[1].d_model)
     answers = []
     handle = sites[1].attention.register_forward_hook(lambda *_: answers.append("attention"))
-    with baselines.replaced(model, sites, {1: baselines.Instead(linear)}):
+    with sublayers.replaced(model, sites, {1: sublayers.Instead(linear)}):
         other = model(tokens[None]).logits
     assert not answers
     handle.remove()
@@ -144,8 +145,8 @@ def test_a_linear_map_in_place_of_a_layer_is_executed_and_taken_out_again(family
     assert torch.equal(model(tokens[None]).logits, plain)
     linear.weight.data.zero_()
     linear.bias.data.zero_()
-    silent = baselines.measured_without(model, tokens, sites, [1])
-    assert baselines.measured_without(model, tokens, sites, [1], [None, linear, None]).loss == silent.loss
+    silent = sublayers.measured_without(model, tokens, sites, [1])
+    assert sublayers.measured_without(model, tokens, sites, [1], [None, linear, None]).loss == silent.loss
 
 
 def sums_of(model, sites, documents):
@@ -161,15 +162,14 @@ def sums_of(model, sites, documents):
         rows[i].append((seen.features[seen.far][:, : sites[i].d_model], answer))
 
     for tokens in documents:
-        with patched(model, observed(sites, WINDOW, N_SINKS, look)):
-            model(input_ids=tokens[None], use_cache=False)
+        observe(model, sites, tokens[None], look, window=WINDOW, n_sinks=N_SINKS)
     return sums, [tuple(torch.cat(part) for part in zip(*found, strict=True)) for found in rows]
 
 
 def test_linear_maps_are_regressions_on_the_whole_answer(setting):
     model, sites, _, _ = setting
     sums, rows = sums_of(model, sites, documents(12, N_TOKENS))
-    probes = baselines.linear_maps(sites, sums, sums, [1e-6])
+    probes = sublayers.linear_maps(sites, sums, sums, [1e-6])
     for probe, (hidden, answer) in zip(probes, rows, strict=True):
         x = torch.cat([hidden.double(), torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1)
         slow = x @ torch.linalg.lstsq(x, answer).solution
@@ -178,7 +178,7 @@ def test_linear_maps_are_regressions_on_the_whole_answer(setting):
 
 def test_importances_are_those_computed_token_by_token(setting):
     model, sites, _, tokens = setting
-    found = baselines.cosine_importance(model, sites, [tokens])
+    found = sublayers.cosine_importance(model, sites, [tokens])
     states = []
     handle = sites[0].norm.register_forward_hook(lambda _, args, __: states.append(args[0]))
     handle_2 = sites[0].attention.register_forward_hook(lambda _, __, output: states.append(output[0]))

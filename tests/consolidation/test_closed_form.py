@@ -5,19 +5,20 @@ import torch
 from families import build, documents
 
 from cramlab.auditing.resume import Stages
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.baselines import static_window
-from cramlab.consolidation.closed_form import Learner, token_losses
-from cramlab.consolidation.config import RetrofitConfig
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.measure import at_threshold, measured, original_loss
-from cramlab.consolidation.observe import added_by_far, observed
-from cramlab.hf.attention_sites import attention_sites
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.learn.closed_form import Learner
+from cramlab.consolidation.measure import mean_loss, measured, token_losses
+from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.patch.observe import added_by_far
+from cramlab.consolidation.rules.baselines import static_window
+from cramlab.consolidation.rules.learned import ConsolidatedAttention, at_threshold
+from cramlab.consolidation.setting import Setting
+from cramlab.hf.attention_sites import attention_sites, base_model
 
 WINDOW, N_SINKS, N_TOKENS = 6, 2, 40
-CONFIG = RetrofitConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, layers_per_document=2, tokens_per_document=20,
-                        max_rank=8, fit_documents=30, gate_documents=20, validation_documents=10,
-                        sensitivity_documents=6)  # fmt: skip
+CONFIG = ConsolidationConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, layers_per_document=2,
+                             tokens_per_document=20, max_rank=8, fit_documents=30, gate_documents=20,
+                             validation_documents=10, sensitivity_documents=6)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def learner(request):
         name: documents(getattr(CONFIG, f"{name}_documents"), N_TOKENS, seed=i)
         for i, name in enumerate(("fit", "gate", "validation", "sensitivity"))
     }
-    return Learner(model, attention_sites(model), CONFIG, parts, Stages(None, "", None))
+    return Learner(Setting(model, attention_sites(model), CONFIG, parts, Stages(None, "", None)))
 
 
 def test_token_losses_are_cross_entropy():
@@ -43,20 +44,19 @@ def test_token_losses_are_cross_entropy():
 
 
 def test_watching_leaves_the_model_bit_equal(learner):
-    tokens = learner.parts["fit"][0][None]
-    plain = learner.model(tokens).logits
-    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, lambda i, seen: None)):
-        assert torch.equal(learner.model(tokens).logits, plain)
+    tokens = learner.setting.parts["fit"][0][None]
+    plain = base_model(learner.setting.model)(tokens).last_hidden_state
+    assert torch.equal(learner.setting.observe(tokens, lambda i, seen: None), plain)
 
 
 def test_what_is_to_be_predicted_is_full_answer_minus_windows(learner):
     """The answers of the original and of a model that reads nothing, in the first layer, whose inputs are equal."""
-    tokens, site = learner.parts["fit"][0], learner.sites[0]
+    tokens, site = learner.setting.parts["fit"][0], learner.sites[0]
     answers = []
     handle = site.out_proj.register_forward_hook(lambda _, __, output: answers.append(output))
-    learner.model(tokens[None])
-    with patched(learner.model, {0: static_window(learner.sites, WINDOW, N_SINKS)[0]}):
-        learner.model(tokens[None])
+    learner.setting.model(tokens[None])
+    with patched(learner.setting.model, {0: static_window(learner.sites, WINDOW, N_SINKS)[0]}):
+        learner.setting.model(tokens[None])
     handle.remove()
     added = []
 
@@ -64,8 +64,7 @@ def test_what_is_to_be_predicted_is_full_answer_minus_windows(learner):
         if i == 0:
             added.append(added_by_far(site, seen.full, seen.near))
 
-    with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, look)):
-        learner.model(tokens[None])
+    learner.setting.observe(tokens[None], look)
     torch.testing.assert_close(added[0], answers[0] - answers[1], rtol=1e-3, atol=1e-4)
 
 
@@ -75,11 +74,11 @@ def test_sensitivity_is_the_exact_difference_of_two_passes(learner):
     assert n.tolist() == [4, 4, 4]  # six documents, two layers each, every layer as often
     slow = torch.zeros(3, dtype=torch.float64)
     order = torch.randperm(3, generator=torch.Generator().manual_seed(CONFIG.seed)).tolist()
-    for document, tokens in enumerate(learner.parts["sensitivity"]):
+    for document, tokens in enumerate(learner.setting.parts["sensitivity"]):
         for j in (2 * document, 2 * document + 1):
             i = order[j % 3]
             window = {i: static_window(learner.sites, WINDOW, N_SINKS)[i]}
-            slow[i] += measured(learner.model, tokens, window).loss - original_loss(learner.model, tokens)
+            slow[i] += measured(learner.setting.model, tokens, window).loss - mean_loss(learner.setting.model, tokens)
     torch.testing.assert_close(sums.scalars["increase"], slow, rtol=1e-3, atol=1e-6)
     # A benefit is a difference of losses, which the last token has none of.
     assert 0 <= 6 * 2 * CONFIG.tokens_per_document - sum(float(m.n) for m in sums.moments) <= 12
@@ -88,7 +87,7 @@ def test_sensitivity_is_the_exact_difference_of_two_passes(learner):
 def test_adapters_help_and_gates_rank_errors(learner):
     """On the documents that they were fitted on, the adapters leave less error, and the gate knows where more is."""
     learned = learner.learn()
-    tokens, site = learner.parts["gate"][0], learner.sites[1]
+    tokens, site = learner.setting.parts["gate"][0], learner.sites[1]
     layer = learned.layers[1]
     pairs = []
 
@@ -98,9 +97,8 @@ def test_adapters_help_and_gates_rank_errors(learner):
             x = seen.features[seen.far]
             pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
 
-    for tokens in learner.parts["gate"]:
-        with patched(learner.model, observed(learner.sites, WINDOW, N_SINKS, look)):
-            learner.model(tokens[None])
+    for tokens in learner.setting.parts["gate"]:
+        learner.setting.observe(tokens[None], look)
     before, after, scores = (torch.cat(part) for part in zip(*pairs, strict=True))
     assert after.mean() < before.mean()
     ranks = [x.argsort().argsort().double() for x in (after, scores)]
@@ -112,10 +110,10 @@ def test_adapters_help_and_gates_rank_errors(learner):
 
 def test_thresholds_order_reads(learner):
     learned = learner.learn()
-    tokens = learner.parts["validation"][0]
+    tokens = learner.setting.parts["validation"][0]
     shares = []
     for threshold in (-100.0, -5.0, -2.0, float("inf")):
-        shares.append(measured(learner.model, tokens, at_threshold(learned.layers, threshold)).skipped_frac)
+        shares.append(measured(learner.setting.model, tokens, at_threshold(learned.layers, threshold)).skipped_frac)
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[-1] == 1

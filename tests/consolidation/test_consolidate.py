@@ -12,13 +12,14 @@ import cramlab
 from cramlab.auditing import read_corpus
 from cramlab.cli.main import main
 from cramlab.consolidation import folder as consolidation_folder
-from cramlab.consolidation.attention import closed, installed, remove
-from cramlab.consolidation.closed_form import Learned
-from cramlab.consolidation.config import HELD_OUT, RetrofitConfig
+from cramlab.consolidation.calibration import Calibration
+from cramlab.consolidation.config import HELD_OUT, ConsolidationConfig
 from cramlab.consolidation.documents import held_out_at, parts_of, running_contexts
 from cramlab.consolidation.folder import RECORD, WEIGHTS, weights_digest
-from cramlab.consolidation.guarantee import Promise
-from cramlab.consolidation.pipeline import Calibration
+from cramlab.consolidation.guarantee import Guarantee
+from cramlab.consolidation.learn.closed_form import Learned
+from cramlab.consolidation.patch.install import closed, installed, remove
+from cramlab.consolidation.setting import Setting
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 
@@ -57,7 +58,7 @@ def test_the_folder_is_small_and_says_what_was_promised(folder):
 
 def test_it_loads_is_live_and_loses_what_the_record_says(folder):
     pretrained = load("glassllm")
-    config = RetrofitConfig(**SIZES)
+    config = ConsolidationConfig(**SIZES)
     tokens = torch.stack(parts_of(pretrained, read_corpus("stdlib"), config)["test"])
     with torch.no_grad():
         original = pretrained.model(tokens, labels=tokens).loss
@@ -103,7 +104,7 @@ def test_a_record_that_was_changed_by_hand_is_refused(field, value, folder, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": float("nan")}, "NaN is no number"),
+        ({"threshold": float("nan")}, "NaN is not a JSON number"),
         ({"threshold": 1e308}, "threshold: 1e"),
         ({"ranks": {}}, "ranks"),
         ({"ranks": {"99": 4}}, r"no layers \[99\] to patch"),
@@ -201,7 +202,7 @@ def test_loaded_weights_are_those_that_were_calibrated(folder):
 
 
 def test_nothing_is_learned_from_documents_that_are_held_out(folder):
-    pretrained, corpus, config = load("glassllm"), read_corpus("stdlib"), RetrofitConfig(**SIZES)
+    pretrained, corpus, config = load("glassllm"), read_corpus("stdlib"), ConsolidationConfig(**SIZES)
     parts = parts_of(pretrained, corpus, config, read_corpus("prose"))
     learned = {
         tuple(tokens.tolist()) for group in ("learning", "fit", "gate", "sensitivity") for tokens in parts[group]
@@ -232,7 +233,7 @@ def test_finished_work_is_kept(folder, capsys):
     assert "another model, text or config (seed)" in capsys.readouterr().err
     assert main(command(folder, "--resume")) == 0
     assert (folder / RECORD).read_bytes() == before
-    assert "promised: at most 0.1 nats" in capsys.readouterr().out
+    assert "guaranteed: at most +0.1 nats" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stage", ["sensitivity", "end", "calibration-original"])
@@ -317,7 +318,7 @@ def own_text(tmp_path_factory):
 @pytest.mark.parametrize("text", ["copy", "texts/sub", ".", "texts"])
 def test_no_document_that_was_learned_from_gets_into_a_promise(text, own_text, tmp_path, monkeypatch):
     """Whatever it is called, and wherever it stands."""
-    config = RetrofitConfig(**SIZES)
+    config = ConsolidationConfig(**SIZES)
     parts = parts_of(load("glassllm"), read_corpus(str(own_text / "texts")), config)
     learned_from = {tuple(t.tolist()) for part in ("fit", "gate", "sensitivity", "validation") for t in parts[part]}
     learned_from |= {tuple(t.tolist()) for t in parts["learning"]}
@@ -344,7 +345,7 @@ def test_no_document_that_was_learned_from_gets_into_a_promise(text, own_text, t
 
 
 def test_copies_of_held_out_documents_are_not_learned_from(own_text):
-    config, pretrained = RetrofitConfig(**SIZES), load("glassllm")
+    config, pretrained = ConsolidationConfig(**SIZES), load("glassllm")
     corpus = read_corpus(str(own_text / "texts"))
     parts = parts_of(pretrained, corpus, config, corpus)
     held_out = {tuple(t.tolist()) for part in HELD_OUT for t in parts[part]}
@@ -355,7 +356,7 @@ def test_copies_of_held_out_documents_are_not_learned_from(own_text):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--set", "window=20"), "retrofit.window belongs to what was learned"),
+        (("--set", "window=20"), "consolidation.window = 20 cannot be changed with --from"),
         (("--further-text", "prose"), "--further-text"),
         (("--set", "seed=3", "--set", "calibration_documents=300"), "are needed"),  # of those that are left
     ],
@@ -369,7 +370,7 @@ def test_what_another_folder_does_not_allow_is_refused(more, message, folder, ca
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record["text"].update(digest="0" * 16), "small changes"),
+        (lambda record: record["text"].update(digest="0" * 16), "nearly the same text"),
         (lambda record: (record["text"].update(digest="0" * 16), record.pop("used_documents")), "does not say which"),
         (lambda record: record["config"].update(seed=-1), "cannot read"),
         (lambda record: record["config"].update(zzz=1), "cannot read"),
@@ -403,13 +404,16 @@ def test_finished_work_of_another_text_or_folder_is_not_taken_for_this(folder, c
     [
         (("glassllm", "--text", "/no/such"), "does not exist"),
         (("glassllm", "--text", "stdlib", "--set", "windw=3"), 'did you mean "window"'),
-        (("glassllm", "--text", "stdlib", "--set", "window=0"), "retrofit.window = 0"),
+        (("glassllm", "--text", "stdlib", "--set", "window=0"), "consolidation.window = 0"),
         (("glassllm", "--text", "stdlib", "--set", "context=30"), "nothing far beyond window 64"),
         (("glassllm", "--text", "stdlib", "--set", "end_loss=mse"), 'end_loss = "mse" does not fit; give "kl", "nats"'),
         (("glassllm", "--text", "stdlib", "--device", "nowhere"), '--device "nowhere" cannot be used here'),
-        (("glassllm", "--text", "stdlib"), "longer than the model's own, 128"),
+        (("glassllm", "--text", "stdlib"), "use at most 128"),
         (("glassllm", "--text", "stdlib", "--max-loss-increase", "0"), "must be above 0"),
-        (("glassllm", "--text", "stdlib", "--set", "calibration_documents=3"), "promise nothing at confidence 0.9"),
+        (
+            ("glassllm", "--text", "stdlib", "--set", "calibration_documents=3"),
+            "3 are too few to guarantee",
+        ),
         (("glassllm", "--text", "prose", "--set", "context=128", "--set", "fit_documents=9999"), "are needed"),
     ],
 )
@@ -424,17 +428,17 @@ def test_a_promise_that_cannot_be_kept_is_refused_with_the_one_that_can(capsys, 
     argv = [*command(out)[:-2], "--threads", "1", "--set", "local_steps=0", "--set", "end_steps=0"]
     assert main([*argv, "--max-loss-increase", "0.0001"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    found = re.search(r"skipping (\d+)% of the far reads costs (\S+) on .* and (\S+) is the least", message)
+    found = re.search(r"skipping (\d+)% of the far reads costs (\S+) on .* at least (\S+) can be guaranteed", message)
     assert found is not None, message
     assert float(found[3]) > max(0.0001, float(found[2]))
-    assert "Raise --max-loss-increase, or give more than 30 calibration documents" in message
+    assert "Raise --max-loss-increase, or use more than 30 calibration documents" in message
     assert not list(out.glob("*.json"))
     assert main([*argv, "--max-loss-increase", "0.1", "--resume"]) == 0  # what was learned is kept
 
 
 def test_calibration_starts_where_as_many_documents_like_those_of_validation_would_pass():
     """At the promise on average is not enough: a start there would fail, and nothing safer could be tried after it."""
-    config = RetrofitConfig(**SIZES | {"skipped_fracs": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)})
+    config = ConsolidationConfig(**SIZES | {"skipped_fracs": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)})
     means = dict(
         zip(("0.1", "0.2", "0.3", "0.4", "0.5", "0.6"), (0.0, 0.001, 0.006, 0.018, 0.019, 0.0195), strict=True)
     )
@@ -444,14 +448,15 @@ def test_calibration_starts_where_as_many_documents_like_those_of_validation_wou
         def thresholds(self):
             return [0.0] * 6
 
-        def increases(self, part, name, threshold):
+        def increases(self, part, skipped_frac, threshold):
+            name = f"{skipped_frac:g}"
             asked.append((part, name))
             n = getattr(config, f"{part}_documents")
             return means[name] + 0.01 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None].expand(-1, 3)
 
     learned = Learned(layers={}, ranks=[], explained=[], sensitivity=[], strengths=[], benefit_gates=[])
     parts = {"calibration": [torch.zeros(1)] * config.calibration_documents}
-    run = Planted(None, [], config, parts, None, learned, "planted")
-    calibrated = run.calibrate(Promise(increase=0.02, bound=0.1, delta=0.1))
+    run = Planted(Setting(None, [], config, parts, None), learned, "planted")
+    calibrated = run.calibrate(Guarantee(increase=0.02, bound=0.1, delta=0.1))
     assert calibrated.skipped_frac == 0.3
     assert [name for part, name in asked if part == "calibration"] == ["0.1", "0.2", "0.3", "0.4"]

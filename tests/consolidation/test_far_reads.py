@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cramlab.consolidation.far_reads import Scoring, far_read, window_read
-from cramlab.consolidation.visibility import Mask, Padding, far_tokens, visibility
+from cramlab.consolidation.patch.reads import Scoring, far_read, window_read
+from cramlab.consolidation.patch.visibility import Mask, Padding, far_tokens, visibility
 from cramlab.errors import ConsolidationError
 
 

@@ -8,17 +8,19 @@ from families import build, documents
 from torch.nn import functional as F
 
 from cramlab.auditing.resume import Stages
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.closed_form import Learned
-from cramlab.consolidation.config import RetrofitConfig
-from cramlab.consolidation.gradients import Distiller, batches, distilled, end_loss, rehearse, rounded, with_units
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.measure import at_threshold
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.learn.closed_form import Learned
+from cramlab.consolidation.learn.gradients import Distiller, distilled, with_units
+from cramlab.consolidation.learn.rehearsal import end_loss, rehearse
+from cramlab.consolidation.learn.steps import batches
+from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.rules.learned import ConsolidatedAttention, at_threshold, rounded
+from cramlab.consolidation.setting import Setting
 from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import attention_sites
 
 WINDOW, N_SINKS, N_TOKENS, UNITS = 6, 2, 40, 4
-CONFIG = RetrofitConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, units=UNITS, learning_fracs=(0.5, 0.75),
+CONFIG = ConsolidationConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, units=UNITS, learning_fracs=(0.5, 0.75),
                         learning_rate=3e-3)  # fmt: skip
 
 
@@ -46,15 +48,17 @@ def setting(request):
 
 def distiller_of(setting, n_steps=10, config=CONFIG, **options):
     model, sites, layers, _ = setting
-    return Distiller(model, sites, layers, [1.0] * len(sites), config, n_steps, **options)
+    return Distiller(with_parts(model, sites, {}, config), layers, [1.0] * len(sites), n_steps, **options)
+
+
+def with_parts(model, sites, parts, config=CONFIG):
+    return Setting(model, sites, config, parts, Stages(None, "", None))
 
 
 def lost(distiller, tokens, thresholds):
     """Loss and decisions without chance."""
-    hidden, decisions = rehearse(
-        distiller.model, distiller.sites, distiller.layers, distiller.config, tokens, thresholds
-    )
-    return end_loss(distiller.model, distiller.config.end_loss, hidden, tokens), decisions
+    hidden, decisions = rehearse(distiller.setting, distiller.layers, tokens, thresholds)
+    return end_loss(distiller.setting, hidden, tokens), decisions
 
 
 def executed(model, layers, tokens, threshold, loss):
@@ -72,7 +76,7 @@ def executed(model, layers, tokens, threshold, loss):
 @pytest.mark.parametrize("loss", ["kl", "nats"])
 def test_hard_reads_are_those_of_the_gathered_execution_in_loss_and_gradients(setting, loss):
     model, _, layers, tokens = setting
-    config = RetrofitConfig(**(vars(CONFIG) | {"end_loss": loss}))
+    config = ConsolidationConfig(**(vars(CONFIG) | {"end_loss": loss}))
     distiller = distiller_of(setting, config=config)
     threshold = float(distiller._first_thresholds(tokens)[0])
     given = [p for layer in layers.values() for n, p in layer.named_parameters() if not n.startswith("gate")]
@@ -103,7 +107,7 @@ def test_who_reads_all_says_what_the_original_says(setting):
 def test_a_price_takes_the_gradient_off_a_common_shift_of_all_scores(setting):
     """What holds a share is the threshold; the price is the mean benefit there, so that scores need not drift."""
     tokens = setting[3][:1]
-    distiller = distiller_of(setting, config=RetrofitConfig(**(vars(CONFIG) | {"learning_fracs": (0.5,)})))
+    distiller = distiller_of(setting, config=ConsolidationConfig(**(vars(CONFIG) | {"learning_fracs": (0.5,)})))
     biases = [layer.gate.bias for layer in setting[2].values()]
     seen = []
     distiller.optimizer.step = lambda: seen.append([b.grad.clone() for b in biases])
@@ -169,18 +173,18 @@ def learned_of(setting):
 def test_a_router_alone_learns_gates_and_answers_with_the_window(setting):
     model, sites, layers, tokens = setting
     parts = {"learning": list(tokens), "further": []}
-    found = distilled(model, sites, CONFIG, parts, Stages(None, "", None), learned_of(setting), "router-only", 5)
+    found = distilled(with_parts(model, sites, parts), learned_of(setting), "router-only", 5)
     for i, layer in found.layers.items():
         features = torch.randn(3, len(layer.shift))
         assert layer.adapt(features).abs().max() == 0
         old = layers[i].gate.weight[:, : len(layer.shift)]
         assert not torch.equal(layer.gate.weight[:, : len(layer.shift)], old)
-    with pytest.raises(ConsolidationError, match="none is left to learn from"):
-        distilled(model, sites, CONFIG, {"learning": []}, Stages(None, "", None), learned_of(setting), "end", 5)
+    with pytest.raises(ConsolidationError, match="0 documents are left to learn from"):
+        distilled(with_parts(model, sites, {"learning": []}), learned_of(setting), "end", 5)
 
 
 def test_every_source_meets_every_share():
-    config = RetrofitConfig()
+    config = ConsolidationConfig()
     mine, other = ([torch.full((3,), i + base) for i in range(4)] for base in (0, 100))
     for size in (1, 8):
         met = set()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cramlab.consolidation.config import RetrofitConfig
-from cramlab.consolidation.guarantee import Promise, betting_p, fixed_sequence, hoeffding_bentkus_p
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.guarantee import Guarantee, betting_p, fixed_sequence, hoeffding_bentkus_p
 
-PROMISE = Promise(increase=0.02, bound=0.1, delta=0.1)
+GUARANTEE = Guarantee(increase=0.02, bound=0.1, delta=0.1)
 
 
 def test_hoeffding_bentkus_is_that_of_mapie():
@@ -35,18 +35,18 @@ def test_a_promise_that_does_not_hold_is_made_no_oftener_than_delta(kind, rule):
     generator = np.random.default_rng(1)
     passed = 0
     for _ in range(1000):
-        increases = draws(kind, PROMISE.increase, 60, generator)
+        increases = draws(kind, GUARANTEE.increase, 60, generator)
         if rule == "betting":
-            passed += PROMISE.p_value(increases) <= PROMISE.delta
+            passed += GUARANTEE.p_value(increases) <= GUARANTEE.delta
         else:
             losses = (np.clip(increases, -0.1, 0.1) + 0.1) / 0.2
-            passed += hoeffding_bentkus_p(losses, 0.6) <= PROMISE.delta
-    assert passed <= 1000 * PROMISE.delta + 3 * np.sqrt(1000 * 0.1 * 0.9)
+            passed += hoeffding_bentkus_p(losses, 0.6) <= GUARANTEE.delta
+    assert passed <= 1000 * GUARANTEE.delta + 3 * np.sqrt(1000 * 0.1 * 0.9)
 
 
 def test_the_upper_bound_covers():
     generator = np.random.default_rng(2)
-    covered = [PROMISE.upper_bound(draws("rare", 0.01, 60, generator)) >= 0.01 for _ in range(200)]
+    covered = [GUARANTEE.upper_bound(draws("rare", 0.01, 60, generator)) >= 0.01 for _ in range(200)]
     assert np.mean(covered) >= 0.9 - 3 * np.sqrt(0.09 / 200)
 
 
@@ -58,26 +58,26 @@ def test_betting_promises_where_hoeffding_bentkus_cannot():
 
 def test_bound_and_p_value_agree():
     increases = list(draws("narrow", 0.01, 60, np.random.default_rng(4)))
-    bound = PROMISE.upper_bound(increases)
+    bound = GUARANTEE.upper_bound(increases)
     for increase, passes in ((bound + 1e-4, True), (bound - 1e-4, False)):
-        promise = Promise(increase=increase, bound=0.1, delta=0.1)
-        assert (promise.p_value(increases) <= 0.1) == passes
+        guarantee = Guarantee(increase=increase, bound=0.1, delta=0.1)
+        assert (guarantee.p_value(increases) <= 0.1) == passes
 
 
 def test_too_few_documents_promise_nothing():
-    n = PROMISE.fewest_documents()
-    assert PROMISE.p_value([0.0] * n) <= 0.1 < PROMISE.p_value([0.0] * (n - 1))
+    n = GUARANTEE.fewest_documents()
+    assert GUARANTEE.p_value([0.0] * n) <= 0.1 < GUARANTEE.p_value([0.0] * (n - 1))
     assert 5 < n < 20
 
 
 @pytest.mark.parametrize("delta", [1e-4, 0.01, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("factor", [1.001, 1.5, 5, 12])
 def test_the_fewest_documents_are_those_that_counting_up_finds(factor, delta):
-    promise = Promise(increase=0.02, bound=factor * 0.02, delta=delta)
+    guarantee = Guarantee(increase=0.02, bound=factor * 0.02, delta=delta)
     n = 1
-    while promise.p_value([0.0] * n) > delta:
+    while guarantee.p_value([0.0] * n) > delta:
         n += 1
-    assert promise.fewest_documents() == n
+    assert guarantee.fewest_documents() == n
 
 
 @pytest.mark.parametrize(
@@ -86,26 +86,26 @@ def test_the_fewest_documents_are_those_that_counting_up_finds(factor, delta):
      ("strengths", (0.1, float("nan"))), ("skipped_fracs", (0.1, float("nan"), 0.9)), ("temperature", float("inf"))],
 )  # fmt: skip
 def test_settings_that_are_no_sizes_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"retrofit\.{field} = "):
-        RetrofitConfig(**{field: value})
+    with pytest.raises(ValueError, match=rf"consolidation\.{field} = "):
+        ConsolidationConfig(**{field: value})
 
 
 def test_the_sequence_stops_at_the_first_failure_and_its_error_is_controlled():
-    """Candidates get worse; from the third on they break the promise. Passing the third is the only way to err."""
+    """Candidates get worse; from the third on they break the guarantee. Passing the third is the only way to err."""
     generator = np.random.default_rng(5)
     means = [0.005, 0.01, 0.0201, 0.03, 0.001]
     wrong = 0
     for _ in range(150):
-        tested = fixed_sequence(range(5), lambda i: list(draws("narrow", means[i], 60, generator)), PROMISE)
+        tested = fixed_sequence(range(5), lambda i: list(draws("narrow", means[i], 60, generator)), GUARANTEE)
         assert all(t.p_value <= 0.1 for t in tested[:-1])
         assert len(tested) < 5  # the last is never reached past the failures
         passed = [t.candidate for t in tested if t.p_value <= 0.1]
-        wrong += any(means[i] > PROMISE.increase for i in passed)
+        wrong += any(means[i] > GUARANTEE.increase for i in passed)
     assert wrong / 150 <= 0.1 + 3 * np.sqrt(0.09 / 150)
 
 
 def test_capped_documents_are_counted():
-    tested = fixed_sequence([0], lambda _: [0.0] * 30 + [0.5], PROMISE)
+    tested = fixed_sequence([0], lambda _: [0.0] * 30 + [0.5], GUARANTEE)
     assert tested[0].n_capped == 1
 
 
@@ -113,5 +113,5 @@ def test_capped_documents_are_counted():
     ("name", "value"), [("increase", 0.0), ("increase", 0.2), ("bound", float("inf")), ("delta", 1.0)]
 )
 def test_bad_promises_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"promise.{name} = {value}|the bound, {value}"):
-        Promise(**{"increase": 0.02, "bound": 0.1, "delta": 0.1} | {name: value})
+    with pytest.raises(ValueError, match=f"guarantee.{name} = {value}|guarantee.increase = 0.2 must be below"):
+        Guarantee(**{"increase": 0.02, "bound": 0.1, "delta": 0.1} | {name: value})

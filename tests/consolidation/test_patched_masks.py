@@ -7,8 +7,8 @@ from patches import EVERYTHING, at, layers_for, model_of
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.patch import FarReads
+from cramlab.consolidation.patch.far_reads import FarReads
+from cramlab.consolidation.patch.install import patched
 from cramlab.errors import ConsolidationError
 
 N = 40

@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import DynamicCache
 
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.calls import _stacks
-from cramlab.consolidation.growing_cache import GrowingLayer, let_grow
-from cramlab.consolidation.install import closed, consolidatable_sites, install, installed, patched, remove
+from cramlab.consolidation.patch.calls import _stacks
+from cramlab.consolidation.patch.growing_cache import GrowingLayer, let_grow
+from cramlab.consolidation.patch.install import closed, consolidatable_sites, install, installed, patched, remove
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.errors import ConsolidationError
 from cramlab.hf import attention_sites
 from cramlab.hf.attention_sites import FAMILIES, Family
@@ -286,7 +286,7 @@ def test_offloaded_weights_are_patched_where_they_are_computed(tmp_path):
 def test_a_patch_sits_at_one_model_and_thresholds_make_copies():
     model = model_of("llama")
     install(model, layers := layers_for(model))
-    with pytest.raises(ConsolidationError, match=r"patches of layers \[0, 1, 2\] are in place"):
+    with pytest.raises(ConsolidationError, match=r"patches of layers \[0, 1, 2\] are installed"):
         install(model_of("llama"), layers)
     other = layers[0].at(3.0)
     assert (layers[0].threshold, other.threshold, other.attached) == (0.0, 3.0, False)

@@ -6,9 +6,9 @@ from families import documents
 from patches import N_SINKS, WINDOW, layers_for, model_of
 from peft import LoraConfig, get_peft_model
 
-from cramlab.consolidation.calls import _stacks
-from cramlab.consolidation.install import closed, install, installed, patched, remove
-from cramlab.consolidation.patch import FarReads
+from cramlab.consolidation.patch.calls import _stacks
+from cramlab.consolidation.patch.far_reads import FarReads
+from cramlab.consolidation.patch.install import closed, install, installed, patched, remove
 from cramlab.errors import ConsolidationError
 
 N = 40
@@ -23,7 +23,7 @@ def test_an_output_projection_that_was_replaced_is_refused():
     """peft's `merge_and_unload` takes the module away that the patch was put at."""
     model, tokens = model_of("llama"), tokens_of()
     changed = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
-    with pytest.raises(ConsolidationError, match="wrapped around a model"):
+    with pytest.raises(ConsolidationError, match="wraps a model"):
         install(changed, layers_for(model))
     layers = layers_for(model)
     install(model, layers)
@@ -52,10 +52,10 @@ class Wrong(FarReads):
 def test_decisions_of_a_wrong_shape_or_type_are_refused():
     model, yes = model_of("llama"), torch.ones(2, N, dtype=torch.bool)
     for decision, message in (
-        ((yes[0],), r"Wrong\.decide gave reads \(40,\)"),
+        ((yes[0],), r"Wrong\.decide returned reads of shape \(40,\)"),
         ((yes.long(),), r"torch\.int64"),
         ((yes[..., None].expand(-1, -1, 2),), r"\(2, 40, 3\)"),
-        ((yes, torch.zeros(2, 24)), r"answers \(2, 24\)"),
+        ((yes, torch.zeros(2, 24)), r"an answer of shape \(2, 24\)"),
     ):
         with patched(model, {1: Wrong(*decision)}), pytest.raises(ConsolidationError, match=message):
             model(tokens_of())

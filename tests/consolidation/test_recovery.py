@@ -8,19 +8,20 @@ from families import build, documents
 from torch.nn import functional as F
 
 from cramlab.auditing.resume import Stages
-from cramlab.consolidation import recovery as recover
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.closed_form import Learned
-from cramlab.consolidation.config import RetrofitConfig
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.lora import lora
-from cramlab.consolidation.measure import at_threshold, measured
-from cramlab.consolidation.recovery import recovered
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.learn import recovery as recover
+from cramlab.consolidation.learn.closed_form import Learned
+from cramlab.consolidation.learn.lora import lora
+from cramlab.consolidation.learn.recovery import recovered
+from cramlab.consolidation.measure import measured
+from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.rules.learned import ConsolidatedAttention, at_threshold
+from cramlab.consolidation.setting import Setting
 from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import attention_sites
 
 N_TOKENS = 40
-CONFIG = RetrofitConfig(context=N_TOKENS, window=6, n_sinks=2, batch_contexts=2)
+CONFIG = ConsolidationConfig(context=N_TOKENS, window=6, n_sinks=2, batch_contexts=2)
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +61,15 @@ def test_it_changes_nothing_until_it_has_learned_and_leaves_nothing_behind(setti
     assert [p.requires_grad for p in model.parameters()] == asked
 
 
+def of(model, parts, stages=None):
+    return Setting(model, attention_sites(model), CONFIG, parts, stages or Stages(None, "", None))
+
+
 def test_it_learns_to_say_what_the_original_says(setting, monkeypatch):
     model, learned, parts = setting
     monkeypatch.setattr(recover, "_RATE", 2e-2)  # large, and one text by heart: this model has learned nothing to keep
     parts = parts | {"learning": parts["learning"][:1]}
-    weights, losses = recovered(
-        model, CONFIG, parts, Stages(None, "", None), learned, [float("inf")], rank=4, n_steps=40
-    )
+    weights, losses = recovered(of(model, parts), learned, [float("inf")], rank=4, n_steps=40)
     assert losses[-1] < 0.7 * losses[0]
     tokens = parts["learning"][0]
     learned = dataclasses.replace(learned, layers=at_threshold(learned.layers, float("inf")))
@@ -91,16 +94,16 @@ def divergence(changed, learned, tokens):
 
 def test_cut_off_it_goes_on_to_the_same_weights(setting, tmp_path):
     model, learned, parts = setting
-    whole, _ = recovered(model, CONFIG, parts, Stages(None, "", None), learned, [float("inf")], rank=2, n_steps=4)
+    whole, _ = recovered(of(model, parts), learned, [float("inf")], rank=2, n_steps=4)
 
     def cut(stage, done, total, seconds):
         if done == total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recovered(model, CONFIG, parts, Stages(tmp_path, "x", cut, 0.0), learned, [float("inf")], rank=2, n_steps=4)
+        recovered(of(model, parts, Stages(tmp_path, "x", cut, 0.0)), learned, [float("inf")], rank=2, n_steps=4)
     resumed, losses = recovered(
-        model, CONFIG, parts, Stages(tmp_path, "x", None), learned, [float("inf")], rank=2, n_steps=4
+        of(model, parts, Stages(tmp_path, "x", None)), learned, [float("inf")], rank=2, n_steps=4
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert len(losses) == 4
@@ -110,5 +113,4 @@ def test_cut_off_it_goes_on_to_the_same_weights(setting, tmp_path):
 def test_without_text_to_learn_from_it_says_so(setting):
     model, learned, _ = setting
     with pytest.raises(ConsolidationError, match="give more text"):
-        recovered(model, CONFIG, {"learning": [], "further": []}, Stages(None, "", None), learned, [0.0],
-                  rank=2, n_steps=4)  # fmt: skip
+        recovered(of(model, {"learning": [], "further": []}), learned, [0.0], rank=2, n_steps=4)

@@ -3,7 +3,7 @@
 import torch
 
 from cramlab.auditing.regression import Moments, ReducedRank, RidgePath
-from cramlab.consolidation.ridge import choose_ranks, fit_adapter, fit_gate, scaled, sensitivities, unit_scale
+from cramlab.consolidation.learn.ridge import choose_ranks, fit_adapter, fit_gate, scaled, sensitivities, unit_scale
 
 
 def rows(n, seed, noise=0.1):

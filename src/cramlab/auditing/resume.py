@@ -149,10 +149,10 @@ def clear(out: Path) -> None:
 
 
 class TensorRows:
-    """A table that a stage fills row by row."""
+    """A table that a stage fills row by row; NaN where nothing has been measured yet."""
 
     def __init__(self, n_rows: int, n_columns: int) -> None:
-        self.rows = torch.zeros(n_rows, n_columns, dtype=torch.float64)
+        self.rows = torch.full((n_rows, n_columns), torch.nan, dtype=torch.float64)
 
     def state(self) -> dict[str, Any]:
         """What `load` takes back."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from cramlab.cli.arguments import folder_of, path_of, positive, text_of, whole
 from cramlab.cli.display import Display
 from cramlab.config import assigned
-from cramlab.consolidation.config import RetrofitConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.pretrained import consolidate
 
 
@@ -19,45 +19,49 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     """Adds the subcommand."""
     parser = commands.add_parser(
         "consolidate",
-        help="let a pretrained model skip far attention, at a stated cost",
-        description="Learns which reads of the far context a pretrained language model can do without, small adapters "
-        "that answer instead, and a threshold that keeps the expected increase of the loss within --max-loss-increase "
-        "with confidence 1 - delta. Writes a few MB into DIR; the model's weights are not touched. "
-        "cramlab.load_consolidated(MODEL, DIR) puts both together.",
+        help="let a pretrained model skip far attention within a guaranteed loss increase",
+        description="Learns gates that choose which tokens of a pretrained language model attend to far keys, small "
+        "adapters that answer for the others, and a threshold for which the expected increase of the loss is at most "
+        "--max-loss-increase with confidence 1 - delta. Writes a few MB into DIR; the model's weights are not changed. "
+        "cramlab.load_consolidated(MODEL, DIR) loads both.",
         epilog="examples: cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass "
         "--set context=128 --set window=16 | cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 "
         "--out runs/llama --set context=4096 | cramlab consolidate my/llama --text my/texts --from runs/llama "
         "--max-loss-increase 0.01 --out runs/llama-safer",
     )
-    parser.add_argument("model", metavar="MODEL", help="smollm2 or glassllm (packaged), a local folder, or a hub name")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="smollm2 or glassllm (packaged), a folder, a GGUF file, or a name of the Hugging Face hub",
+    )
     parser.add_argument(
         "--text",
         type=text_of("--text"),
         required=True,
         metavar="TEXT",
-        help="stdlib, prose, a folder of text files, or a file",
+        help="text of the kind that the model will be used on: stdlib, prose, a folder of text files, or a file",
     )
     parser.add_argument(
         "--further-text",
         type=text_of("--further-text"),
         metavar="TEXT",
-        help="other text to take gradients from; nothing is measured on it",
+        help="other text for gradient steps; nothing is measured on it",
     )
     parser.add_argument(
         "--from", type=path_of("--from"), metavar="FOLDER", dest="start",
-        help="learn nothing: calibrate what this folder of another consolidation holds for this promise and text",
+        help="learn nothing: calibrate the gates of this folder for another --max-loss-increase or --text",
     )  # fmt: skip
     parser.add_argument(
         "--max-loss-increase",
         type=positive("--max-loss-increase", "nats per token"),
         default=0.02,
         metavar="NATS",
-        help="promised, per token (default: 0.02)",
+        help="guaranteed bound on the expected loss increase, nats per token (default: 0.02)",
     )
     parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-        help="change a field of RetrofitConfig, as in window=128; may be repeated",
+        help="change a field of ConsolidationConfig, as in window=128; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
@@ -85,24 +89,24 @@ def _consolidate(args: argparse.Namespace) -> None:
             device=args.device,
             allow_pickle=args.allow_pickle,
             progress=display,
-            **assigned(RetrofitConfig(), args.overrides),
+            **assigned(ConsolidationConfig(), args.overrides),
         )
     _print(record)
     print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")
 
 
 def _print(record: dict) -> None:
-    """What was tested, what was chosen, and what it did on the test documents."""
-    promise, test = record["promise"], record["test"]
-    table = Table("far reads skipped", "increase", "could be promised", "p", title=record["name"])
+    """Prints the tested thresholds, the guarantee, and the figures on the test documents."""
+    guarantee, test = record["promise"], record["test"]
+    table = Table("far reads skipped", "loss increase", "smallest guarantee", "p-value", title=record["name"])
     for row in record["tested"]:
         table.add_row(f"{row['skipped_frac']:.0%}", f"{row['mean']:.4f}", f"{row['upper_bound']:.4f}",
                       f"{row['p_value']:.3g}")  # fmt: skip
     Console().print(table)
     print(
-        f"promised: at most {promise['increase']:g} nats per token, confidence {1 - promise['delta']:g}; "
-        f"on {test['documents']} test documents {test['increase']:+.4f} with {test['skipped_frac']:.1%} of far reads "
-        f"skipped, {test['pairs_frac']:.1%} of causal pairs scored"
+        f"guaranteed: at most +{guarantee['increase']:g} nats per token with confidence {1 - guarantee['delta']:g}; "
+        f"measured on {test['documents']} test documents: {test['increase']:+.4f}, with {test['skipped_frac']:.1%} of "
+        f"far reads skipped and {test['pairs_frac']:.1%} of causal pairs scored"
     )
     if n_copies := sum(record.get("copies", {}).values()):
-        print(f"{n_copies} documents were left out as copies of others, exact or near")
+        print(f"{n_copies} documents were left out as exact or near copies of others")

@@ -1,51 +1,53 @@
-"""What one consolidation is."""
+"""What one consolidation depends on."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size, checked
 
 
-@checked("retrofit")
-class RetrofitConfig:
+@checked("consolidation")
+class ConsolidationConfig:
     """Everything that a consolidation depends on, besides model, text and code.
 
     Each document gives one context, from its start; the parts are disjoint sets of documents.
 
     Attributes:
-        context: tokens a document.
-        window: keys that every token sees, itself included.
-        n_sinks: first keys that every token sees.
-        fit_documents: for the adapters.
-        sensitivity_documents: for what a layer's error costs in nats.
-        layers_per_document: layers that go without far reads, one at a time, on each of these.
-        gate_documents: for the gates.
-        validation_documents: for ridge strengths, ranks and the first look at the thresholds.
-        calibration_documents: for the guarantee; looked at once a calibration.
-        test_documents: for the figures; likewise.
-        tokens_per_document: tokens of a document that enter the statistics, drawn at random.
-        strengths: ridge strengths to choose from, see `audit.regression.RidgePath`.
-        max_rank: of an adapter's linear part.
-        adapter_bytes: of the linear parts of all adapters together, at most, at two bytes a number.
-        units: numbers behind a GELU in each layer, for adapter and gate; they are learned by gradients only.
-        local_steps: gradient steps on each layer's own error; 0: none.
-        end_steps: gradient steps on the model's answer; 0: none.
-        end_loss: "kl": divergence from the original's next-token distribution; "nats": loss on the text itself.
-        batch_contexts: contexts a gradient step.
-        learning_contexts: contexts that gradients are taken from, at most; a document gives as many as it is long.
-        learning_rate: of Adam, at its highest, for maps of standardised features; see `Distiller` for maps up.
-        learning_fracs: shares of far reads skipped while learning, each context one of them, ascending.
-        temperature: of the chance with which reads are drawn while learning, in units of the gates' scores; it falls to
-            a fifth of this.
-        skipped_fracs: shares of far reads to skip that thresholds are made for, ascending.
-        delta: the guarantee may fail in this share of all calibrations.
-        bound_factor: increases of a document above so many times the promised one are counted as that much; at most
-            100, as the documents that a promise needs grow with it.
-        seed: of the split and of all sampling.
+        context: length of a context, tokens.
+        window: number of most recent keys that every token attends to, itself included.
+        n_sinks: number of first keys that every token attends to.
+        fit_documents: number of documents for fitting adapters.
+        sensitivity_documents: number of documents for estimating what a layer's error costs, in nats.
+        layers_per_document: number of layers that go without far reads, one at a time, on each of these.
+        gate_documents: number of documents for fitting gates.
+        validation_documents: number of documents for choosing ridge strengths, ranks and candidate thresholds.
+        calibration_documents: number of documents for the guarantee; used once per calibration.
+        test_documents: number of documents for the reported figures; used once per calibration.
+        tokens_per_document: number of tokens of a document that enter the statistics, drawn at random.
+        strengths: ridge strengths to choose from, see `auditing.regression.RidgePath`.
+        max_rank: largest rank of an adapter's linear part.
+        adapter_bytes: size of the linear parts of all adapters together, at most, with two bytes a number.
+        units: number of GELU units in each layer, shared by adapter and gate; they are learned by gradients only.
+        local_steps: number of gradient steps on each layer's own error; 0: none.
+        end_steps: number of gradient steps on the model's output; 0: none.
+        end_loss: "kl": KL divergence from the original's next-token distribution; "nats": loss on the text itself.
+        batch_contexts: number of contexts per gradient step.
+        learning_contexts: number of contexts for gradient steps, at most; a document gives as many as it is long.
+        learning_rate: peak learning rate of Adam, for maps of standardised features; see `Distiller` for maps up.
+        learning_fracs: shares of far reads skipped in gradient steps, one for each context in turn, ascending.
+        temperature: initial temperature at which reads are drawn in gradient steps, in units of the gates' scores; it
+            falls to a fifth.
+        skipped_fracs: shares of far reads to skip for which candidate thresholds are made, ascending.
+        delta: probability that the guarantee fails, at most.
+        bound_factor: cap of a document's loss increase, as a multiple of the guaranteed one; at most 100, as the number
+            of documents that a guarantee needs grows with it.
+        seed: seed of the split into parts and of all sampling.
     """
+
+    RECORD_TYPE: ClassVar[str] = "RetrofitConfig"  # its first name, which records keep
 
     context: Size = 1024
     window: Size = 64
@@ -79,20 +81,22 @@ class RetrofitConfig:
         """Each error names the field, the value and the fix."""
         if self.context <= self.window + self.n_sinks + 1:
             raise ConfigError(
-                f"retrofit.context = {self.context} leaves nothing far beyond window {self.window} and {self.n_sinks} "
-                "first tokens; lengthen it, or shorten the window"
+                f"consolidation.context = {self.context} leaves nothing far beyond window {self.window} and "
+                f"{self.n_sinks} first keys; use a longer context or a shorter window"
             )
         if not self.strengths:
-            raise ConfigError("retrofit.strengths = () holds none; give at least one")
+            raise ConfigError("consolidation.strengths = () is empty; give at least one ridge strength")
         for name, most in (("skipped_fracs", 1.0), ("learning_fracs", 0.999)):
             fracs = getattr(self, name)
             if not fracs or list(fracs) != sorted(set(fracs)) or not 0 < fracs[0] <= fracs[-1] <= most:
-                raise ConfigError(f"retrofit.{name} = {fracs} must be shares above 0, at most {most:g}, ascending")
+                raise ConfigError(
+                    f"consolidation.{name} = {fracs} must be shares above 0, at most {most:g}, in ascending order"
+                )
 
 
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
-GROUPS = (*PARTS, "learning", "further")  # the last two as contexts, for gradients
+GROUPS = (*PARTS, "learning", "further")  # the last two are contexts for gradient steps
 HELD_OUT = PARTS[:3]  # no weight is learned from these
-# Fields that another calibration of what was learned may change; the second draw its documents.
+# Fields that another calibration of the same weights may change; those of the second also change its documents.
 RECALIBRATED = ("skipped_fracs", "delta", "bound_factor")
 REDRAWN = ("context", "seed", "test_documents", "calibration_documents", "validation_documents")

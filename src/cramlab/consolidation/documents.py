@@ -1,4 +1,4 @@
-"""Documents of a corpus as contexts of token ids, split into disjoint parts."""
+"""Documents of a corpus as contexts of token ids, split into disjoint parts; documents held out of learning."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor
 from cramlab.auditing.checks import check_tokens
 from cramlab.auditing.copies import Originals
 from cramlab.auditing.text import Corpus, Document
-from cramlab.consolidation.config import HELD_OUT, PARTS, RetrofitConfig
+from cramlab.consolidation.config import HELD_OUT, PARTS, ConsolidationConfig
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 
 
 def order_of(corpus: Corpus, seed: int) -> list[int]:
-    """The random order in which documents are taken."""
+    """Indices of the documents in the random order in which they are taken."""
     return torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def distinct(
     pretrained: Pretrained, corpus: Corpus, context: int, seed: int, originals: Originals | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """The first `context` tokens of documents that have them, in random order, without copies.
+    """The first `context` tokens of documents that are as long, in random order, without copies.
 
     Args:
-        pretrained: whose tokens to count.
-        corpus: to draw from.
-        context: tokens of each.
-        seed: of the order.
-        originals: takes what is drawn, and counts the copies that are passed over; see `auditing.copies`.
+        pretrained: model and tokenizer.
+        corpus: documents to draw from.
+        context: number of tokens taken of each.
+        seed: seed of the order.
+        originals: records what is drawn, and counts the copies that are left out; see `auditing.copies`.
 
     Yields:
         Index of the document and its tokens (T,), on the model's device.
@@ -41,23 +41,23 @@ def distinct(
     device = next(pretrained.model.parameters()).device
     originals = originals or Originals()
     for i in order_of(corpus, seed):
-        # Few tokenizers make a token of more than 16 characters; the rest of a long document need not be looked at.
+        # Tokens rarely have more than 16 characters, so the rest of a long document is not encoded.
         tokens = torch.tensor(pretrained.encode(corpus.documents[i].text[: 16 * context])[:context])
         if len(tokens) == context and originals.take(tokens):
             yield i, tokens.to(device)
 
 
 def contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_documents: int, seed: int) -> list[Tensor]:
-    """The first of `distinct`, at most so many, without the indices."""
+    """The first `n_documents` contexts of `distinct`, (T,) each, or fewer where there are fewer."""
     return [tokens for _, tokens in islice(distinct(pretrained, corpus, context, seed), n_documents)]
 
 
 class Parts(dict[str, list[Tensor]]):
-    """The contexts of each part, (T,) each, by its name.
+    """The contexts of each part, (T,) each, by name of the part.
 
     Attributes:
-        copies: documents that were left out as copies, exact or near: "held_out" and "fitted" while these were drawn,
-            "learning" and "further" where a context of theirs is a copy of one that is held out.
+        copies: number of documents left out as exact or near copies, by reason: "held_out" and "fitted" while those
+            parts were drawn, "learning" and "further" because a context of the document copies one that is held out.
     """
 
     def __init__(self, parts: dict[str, list[Tensor]], copies: dict[str, int]) -> None:
@@ -65,21 +65,23 @@ class Parts(dict[str, list[Tensor]]):
         self.copies = copies
 
 
-def held_out_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig) -> Parts:
-    """The parts of `HELD_OUT` alone, the same documents as in `parts_of`; raises likewise."""
+def held_out_of(pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig) -> Parts:
+    """The parts of `HELD_OUT` alone, with the same documents as in `parts_of`, and the same errors."""
     found, copies = _drawn_parts(pretrained, corpus, config, HELD_OUT)
     return Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
 
 
-def parts_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None = None) -> Parts:
-    """The parts of `PARTS`, and what gradients are taken from: "learning" and, of other text, "further".
+def parts_of(
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, further: Corpus | None = None
+) -> Parts:
+    """The parts of `PARTS`, and the contexts for gradient steps: "learning" and, from other text, "further".
 
     Test and calibration are drawn first, so they stay the same when others change in size. No context of these parts is
-    a copy of another. Learning takes every context of all documents but those of `HELD_OUT`, and those that hold a copy
-    of one of these.
+    a copy of another. Learning takes all contexts of all documents except those of `HELD_OUT` and those that hold a
+    copy of one of these.
 
     Raises:
-        ConsolidationError: when there are too few documents as long as a context.
+        ConsolidationError: when too few documents are as long as a context.
         AuditError: when the tokenizer makes tokens that the model does not know.
     """
     found, copies = _drawn_parts(pretrained, corpus, config, PARTS)
@@ -95,8 +97,10 @@ def parts_of(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, fur
     return parts
 
 
-def used_documents(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, further: Corpus | None) -> list[str]:
-    """Digests of the documents that anything may have been learned from or chosen by: all but test and calibration."""
+def used_documents(
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, further: Corpus | None
+) -> list[str]:
+    """Digests of all documents that something may be learned from or chosen by: all but test and calibration."""
     found, _ = _drawn_parts(pretrained, corpus, config, HELD_OUT)
     unseen = {corpus.documents[i].text for part in ("test", "calibration") for i, _ in found[part]}
     given = [*corpus.documents, *(() if further is None else further.documents)]
@@ -104,7 +108,7 @@ def used_documents(pretrained: Pretrained, corpus: Corpus, config: RetrofitConfi
 
 
 def unused(corpus: Corpus, digests: Collection[str]) -> Corpus:
-    """The documents of a text that are not among those of `used_documents`."""
+    """The documents of a text whose digests are not among those of `used_documents`."""
     used = set(digests)
     return dataclasses.replace(corpus, documents=tuple(d for d in corpus.documents if _digest(d) not in used))
 
@@ -114,12 +118,14 @@ def _digest(document: Document) -> str:
 
 
 def _drawn_parts(
-    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, parts: tuple[str, ...]
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, parts: tuple[str, ...]
 ) -> tuple[dict[str, list[tuple[int, Tensor]]], dict[str, int]]:
-    """The first parts of `PARTS`, with the indices of their documents; and the copies that were passed over."""
+    """The first parts of `PARTS`, with the indices of their documents, and the number of copies left out by reason."""
     longest = pretrained.context
     if config.context > longest:
-        raise ConsolidationError(f"retrofit.context = {config.context} is longer than the model's own, {longest}")
+        raise ConsolidationError(
+            f"consolidation.context = {config.context} is longer than the model's context; use at most {longest}"
+        )
     sizes = {part: getattr(config, f"{part}_documents") for part in parts}
     originals, copies = Originals(), dict[str, int]()
     documents = distinct(pretrained, corpus, config.context, config.seed, originals)
@@ -134,27 +140,27 @@ def _drawn_parts(
         left_out = f" and {originals.n_copies} copies of these" if originals.n_copies else ""
         raise ConsolidationError(
             f"the text has {n_found} documents of at least {config.context} tokens{left_out}, but {n_wanted} are "
-            f"needed ({wanted}); give more text, or lower retrofit.context or the numbers of documents"
+            f"needed ({wanted}); give more text, or lower consolidation.context or the numbers of documents"
         )
     check_tokens(pretrained.model, [tokens for taken in found.values() for _, tokens in taken])
     return found, copies
 
 
 def _all_contexts(
-    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, texts: set[str], held_out: Originals
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, texts: set[str], held_out: Originals
 ) -> tuple[list[Tensor], int]:
-    """Contexts of documents in random order, every document from its start to its end, (T,) each.
+    """All contexts of documents in random order, (T,) each, every document from its start to its end.
 
     Args:
-        pretrained: whose tokens to take.
-        corpus: the text.
-        config: with the length and the number of contexts.
-        texts: of documents that are held out.
-        held_out: the contexts of these. A document is left out when it holds a copy of one, wherever that begins: of
-            windows that start every half context, one shares three quarters with it, and so 0.6 of all shingles.
+        pretrained: model and tokenizer.
+        corpus: documents.
+        config: length and number of the contexts.
+        texts: texts of the documents that are held out.
+        held_out: contexts of these. A document is left out when it holds a copy of one at any place: of the windows
+            that start every half context, one shares three quarters with the copy, and so 0.6 of all shingles.
 
     Returns:
-        The contexts, and the number of documents that were left out as copies.
+        The contexts, and the number of documents left out as copies.
     """
     device, length = next(pretrained.model.parameters()).device, config.context
     found: list[Tensor] = []
@@ -177,16 +183,16 @@ def _all_contexts(
 
 
 def held_out_at(
-    pretrained: Pretrained, corpus: Corpus, config: RetrofitConfig, context: int, n_documents: int
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, context: int, n_documents: int
 ) -> list[Tensor]:
-    """Documents at another length that nothing was learned from: test documents first, then those of the calibration.
+    """Held-out documents cut to another length, (T,) each: test documents first, then calibration documents.
 
     Args:
-        pretrained: whose tokens to count.
-        corpus: that the parts were drawn from.
-        config: that they were drawn with.
-        context: tokens of each; documents that are shorter are left out.
-        n_documents: at most.
+        pretrained: model and tokenizer.
+        corpus: documents that the parts were drawn from.
+        config: config that they were drawn with.
+        context: number of tokens of each; shorter documents are left out.
+        n_documents: number of documents, at most.
     """
     n_clean = config.test_documents + config.calibration_documents
     device = next(pretrained.model.parameters()).device
@@ -199,7 +205,7 @@ def held_out_at(
 
 
 def running_contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_contexts: int, seed: int) -> list[Tensor]:
-    """Documents in random order, one after another, cut into contexts (T,): for text whose documents are short."""
+    """Documents in random order, concatenated and cut into contexts (T,); for text whose documents are short."""
     device = next(pretrained.model.parameters()).device
     stream: list[int] = []
     for i in order_of(corpus, seed):

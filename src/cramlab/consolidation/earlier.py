@@ -1,4 +1,4 @@
-"""What the folder of another consolidation holds, to be calibrated anew.
+"""Reading the folder of another consolidation, in order to calibrate it again.
 
 Source: ours.
 """
@@ -12,25 +12,36 @@ from torch import nn
 
 from cramlab.auditing.text import Corpus
 from cramlab.config import differing, from_dict, to_dict
-from cramlab.consolidation.closed_form import Learned
-from cramlab.consolidation.config import RECALIBRATED, REDRAWN, RetrofitConfig
+from cramlab.consolidation.config import RECALIBRATED, REDRAWN, ConsolidationConfig
 from cramlab.consolidation.documents import unused
-from cramlab.consolidation.folder import saved_layers
+from cramlab.consolidation.folder import load_layers
+from cramlab.consolidation.learn.closed_form import Learned
 from cramlab.errors import ConsolidationError
 
 
 def learned_before(
-    model: nn.Module, start: Path, corpus: Corpus, config: RetrofitConfig
+    model: nn.Module, start: Path, corpus: Corpus, config: ConsolidationConfig
 ) -> tuple[dict[str, Any], Learned, Corpus]:
-    """What a folder holds, to be measured anew: its record, adapters and gates, and the documents to measure on.
+    """What a folder holds, and the documents on which it may be calibrated.
 
-    On the very text and with the draw that it was learned with, all of them, as its parts are the same then; else those
-    that nothing was learned from or chosen by, and no copies of these. Changed copies are not recognised.
+    On the text and with the draw that the folder was learned with, its parts are the same again, so all documents are
+    allowed. Otherwise only documents that nothing was learned from or chosen by are, without copies of the others;
+    copies with small changes are not recognised.
+
+    Args:
+        model: the model that the folder was made for.
+        start: the folder.
+        corpus: text to calibrate and test on.
+        config: config of the calibration.
+
+    Returns:
+        The record, gates and adapters, and the documents that are allowed.
 
     Raises:
-        ConsolidationError: when it does not fit the model or the config, or when the record cannot tell.
+        ConsolidationError: when the folder does not fit the model or the config, or when its record does not say which
+            documents are allowed.
     """
-    before, layers = saved_layers(model, start)
+    before, layers = load_layers(model, start)
     said = before["learned"]
     learned = Learned(
         layers=layers, benefit_gates=[], ranks=list(before["ranks"].values()),
@@ -38,10 +49,11 @@ def learned_before(
         sensitivity=said["sensitivity"], explained=said["explained"],
     )  # fmt: skip
     changed = differing(to_dict(config), to_dict(config_before(before, start)))
-    for name in changed:
+    for name, value in changed.items():
         if name not in RECALIBRATED + REDRAWN:
             raise ConsolidationError(
-                f"retrofit.{name} belongs to what was learned; leave it as {start} has it, or learn anew without --from"
+                f"consolidation.{name} = {value} cannot be changed with --from, as the gates and adapters depend on "
+                f"it; leave it as in {start}, or learn again without --from"
             )
     learned_on, text = before.get("learned_on") or before["text"], corpus.described()
     drawn_alike = "learned_on" not in before and not set(changed) & set(REDRAWN)
@@ -55,20 +67,20 @@ def learned_before(
     packaged = text["version"] is not None and text["name"] == learned_on["name"]
     if packaged and text["digest"] != learned_on["digest"]:
         raise ConsolidationError(
-            f"{start} was learned on {text['name']} of {learned_on['version']}, and this is that of {text['version']}, "
-            "where documents that were learned from stand with small changes; give other text, or that version"
+            f"{start} was learned on {text['name']} of {learned_on['version']}; the {text['name']} of "
+            f"{text['version']} is nearly the same text, so it cannot serve as held-out data. Pass other text"
         )
     return before, learned, unused(corpus, before["used_documents"])
 
 
-def config_before(record: dict[str, Any], folder: Path) -> RetrofitConfig:
-    """What a folder was made with; a field that it does not know has its default.
+def config_before(record: dict[str, Any], folder: Path) -> ConsolidationConfig:
+    """The config that a folder was made with; fields that its record lacks have their defaults.
 
     Raises:
-        ConsolidationError: when it is no config of this version.
+        ConsolidationError: when the record holds no config of this version.
     """
     try:
-        return from_dict(record["config"], RetrofitConfig())
+        return from_dict(record["config"], ConsolidationConfig())
     except (ValueError, TypeError) as error:
         raise ConsolidationError(
             f"{folder} has a config that this version cannot read ({error}); consolidate again"

@@ -1,4 +1,4 @@
-"""Whether a finished consolidation is the one that is asked for.
+"""Whether a finished consolidation is the one that was requested.
 
 Source: ours.
 """
@@ -13,59 +13,59 @@ from torch import nn
 from cramlab.auditing.resume import tokens_digest
 from cramlab.auditing.text import Corpus
 from cramlab.config import differing, to_dict
-from cramlab.consolidation.config import GROUPS, HELD_OUT, RetrofitConfig
+from cramlab.consolidation.config import GROUPS, HELD_OUT, ConsolidationConfig
 from cramlab.consolidation.documents import Parts, held_out_of, parts_of
 from cramlab.consolidation.earlier import learned_before
-from cramlab.consolidation.folder import read_record, saved_layers
+from cramlab.consolidation.folder import load_layers, load_record
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 from cramlab.hf.weights import config_digest
 
-_SAID = {"config_sha256": "model", "held_out_sha256": "tokenizer", "learned_from_sha256": "tokenizer"}
+_OPTIONS = {"config_sha256": "model", "held_out_sha256": "tokenizer", "learned_from_sha256": "tokenizer"}
 
 
 def made_of(model: nn.Module, parts: Parts) -> dict[str, str]:
-    """What a record holds, besides the digest of the weights, to tell whose work it is; see `unlike`."""
-    found = {"config_sha256": config_digest(model), "held_out_sha256": tokens_digest([parts[p] for p in HELD_OUT])}
+    """Digests of the model's configuration and of all tokens, which a record holds; see `unlike`."""
+    digests = {"config_sha256": config_digest(model), "held_out_sha256": tokens_digest([parts[p] for p in HELD_OUT])}
     learned_from = [parts[group] for group in GROUPS if group in parts and group not in HELD_OUT]
-    return found | ({"learned_from_sha256": tokens_digest(learned_from)} if learned_from else {})
+    return digests | ({"learned_from_sha256": tokens_digest(learned_from)} if learned_from else {})
 
 
 def unlike(
     folder: Path,
     pretrained: Pretrained,
     corpus: Corpus,
-    config: RetrofitConfig,
+    config: ConsolidationConfig,
     *,
     max_loss_increase: float,
     further: Corpus | None = None,
     start: Path | None = None,
 ) -> list[str]:
-    """In what a folder is not what these would make: fields of the config, and "max-loss-increase", "text" and so on.
+    """Names of the options in which a finished folder differs from a request: fields of the config, "text" and so on.
 
     Args:
-        folder: of a finished consolidation.
-        pretrained: as for `consolidate`, like all that follows.
-        corpus: see there.
-        config: see there.
-        max_loss_increase: see there.
-        further: see there.
-        start: of `recalibrate`; None: learned anew.
+        folder: folder of a finished consolidation.
+        pretrained: as for `consolidate`.
+        corpus: as for `consolidate`.
+        config: as for `consolidate`.
+        max_loss_increase: as for `consolidate`.
+        further: as for `consolidate`.
+        start: as for `recalibrate`; None: learned without --from.
 
     Raises:
-        ConsolidationError: when the folder is damaged, was made for other weights, or by a version that kept no digests
-            of the rest, so that nobody can tell.
+        ConsolidationError: when the folder is damaged, was made for other weights, or by a version that stored no
+            digests of the rest.
     """
-    record, _ = saved_layers(pretrained.model, folder)
+    record, _ = load_layers(pretrained.model, folder)
     if "made_of" not in record:
         raise ConsolidationError(
-            f"{folder} is of an earlier version of cramlab, which kept no digest of the model's configuration and of "
-            "tokens, so nobody can tell whether it is the one asked for. cramlab.load_consolidated takes it as before; "
-            "choose another --out"
+            f"{folder} was written by an earlier version of cramlab, which stored no digests of the model's "
+            "configuration and of the tokens, so it cannot be compared with this request. cramlab.load_consolidated "
+            "still loads it; choose another --out"
         )
-    found = differing(to_dict(config), record["config"])
+    options = list(differing(to_dict(config), record["config"]))
     if ("learned_on" in record) != (start is not None):
-        return [*found, "from"]
+        return [*options, "from"]
     changed = {
         "max-loss-increase": record["promise"]["increase"] != max_loss_increase,
         "text": record["text"] != corpus.described(),
@@ -73,24 +73,24 @@ def unlike(
     if start is None:
         changed["further-text"] = record["further_text"] != (None if further is None else further.described())
     else:
-        changed["from"] = read_record(start)["weights_sha256"] != record["weights_sha256"]
-    names = [*found, *(name for name, is_so in changed.items() if is_so)]
-    return names or _made_of_others(record, pretrained, corpus, config, further, start)
+        changed["from"] = load_record(start)["weights_sha256"] != record["weights_sha256"]
+    options += [name for name, differs in changed.items() if differs]
+    return options or _made_of_others(record, pretrained, corpus, config, further, start)
 
 
 def _made_of_others(
     record: dict[str, Any],
     pretrained: Pretrained,
     corpus: Corpus,
-    config: RetrofitConfig,
+    config: ConsolidationConfig,
     further: Corpus | None,
     start: Path | None,
 ) -> list[str]:
-    """What only tokens tell, once everything that is said of them agrees."""
+    """The options that differ in digests alone: the text is drawn and encoded, which takes longest."""
     if start is None:
         parts = parts_of(pretrained, corpus, config, further)
     else:
         _, _, allowed = learned_before(pretrained.model, start, corpus, config)
         parts = held_out_of(pretrained, allowed, config)
     now = made_of(pretrained.model, parts)
-    return sorted({_SAID[name] for name, value in now.items() if record["made_of"].get(name) != value})
+    return sorted({_OPTIONS[name] for name, value in now.items() if record["made_of"].get(name) != value})

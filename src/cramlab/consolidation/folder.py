@@ -1,4 +1,4 @@
-"""Saves a consolidation to a folder, and loads a model with it: `load_consolidated`, `skip_counts`."""
+"""A consolidation on disk: saving it, loading it into a model, and counting what it skips."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.calls import NAMES, closed_here
-from cramlab.consolidation.install import consolidatable_sites, install, installed, remove
-from cramlab.consolidation.patch import Counts, FarReads
+from cramlab.consolidation.patch.calls import NAMES, closed_here
+from cramlab.consolidation.patch.counts import Counts
+from cramlab.consolidation.patch.far_reads import FarReads
+from cramlab.consolidation.patch.install import consolidatable_sites, install, installed, remove
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.errors import ConsolidationError
 from cramlab.files import write_bytes, write_json
 from cramlab.hf.attention_sites import attention_sites, longest_context
@@ -35,7 +36,7 @@ RECORD, WEIGHTS = "consolidation.json", "consolidation.safetensors"
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema that every record meets."""
+    """The JSON Schema of records."""
     text = (
         importlib.resources.files("cramlab.consolidation")
         .joinpath("consolidation.schema.json")
@@ -45,35 +46,38 @@ def schema() -> dict[str, Any]:
 
 
 def _validate(record: Any, path: Path) -> None:
-    """Raises `ConsolidationError`, which says where, unless the record has this format and meets the schema."""
+    """Raises `ConsolidationError`, which names the field, unless the record has this format and meets the schema."""
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
-        raise ConsolidationError(f"{path} has format {found}, this version of cramlab reads {FORMAT}")
+        raise ConsolidationError(
+            f"{path} has format {found}, this version of cramlab reads {FORMAT}; consolidate again"
+        )
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(record))
     if error is not None:
         where = ".".join(str(p) for p in error.absolute_path) or "the record"
         raise ConsolidationError(f"{path} is damaged: {where}: {error.message}; consolidate again")
     if record.get("record_sha256", _digest(record)) != _digest(record):
         raise ConsolidationError(
-            f"{path} was changed after it was written, so its promise no longer holds; restore it, or consolidate "
-            "again (--from FOLDER calibrates what was learned for another promise)"
+            f"{path} was changed after it was written, so its guarantee does not hold; restore the file, or "
+            "consolidate again (with --from FOLDER for another guarantee without learning again)"
         )
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """SHA-256 of a record without this field and how long it all took; its threshold carries the promise."""
+    """SHA-256 of a record without this field and without durations; the guarantee depends on the record's threshold."""
     rest = {name: value for name, value in record.items() if name not in ("record_sha256", "seconds")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Module, record: dict[str, Any]) -> None:
-    """Writes weights first, then the record: a folder without record is unfinished.
+    """Writes the weights, then the record; a folder without a record is unfinished.
 
     Args:
-        folder: made if needed.
-        layers: by layer, all with one threshold; weights are kept in half precision, see `distil.rounded`.
-        model: that they were made for.
-        record: the further fields that `consolidation.schema.json` asks for.
+        folder: created if needed.
+        layers: layers by index of the block, all with one threshold; weights are stored in half precision, see
+            `rules.learned.rounded`.
+        model: the model that they were made for.
+        record: the other fields that `consolidation.schema.json` requires.
 
     Raises:
         ConsolidationError: when the record does not meet the schema.
@@ -93,7 +97,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
         "ranks": {str(i): layer.rank for i, layer in layers.items()},
         "units": one.units,
     } | record
-    # As it will be read: a tuple is a list then.
+    # The digest is that of the record as it will be loaded, where a tuple is a list.
     complete = json.loads(json.dumps(complete, allow_nan=False))
     complete["record_sha256"] = _digest(complete)
     _validate(complete, folder / RECORD)
@@ -101,14 +105,14 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
 
 
 def _write(folder: Path, weights: bytes, record: dict[str, Any]) -> None:
-    """Puts both files in place, each of them whole."""
-    write_bytes(folder / WEIGHTS, weights)  # `save_file` would let nobody else read it
+    """Writes both files, each of them atomically."""
+    write_bytes(folder / WEIGHTS, weights)  # safetensors' own `save_file` makes a file that only its owner can read
     write_json(folder / RECORD, record)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What was loaded, to be written beside the model when it is saved."""
+    """What was loaded, to be written again when the model is saved."""
 
     weights: bytes
     record: dict[str, Any]
@@ -117,7 +121,7 @@ class _Kept:
         """Writes the consolidation of a model into a folder.
 
         Raises:
-            ConsolidationError: when gates or adapters have been trained since, so that the promise was made for others.
+            ConsolidationError: when gates or adapters have changed since they were loaded.
         """
         kept = from_bytes(self.weights)
         for site in attention_sites(model):
@@ -125,25 +129,28 @@ class _Kept:
             for name, tensor in () if layer is None else layer.state_dict().items():
                 if not torch.equal(tensor.cpu(), kept[f"{site.layer}.{name}"].to(tensor.dtype)):
                     raise ConsolidationError(
-                        f"layer {site.layer}'s {name} is not the one that was loaded, so the promise does not hold for "
-                        "it; keep the layers' own state_dict()"
+                        f"layer {site.layer}'s {name} is not the one that was loaded, so the guarantee does not hold "
+                        "for it; save the layers' own state_dict() instead"
                     )
         _write(folder, self.weights, self.record)
 
 
 def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
-    """A pretrained model with a consolidation in place: generate and evaluation harnesses use it as they did before.
+    """Loads a consolidation into a pretrained model, which generates and is evaluated as before.
 
     Args:
         model: a name or folder that `cramlab consolidate` takes, or the loaded model itself (SDPA attention).
-        folder: that `cramlab consolidate` wrote.
+        folder: folder that `cramlab consolidate` wrote.
+
+    Returns:
+        The patched model.
 
     Raises:
-        ConsolidationError: when the folder is unfinished, damaged or of another version, or was made for other weights
-            or another family; or when a probe pass shows that the patch is not live.
+        ConsolidationError: when the folder is unfinished, damaged or of another version, when it was made for other
+            weights or another family, or when a probe pass shows that the patch is not called.
     """
     loaded = load_pretrained(model).model if isinstance(model, str) else model
-    record, layers = saved_layers(loaded, Path(folder))
+    record, layers = load_layers(loaded, Path(folder))
     install(loaded, layers, _Kept((Path(folder) / WEIGHTS).read_bytes(), record))
     try:
         probe(loaded)
@@ -153,13 +160,17 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
     return loaded
 
 
-def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[int, ConsolidatedAttention]]:
-    """Record and patches of a folder, by layer, beside the layers of the model that they were made for.
+def load_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[int, ConsolidatedAttention]]:
+    """Loads the record and the patches of a folder, by index of the block; nothing is installed.
+
+    Args:
+        loaded: the model that the folder was made for.
+        folder: folder of a consolidation.
 
     Raises:
-        ConsolidationError: as `load`, before anything is patched.
+        ConsolidationError: as `load`.
     """
-    record = read_record(folder)
+    record = load_record(folder)
     family = getattr(getattr(loaded, "config", None), "model_type", None)
     made_for = record["model"]
     if family != made_for["family"]:
@@ -170,17 +181,17 @@ def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[
     if weights_digest(loaded) != made_for["sha256"]:
         raise ConsolidationError(
             f"{folder} was made for other weights of this family (SHA-256 {made_for['sha256'][:12]}...); load the "
-            "model that it was made for, in the same precision, or consolidate this one"
+            "model that it was made for, in the same precision, or consolidate this model"
         )
     sites = {site.layer: site for site in consolidatable_sites(loaded)}
-    tensors = _tensors(folder, record)
+    tensors = _load_weights(folder, record)
     if unknown := sorted(set(map(int, record["ranks"])) - sites.keys()):
         raise ConsolidationError(f"{folder / RECORD} is damaged: this model has no layers {unknown} to patch")
     longest = longest_context(loaded)
     if longest is not None and record["window"] + record["n_sinks"] >= longest:
         raise ConsolidationError(
-            f"{folder / RECORD} has a window of {record['window']} and {record['n_sinks']} first keys, and the model "
-            f"sees {longest} tokens, so nothing is far; consolidate again"
+            f"{folder / RECORD} has a window of {record['window']} and {record['n_sinks']} first keys, but the model's "
+            f"context is {longest} tokens, so nothing is far; consolidate again"
         )
     layers: dict[int, ConsolidatedAttention] = {}
     for name, rank in record["ranks"].items():
@@ -191,53 +202,59 @@ def saved_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[
             )
             layer.load_state_dict(own)
         except RuntimeError as error:
-            raise ConsolidationError(f"{folder} is damaged: layer {name} does not fit ({error})") from error
+            raise ConsolidationError(
+                f"{folder} is damaged: layer {name} does not fit ({error}); consolidate again"
+            ) from error
         threshold = float("inf") if record["threshold"] is None else record["threshold"]
         layers[int(name)] = layer.requires_grad_(False).at(threshold)
     return record, layers
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The JSON of a folder.
+def load_record(folder: Path) -> dict[str, Any]:
+    """Loads the record of a folder.
 
     Raises:
-        ConsolidationError: when there is none, or of another version.
+        ConsolidationError: when there is no record, or it is damaged or of another version.
     """
     path = folder / RECORD
     if not path.exists():
-        raise ConsolidationError(f"{folder} holds no {RECORD}: no consolidation, or an unfinished one (--resume)")
+        raise ConsolidationError(
+            f"{folder} holds no {RECORD}: it is not a consolidation, or an unfinished one (continue with --resume)"
+        )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ConsolidationError(f"{path} is damaged ({error}); consolidate again") from error
     _validate(record, path)
     return record
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _load_weights(folder: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     try:
         weights = path.read_bytes()
         if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
-            raise ConsolidationError(f"{path} is not the file that {RECORD} was written with; consolidate again")
+            raise ConsolidationError(
+                f"{path} is not the file that {RECORD} was written with; restore it, or consolidate again"
+            )
         tensors = from_bytes(weights)
     except (OSError, SafetensorError) as error:
         raise ConsolidationError(f"{path} cannot be read ({error}); consolidate again") from error
     if broken := sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())):
-        raise ConsolidationError(f"{path} holds numbers that are not finite ({broken[0]}); consolidate again")
+        raise ConsolidationError(f"{path} holds NaN or infinity ({broken[0]}); consolidate again")
     return tensors
 
 
 @torch.inference_mode()
 def probe(model: nn.Module) -> None:
-    """Runs a context just longer than the window and looks whether every patch was asked; counts start anew.
+    """Runs a context just longer than the window and checks that every patch was called; counts are reset.
 
     Raises:
-        ConsolidationError: when one was not.
+        ConsolidationError: when a patch was not called.
     """
     layers = installed(model)
     for layer in layers.values():
@@ -247,16 +264,18 @@ def probe(model: nn.Module) -> None:
     model(input_ids=torch.zeros(1, longest, dtype=torch.int64, device=device), use_cache=False)
     for name, layer in layers.items():
         if layer.counts.far_tokens != longest - layer.window - layer.n_sinks:
-            raise ConsolidationError(f"the patch at {name} was not asked; the model's attention does not go through it")
+            raise ConsolidationError(
+                f"the patch at {name} was not called, as the model's attention bypasses it; load another model class"
+            )
         layer.tally.reset()
 
 
 @dataclass(frozen=True)
-class Report:
-    """Which modules are patched, and what they have done since loading.
+class SkipCounts:
+    """What each patched attention module has read and skipped since the model was loaded.
 
     Attributes:
-        live: whether the model's attention goes through the patches and their hooks are in place.
+        live: whether the patches are open, their hooks installed, and the model's attention goes through them.
         layers: counts by name of the attention module.
     """
 
@@ -265,26 +284,25 @@ class Report:
 
     @property
     def total(self) -> Counts:
-        """Over all layers."""
+        """Sum of the counts over all layers."""
         return sum(self.layers.values(), Counts())
 
     def __str__(self) -> str:
-        """A line a layer, then the sum."""
+        """One line a layer, then the sum."""
         lines = [f"patch {'live' if self.live else 'NOT LIVE'} on {len(self.layers)} attention modules"]
         for name, c in [*self.layers.items(), ("all", self.total)]:
-            pairs = (c.window_pairs + c.far_pairs) / c.causal_pairs if c.causal_pairs else 0.0
             lines.append(
                 f"{name}: {c.far_reads}/{c.far_tokens} far reads made ({c.skipped_frac:.1%} skipped), "
-                f"{pairs:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens, "
-                f"{c.unreachable} of them out of every later token's reach"
+                f"{c.pairs_frac:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens, "
+                f"{c.unreachable} of them unreachable for later tokens"
             )
         return "\n".join(lines)
 
 
-def report(model: nn.Module) -> Report:
-    """See `Report`; of a model without a patch it says that nothing is live."""
+def skip_counts(model: nn.Module) -> SkipCounts:
+    """The counts of a patched model since it was loaded; for a model without patches, `live` is False."""
     layers = installed(model)
     config: Any = getattr(model, "config", None)
     live = bool(layers) and getattr(config, "_attn_implementation", None) in NAMES.values()
     live = live and all(layer.attached and layer not in closed_here.get() for layer in layers.values())
-    return Report(live, {name: layer.counts for name, layer in layers.items()})
+    return SkipCounts(live, {name: layer.counts for name, layer in layers.items()})

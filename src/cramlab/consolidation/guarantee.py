@@ -1,4 +1,4 @@
-"""Risk control over documents: p-values for "the expected increase is above the promised one".
+"""Risk control over documents: p-values of the hypothesis that the expected loss increase is above the guaranteed one.
 
 Source: Learn then Test (Angelopoulos et al. 2021) for the procedure and the Hoeffding-Bentkus p-value; betting as in
 Waudby-Smith and Ramdas (2024).
@@ -22,25 +22,25 @@ Floats = NDArray[np.float64]
 
 
 def hoeffding_bentkus_p(losses: Floats, risk: float) -> float:
-    """P-value of "the mean of losses in [0, 1] is above `risk`"; valid for any number of independent losses (N,)."""
+    """P-value of "the expected loss is above `risk`" from independent losses in [0, 1], (N,), for any N."""
     n, mean = len(losses), min(float(losses.mean()), risk)
     divergence = sum(
         a * math.log(a / b) for a, b in ((mean, risk), (1 - mean, 1 - risk)) if a > 0
-    )  # of two coins, nats
+    )  # KL divergence of two Bernoulli distributions, nats
     bentkus = math.e * float(binom.cdf(math.ceil(n * float(losses.mean())), n, risk))
     return min(1.0, math.exp(-n * divergence), bentkus)
 
 
 def betting_p(losses: Floats, risk: float, delta: float) -> float:
-    """As `hoeffding_bentkus_p`, but it profits from losses that vary little, as those of documents do.
+    """P-value of the same hypothesis, with more power where losses vary little, as those of documents do.
 
-    A gambler bets before each loss (N,) that it will be below `risk`. If the mean is above, no rule of betting makes
-    the expected capital grow, so by Ville's inequality the largest capital ever held is a p-value's inverse.
+    A gambler bets before each loss that it is below `risk`. If the expectation is above, no betting strategy makes the
+    expected capital grow, so by Ville's inequality the inverse of the largest capital ever held is a p-value.
 
     Args:
-        losses: independent, in [0, 1], in an order that does not depend on them.
+        losses: independent losses in [0, 1], (N,), in an order that does not depend on them.
         risk: between 0 and 1.
-        delta: the level at which the bets are aimed; any is valid.
+        delta: significance level for which the bets are tuned; the p-value is valid for any.
     """
     n = len(losses)
     capital = best = 0.0  # logarithms
@@ -55,14 +55,14 @@ def betting_p(losses: Floats, risk: float, delta: float) -> float:
     return math.exp(-best)
 
 
-@checked("promise")
-class Promise:
-    """What is to be guaranteed: the expected increase of a document's loss, capped at `bound`, is at most `increase`.
+@checked("guarantee")
+class Guarantee:
+    """The claim that the expected increase of a document's loss, capped at `bound`, is at most `increase`.
 
     Attributes:
-        increase: nats per token, above 0.
-        bound: increases above count as that much, those below its negative as its negative; above `increase`.
-        delta: the guarantee may fail in this share of all calibrations.
+        increase: guaranteed increase, nats per token, above 0.
+        bound: cap on the increase of a document in both directions, nats per token, above `increase`.
+        delta: probability that the guarantee fails, at most.
     """
 
     increase: Positive
@@ -72,18 +72,18 @@ class Promise:
     def __post_init__(self) -> None:
         """Each error names the field, the value and the fix."""
         if not self.increase < self.bound:
-            raise ConfigError(f"promise.increase = {self.increase} must lie between 0 and the bound, {self.bound}")
+            raise ConfigError(f"guarantee.increase = {self.increase} must be below guarantee.bound = {self.bound}")
 
     def _unit(self, increases: Floats | float) -> Floats:
         return (np.clip(increases, -self.bound, self.bound) + self.bound) / (2 * self.bound)
 
     def p_value(self, increases: Sequence[float] | Floats) -> float:
-        """Of "the expectation is above the promise", from the increases of independent documents, (N,)."""
+        """P-value of "the expected increase is above the guaranteed one", from independent documents, (N,)."""
         losses = self._unit(np.asarray(increases, dtype=np.float64))
         return betting_p(losses, float(self._unit(self.increase)), self.delta)
 
     def upper_bound(self, increases: Sequence[float]) -> float:
-        """The smallest increase that these documents would let one promise; `bound` when there is none."""
+        """The smallest increase that these documents suffice to guarantee; `bound` when there is none."""
         losses = self._unit(np.asarray(increases, dtype=np.float64))
         low, high = 0.0, 1.0
         for _ in range(50):
@@ -93,10 +93,9 @@ class Promise:
         return high * 2 * self.bound - self.bound
 
     def fewest_documents(self) -> int:
-        """Documents without which even no increase at all could not be promised.
+        """Number of documents that suffice when no document's loss increases; with fewer nothing can be guaranteed.
 
-        The more documents without an increase, the smaller the p-value, so the number is doubled until it is enough and
-        then bisected.
+        The p-value falls with the number of such documents, so the number is doubled until it suffices, then bisected.
         """
 
         def enough(n: int) -> bool:
@@ -105,7 +104,7 @@ class Promise:
         high = 1
         while not enough(high):
             high *= 2
-        low = high // 2  # too few, or none
+        low = high // 2  # does not suffice
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle, high)
@@ -114,14 +113,14 @@ class Promise:
 
 @dataclass(frozen=True)
 class Tested:
-    """One candidate on the calibration documents.
+    """One candidate threshold on the calibration documents.
 
     Attributes:
-        candidate: its index.
-        p_value: see `Promise`.
-        mean: of the increases.
-        upper_bound: that could be promised for this candidate alone.
-        n_capped: documents whose increase was above the bound.
+        candidate: index of the candidate.
+        p_value: see `Guarantee.p_value`.
+        mean: mean increase, nats per token.
+        upper_bound: smallest increase that could be guaranteed for this candidate alone, nats per token.
+        n_capped: number of documents whose increase was above the cap.
     """
 
     candidate: int
@@ -132,25 +131,33 @@ class Tested:
 
 
 def fixed_sequence(
-    candidates: Sequence[int], increases: Callable[[int], Sequence[float]], promise: Promise
+    candidates: Sequence[int], increases: Callable[[int], Sequence[float]], guarantee: Guarantee
 ) -> list[Tested]:
     """Tests candidates in an order chosen without the calibration documents and stops at the first that fails.
 
-    With probability 1 - delta no candidate passes whose expected increase is above the promise, however many are
-    tested: to be wrong, the procedure must pass the first bad one, and that happens with probability delta at most.
+    With probability 1 - delta no candidate passes whose expected increase is above the guaranteed one, however many are
+    tested: an error requires that the first such candidate passes, which has probability delta at most.
+
+    Args:
+        candidates: candidates in the order of the tests.
+        increases: gives a candidate's loss increases on the calibration documents, nats per token.
+        guarantee: what is tested.
+
+    Returns:
+        All tested candidates, the failed one last.
     """
     tested = []
     for candidate in candidates:
-        found = list(increases(candidate))
+        observed = list(increases(candidate))
         tested.append(
             Tested(
                 candidate,
-                promise.p_value(found),
-                float(np.mean(found)),
-                promise.upper_bound(found),
-                sum(increase > promise.bound for increase in found),
+                guarantee.p_value(observed),
+                float(np.mean(observed)),
+                guarantee.upper_bound(observed),
+                sum(increase > guarantee.bound for increase in observed),
             )
         )
-        if tested[-1].p_value > promise.delta:
+        if tested[-1].p_value > guarantee.delta:
             break
     return tested

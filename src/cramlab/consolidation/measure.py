@@ -1,4 +1,4 @@
-"""What a patched model loses and leaves out on documents, paired with the original on the same text."""
+"""The loss of a model on documents, and the far reads that its patches skip."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cramlab.consolidation.attention import ConsolidatedAttention
-from cramlab.consolidation.closed_form import token_losses
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.patch import Counts, FarReads
+from cramlab.consolidation.patch.counts import Counts
+from cramlab.consolidation.patch.far_reads import FarReads
+from cramlab.consolidation.patch.install import patched
 
 
 class DocumentLoss(NamedTuple):
@@ -19,8 +19,8 @@ class DocumentLoss(NamedTuple):
 
     Attributes:
         loss: nats per token.
-        skipped_frac: share of the far reads left out.
-        pairs_frac: pairs of query and key scored, windows included, over those of full causal attention.
+        skipped_frac: share of the far reads that were skipped.
+        pairs_frac: pairs of query and key scored, windows included, divided by those of full causal attention.
     """
 
     loss: float
@@ -28,37 +28,31 @@ class DocumentLoss(NamedTuple):
     pairs_frac: float
 
 
-def original_loss(model: nn.Module, tokens: Tensor) -> float:
-    """Of the model without a patch, nats per token of one document (T,)."""
+def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Loss of each next token of one document (T,), nats, (T - 1,)."""
+    logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+    labels = tokens[1:].to(logits.device)
+    parts = [F.cross_entropy(part.float(), wanted, reduction="none")
+             for part, wanted in zip(logits.split(256), labels.split(256), strict=True)]  # fmt: skip
+    return torch.cat(parts)
+
+
+def mean_loss(model: nn.Module, tokens: Tensor) -> float:
+    """Loss of a model on one document (T,), nats per token."""
     return float(token_losses(model, tokens).double().mean())
 
 
 def measured(model: nn.Module, tokens: Tensor, layers: Mapping[int, FarReads]) -> DocumentLoss:
-    """One document (T,) with these patches in place; far reads count in all layers that have a patch."""
+    """Measures one document (T,) with these patches installed, whose counts are reset.
+
+    Args:
+        model: a causal language model without a patch.
+        tokens: the document, (T,).
+        layers: patches by index of the block; shares are over all of them.
+    """
     for layer in layers.values():
         layer.tally.reset()
     with patched(model, layers):
-        loss = float(token_losses(model, tokens).double().mean())
-    done = sum((layer.counts for layer in layers.values()), Counts())
-    pairs = done.window_pairs + done.far_pairs
-    return DocumentLoss(loss, done.skipped_frac, pairs / done.causal_pairs if done.causal_pairs else 0.0)
-
-
-def at_threshold(layers: Mapping[int, ConsolidatedAttention], threshold: float) -> dict[int, ConsolidatedAttention]:
-    """Layers with the one threshold that all gates share: a read is worth the same wherever it is made."""
-    return {i: layer.at(threshold) for i, layer in layers.items()}
-
-
-class Rows:
-    """A table of documents by columns that a stage fills; NaN where nothing has been measured."""
-
-    def __init__(self, n_documents: int, n_columns: int) -> None:
-        self.rows = torch.full((n_documents, n_columns), torch.nan, dtype=torch.float64)
-
-    def state(self) -> dict[str, Tensor]:
-        """What `load` takes back."""
-        return {"rows": self.rows}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Continues from `state`."""
-        self.rows.copy_(state["rows"])
+        loss = mean_loss(model, tokens)
+    counts = sum((layer.counts for layer in layers.values()), Counts())
+    return DocumentLoss(loss, counts.skipped_frac, counts.pairs_frac)

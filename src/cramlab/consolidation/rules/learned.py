@@ -1,38 +1,22 @@
-"""The learned rule of a consolidated layer: a gate decides before anything is read, an adapter answers instead.
-
-`install`, `remove` and `closed` put it into a model and take it off; they are those of `cramlab.consolidation.install`.
-"""
+"""The learned rule: a gate decides before any far read, and an adapter answers in place of skipped reads."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.consolidation.install import closed, consolidatable_sites, install, installed, patched, remove
-from cramlab.consolidation.patch import Counts, Decision, FarReads, Seen
+from cramlab.consolidation.patch.far_reads import Decision, FarReads, Seen, check_size
 from cramlab.hf.attention_sites import AttentionSite
-
-__all__ = [
-    "ConsolidatedAttention",
-    "Counts",
-    "FarReads",
-    "closed",
-    "consolidatable_sites",
-    "install",
-    "installed",
-    "patched",
-    "remove",
-]
 
 
 class Affine(nn.Module):
-    """`x @ weight.T + bias`. It is no `nn.Linear`, so tools that adapt all linear maps of a model leave it alone.
+    """The map `x @ weight.T + bias`. It is not an `nn.Linear`, so tools that adapt all linear maps leave it alone.
 
     Args:
         d_in: width of x.
@@ -45,26 +29,27 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (..., d_in) to (..., d_out), in the precision of x."""
+        """Maps (..., d_in) to (..., d_out), in the precision of x."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class ConsolidatedAttention(FarReads):
-    """The semantic memory and the gate of one layer. Source: ours.
+    """The gate and the adapter (the semantic memory) of one layer. Source: ours.
 
-    Both look at the same features of a token: what attention sees, what the window said, and how well the window's keys
-    and the first keys matched (log masses by head). None needs a read. A map down to a few numbers, some of them linear
-    and some behind a GELU, and a map up make the adapter; the gate sees the features and the latter numbers.
+    Both take the same features of a token: the input of attention, the heads' outputs over the window, and the
+    log-sum-exp of the scores over the window and over the first keys. None of them needs a far read. The adapter is a
+    map down to `rank` linear numbers and `units` numbers behind a GELU, and a map up. The gate is an affine map of the
+    features and of the numbers behind the GELU.
 
     Args:
-        d_model: width of the layer's answer and of what it sees.
-        d_heads: width of all heads' outputs.
-        n_heads: query heads.
-        rank: linear numbers of the adapter.
-        units: width of the GELU layer that adapter and gate share. With rank = units = 0 the adapter is a learned
+        d_model: width of the layer's input and output.
+        d_heads: width of the outputs of all heads side by side.
+        n_heads: number of query heads.
+        rank: number of linear numbers of the adapter.
+        units: width of the GELU layer shared by adapter and gate. With rank = units = 0 the adapter is a learned
             constant.
-        window: keys that every token sees, itself included.
-        n_sinks: first keys that every token sees.
+        window: number of most recent keys that every token attends to, itself included.
+        n_sinks: number of first keys that every token attends to.
 
     Raises:
         ValueError: when a size is too small.
@@ -78,8 +63,7 @@ class ConsolidatedAttention(FarReads):
     ) -> None:
         super().__init__(window=window, n_sinks=n_sinks)
         for name, value in (("rank", rank), ("units", units)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"consolidated.{name} = {value} must be a whole number, at least 0")
+            check_size(name, value, 0)
         self.rank, self.units = rank, units
         n_features, n_code = self.n_features(d_model, d_heads, n_heads), rank + units
         self.down = Affine(n_features, n_code) if n_code else None
@@ -93,26 +77,26 @@ class ConsolidatedAttention(FarReads):
 
     @staticmethod
     def n_features(d_model: int, d_heads: int, n_heads: int) -> int:
-        """Width of what adapter and gate look at."""
+        """Number of features that adapter and gate take."""
         return d_model + d_heads + 2 * n_heads
 
     @classmethod
     def beside(cls, site: AttentionSite, *, rank: int, window: int, n_sinks: int, units: int = 0) -> Self:
-        """One that fits a site, in its dtype and on its device."""
+        """A layer of the sizes, the dtype and the device of a site; weights are zeros."""
         layer = cls(d_model=site.d_model, d_heads=site.d_heads, n_heads=site.n_heads, rank=rank, units=units,
                     window=window, n_sinks=n_sinks)  # fmt: skip
         return layer.to(device=site.device, dtype=site.dtype)
 
     def at(self, threshold: float) -> Self:
-        """The same weights with another threshold, and counts of its own; this layer stays as it is."""
+        """A layer with the same weights, another threshold and its own counts; this layer stays as it is."""
         other = copy.copy(self)
         other.threshold, other._rule, other.handles, other.tally = threshold, None, [], type(self.tally)()
         return other
 
     def inner(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What gate and adapter are made of: standardised features (..., F) and code (..., rank + units).
+        """Standardised features (..., F) and the adapter's code (..., rank + units), from features (..., F).
 
-        In at least 32 bits: in 16, rounding alone would decide for tokens near the threshold.
+        They are computed in at least 32 bits: in 16, rounding alone decides for tokens near the threshold.
         """
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         x = (features - self.shift) * self.scale
@@ -124,11 +108,11 @@ class ConsolidatedAttention(FarReads):
         return x, code
 
     def score(self, x: Tensor, code: Tensor) -> Tensor:
-        """The gate's score, (...,), from `inner`: the higher, the more a read is worth."""
+        """Score of the gate, (...,), from `inner`: a prediction of the log of the nats that a far read saves."""
         return self.gate(torch.cat([x, code[..., self.rank :]], dim=-1) if self.units else x).squeeze(-1)
 
     def answer(self, code: Tensor) -> Tensor:
-        """The adapter's answer, (..., d_model), from `inner`: what the far read would have added to the layer's."""
+        """Answer of the adapter, (..., d_model), from `inner`: a prediction of what the far read adds to the output."""
         if self.up is None:
             assert self.constant is not None
             return self.constant.expand(*code.shape[:-1], -1)
@@ -143,7 +127,7 @@ class ConsolidatedAttention(FarReads):
         return self.answer(self.inner(features)[1])
 
     def decide(self, seen: Seen) -> Decision:
-        """Tokens whose score is above the threshold read, the adapter answers for the others."""
+        """Tokens whose score is above the threshold read; the adapter answers for the others."""
         x, code = self.inner(seen.features)
         score = self.score(x, code)
         reads = score > self.threshold if self._rule is None else self._rule(score)
@@ -156,13 +140,25 @@ class ConsolidatedAttention(FarReads):
 
     @property
     def rule(self) -> Callable[[Tensor], Tensor] | None:
-        """Deprecated: what decides in place of the threshold, from scores (B, T) to reads, bool (B, T)."""
+        """Deprecated: decides in place of the threshold, from scores (B, T) to reads, bool (B, T)."""
         return self._rule
 
     @rule.setter
     def rule(self, rule: Callable[[Tensor], Tensor] | None) -> None:
         warnings.warn(
-            "rule is deprecated and goes with the next release; install a subclass of FarReads with another decide(), "
-            "or layer.at(threshold)", DeprecationWarning, stacklevel=2,
+            "rule is deprecated and will be removed in the next release; install a subclass of FarReads with another "
+            "decide(), or layer.at(threshold)", DeprecationWarning, stacklevel=2,
         )  # fmt: skip
         self._rule = rule
+
+
+def at_threshold(layers: Mapping[int, ConsolidatedAttention], threshold: float) -> dict[int, ConsolidatedAttention]:
+    """The layers with one threshold for all gates: a read that saves as many nats is worth the same in every layer."""
+    return {i: layer.at(threshold) for i, layer in layers.items()}
+
+
+def rounded(layers: Mapping[int, ConsolidatedAttention]) -> None:
+    """Rounds the weights in place to half precision, in which the folder stores them."""
+    for layer in layers.values():
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.half().to(parameter.dtype)

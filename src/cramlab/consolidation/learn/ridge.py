@@ -1,4 +1,4 @@
-"""Adapters and gates in closed form from streamed sums.
+"""Ridge regressions for adapters and gates, from streamed sums.
 
 Source: ours; the regressions are those of the audit.
 """
@@ -15,7 +15,7 @@ from cramlab.auditing.regression import LinearProbe, Moments, ReducedRank, Ridge
 
 
 def scaled(moments: Moments, scale: Tensor) -> Moments:
-    """The sums for x * scale in place of x, so that one ridge strength suits features of unlike size; scale (D,)."""
+    """The moments with x * scale in place of x, so that one ridge strength suits features of any size; scale (D,)."""
     out = Moments(len(moments.x), len(moments.y))
     out.n, out.y = moments.n, moments.y
     out.x, out.xx, out.xy = moments.x * scale, moments.xx * torch.outer(scale, scale), moments.xy * scale[:, None]
@@ -23,21 +23,21 @@ def scaled(moments: Moments, scale: Tensor) -> Moments:
 
 
 def unit_scale(moments: Moments) -> Tensor:
-    """What brings every feature to unit variance, (D,); 0 for one that never varies."""
+    """Factors that give every feature unit variance, (D,); 0 for a constant feature."""
     variance = moments.xx.diagonal() / moments.n - (moments.x / moments.n).square()
     return torch.where(variance > 1e-12, variance.clamp(min=1e-12).rsqrt(), 0.0)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A reduced-rank adapter for every rank up to a largest one.
+    """Reduced-rank adapters for every rank up to the largest, R.
 
     Attributes:
-        down: to the strongest directions, weight (F, R), bias (R,).
-        up: back, (R, M).
-        mean: what rank 0 answers, (M,).
-        gains: by how much each further rank lowers the squared error of a held-out token, (R,).
-        strength: the ridge strength chosen.
+        down: map to the strongest directions, weight (F, R), bias (R,).
+        up: map from these directions to the output, (R, M).
+        mean: answer of the adapter of rank 0, (M,).
+        gains: decrease of the mean squared error on held-out tokens by each further rank, (R,).
+        strength: the chosen ridge strength.
     """
 
     down: LinearProbe
@@ -48,7 +48,7 @@ class Adapter:
 
 
 def fit_adapter(fit: Moments, held_out: Moments, strengths: Sequence[float], max_rank: int) -> Adapter:
-    """Reduced-rank ridge regression; the strength with the largest gain on other tokens at its best rank."""
+    """Reduced-rank ridge regression with the strength that gains most on held-out tokens at its best rank."""
     scale = unit_scale(fit)
     path, other = RidgePath(scaled(fit, scale)), scaled(held_out, scale)
     xx, xy = other.about(path.x_mean, path.y_mean)
@@ -64,18 +64,21 @@ def fit_adapter(fit: Moments, held_out: Moments, strengths: Sequence[float], max
 
 
 def _most(gains: Tensor) -> float:
-    """The gain at the best rank, from those of each further rank, (R,); 0 where there is no rank."""
+    """The gain at the best rank, from the gains of each further rank, (R,); 0 where R = 0."""
     return float(gains.cumsum(0).max()) if len(gains) else 0.0
 
 
 def choose_ranks(gains: Sequence[Tensor], weights: Sequence[float], bytes_per_rank: int, n_bytes: int) -> list[int]:
-    """Ranks that gain most, in nats, for so many bytes: every layer pays the same price for a rank.
+    """Ranks that gain most nats within a budget of bytes: a rank has the same price in every layer.
 
     Args:
         gains: held-out gain of each further rank, (R,) a layer.
-        weights: nats per squared error of each layer.
-        bytes_per_rank: of one rank of one layer.
-        n_bytes: of all together, at most.
+        weights: loss per squared error of each layer, nats.
+        bytes_per_rank: size of one rank of one layer, bytes.
+        n_bytes: size of all ranks together, at most, bytes.
+
+    Returns:
+        The rank of each layer.
     """
     totals = [torch.cat([g.new_zeros(1), weight * g.cumsum(0)]) for g, weight in zip(gains, weights, strict=True)]
 
@@ -92,7 +95,7 @@ def choose_ranks(gains: Sequence[Tensor], weights: Sequence[float], bytes_per_ra
 
 
 def fit_gate(fit: Moments, held_out: Moments, strengths: Sequence[float]) -> tuple[LinearProbe, float]:
-    """Ridge regression with the strength that suits other tokens best, and that strength."""
+    """Ridge regression with the strength that has the least error on held-out tokens, and that strength."""
     scale = unit_scale(fit)
     path, other = RidgePath(scaled(fit, scale)), scaled(held_out, scale)
     chosen, _ = path.choose(other, strengths)
@@ -101,16 +104,16 @@ def fit_gate(fit: Moments, held_out: Moments, strengths: Sequence[float]) -> tup
 
 
 def sensitivities(increase: Tensor, error: Tensor, n_documents: Tensor, prior_documents: float = 2.0) -> Tensor:
-    """Nats that a unit of squared error costs in each layer, (L,).
+    """Loss per unit of squared error in each layer, nats, (L,).
 
-    A layer's increase is pulled towards the mean of all layers, as if it had been seen on `prior_documents` more, and
-    kept above a tenth of that mean: a few documents say little about one layer.
+    A layer's increase is shrunk towards the mean of all layers, with a weight of `prior_documents`, and kept above a
+    tenth of that mean, as a few documents say little about one layer.
 
     Args:
         increase: mean increase of a document's loss when this layer alone goes without far reads, nats per token, (L,).
-        error: mean squared error of the layer's answer then, (L,).
-        n_documents: on which they were seen, (L,).
-        prior_documents: see above.
+        error: mean squared error of the layer's output in that case, (L,).
+        n_documents: number of documents on which these were measured, (L,).
+        prior_documents: weight of the mean of all layers, in documents.
     """
     seen = n_documents > 0
     mean = increase[seen].mean().clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Patches put into a model and taken off: weights are not touched, and a closed or removed patch leaves no trace."""
+"""Installing patches in a model and removing them: weights stay untouched, and a closed patch changes no bit."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from cramlab.consolidation.calls import NAMES, begin, closed_here, correct, end, enter, leave
-from cramlab.consolidation.patch import FarReads, Installation
+from cramlab.consolidation.patch.calls import NAMES, Installation, begin, closed_here, correct, end, enter, leave
+from cramlab.consolidation.patch.far_reads import FarReads
 from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import AttentionSite, UnknownFamilyError, attention_sites, base_model, family_of
 
 
 def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:
-    """The sites whose far reads can be skipped: causal, and not limited to a window already.
+    """The attention sub-layers whose far reads can be skipped: those not limited to a sliding window already.
 
     Raises:
-        UnknownFamilyError: for a model whose attention cannot be found.
-        ConsolidationError: for one whose attention cannot be patched.
+        UnknownFamilyError: when the attention of the model cannot be found.
+        ConsolidationError: when its attention cannot be patched.
     """
     if not family_of(model).causal:
-        raise ConsolidationError(f"{type(model).__name__} is no causal language model; give one")
+        raise ConsolidationError(f"{type(model).__name__} is not a causal language model; give a causal one")
     if not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules()):
         raise ConsolidationError(
-            f"{type(model).__name__} is wrapped around a model of transformers; give that (peft: get_base_model())"
+            f"{type(model).__name__} wraps a model of transformers; give the wrapped model (peft: get_base_model())"
         )
     sites = attention_sites(model)
     if not isinstance(model, PreTrainedModel) or not all(_asks_the_interface(site.attention) for site in sites):
         raise UnknownFamilyError(
-            f"{type(model).__name__} does not ask transformers' AttentionInterface for its attention, so it cannot be "
-            "patched; families that do need one Family(...) in FAMILIES in cramlab/hf/attention_sites.py"
+            f"{type(model).__name__} does not look up its attention in transformers' AttentionInterface, so it cannot "
+            "be patched; a family that does needs one Family(...) in FAMILIES in cramlab/hf/attention_sites.py"
         )
     if not getattr(model.config, "is_causal", True) or not all(getattr(s.attention, "is_causal", True) for s in sites):
         raise ConsolidationError(
@@ -45,14 +45,14 @@ def consolidatable_sites(model: nn.Module) -> list[AttentionSite]:
     far = [site for site in sites if not _is_windowed(model.config, site.layer)]
     if not far:
         raise ConsolidationError(
-            f"every layer of this {model.config.model_type} sees a sliding window of {model.config.sliding_window} "
-            "tokens only, so there are no far reads to skip"
+            f"every layer of this {model.config.model_type} attends to a sliding window of "
+            f"{model.config.sliding_window} tokens only, so there are no far reads to skip"
         )
     return far
 
 
 def _asks_the_interface(attention: nn.Module) -> bool:
-    """Whether the forward pass of a module looks its attention function up where ours is registered."""
+    """Whether the forward pass of a module looks up its attention function in transformers' AttentionInterface."""
     return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(attention).forward).__code__.co_names
 
 
@@ -68,16 +68,16 @@ def install(
     layers: Mapping[int, FarReads],
     write: Callable[[nn.Module, Path], None] | None = None,
 ) -> None:
-    """Patches the sites with these indices; new tokens are written into the cache in place from then on.
+    """Installs patches; from then on new tokens are written into the cache in place.
 
     Args:
         model: a causal language model of transformers, with "sdpa" or "eager" attention.
-        layers: by index of the block; each is in place at one model at most.
+        layers: patches by index of the block; a patch can be installed in one model at a time.
         write: see `Installation`.
 
     Raises:
         ConsolidationError: when the model is patched already, uses other attention, or has no such site.
-        UnknownFamilyError: see `consolidatable_sites`.
+        UnknownFamilyError: when the attention of the model cannot be found.
     """
     sites = {site.layer: site for site in consolidatable_sites(model)}
     changed = cast(PreTrainedModel, model)
@@ -86,15 +86,15 @@ def install(
         raise ConsolidationError("the model is patched already; remove(model) first")
     if implementation not in NAMES:
         raise ConsolidationError(
-            f'the model uses "{implementation}" attention; load it with attn_implementation="sdpa", with which '
-            "reads are compared bit by bit"
+            f'the model uses "{implementation}" attention, which cannot be patched; load it with '
+            'attn_implementation="sdpa" or "eager"'
         )
     if not layers:
-        raise ConsolidationError("no layers to patch are given; give at least one")
+        raise ConsolidationError("layers = {}: no layer to patch is given; give at least one")
     if unknown := layers.keys() - sites.keys():
         raise ConsolidationError(f"layers {sorted(unknown)} have no far reads to skip; the model has {sorted(sites)}")
     if taken := [i for i, layer in layers.items() if layer.attached]:
-        raise ConsolidationError(f"the patches of layers {taken} are in place at a model; remove them first")
+        raise ConsolidationError(f"the patches of layers {taken} are installed in a model; remove them first")
     for i, layer in layers.items():
         _attach(layer, sites[i])
     base = base_model(model)
@@ -121,7 +121,7 @@ def _attach(layer: FarReads, site: AttentionSite) -> None:
 
 
 def installed(model: nn.Module) -> dict[str, FarReads]:
-    """The patches of a model, by the name of the attention module that they sit at."""
+    """The patches of a model, by the name of their attention module."""
     return {
         name.removesuffix(f".{FarReads.CHILD}"): module
         for name, module in model.named_modules()
@@ -136,7 +136,7 @@ def installation(model: nn.Module) -> Installation | None:
 
 
 def remove(model: nn.Module) -> None:
-    """Takes the patch off; a model without one is left as it is."""
+    """Removes all patches; a model without patches is left as it is."""
     made = installation(model)
     if made is None:
         return
@@ -152,13 +152,13 @@ def remove(model: nn.Module) -> None:
         for name in _OVERRIDDEN:
             if isinstance(vars(module).get(name), functools.partial):
                 del vars(module)[name]
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # of what is wrapped
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # where it is wrapped
     inner.set_attn_implementation(made.implementation)
 
 
 @contextlib.contextmanager
 def closed(model: nn.Module) -> Iterator[None]:
-    """While open, the model is the original, bit by bit, for the thread that opened it; other threads see the patch."""
+    """While open, the model is bit for bit the original in the thread that opened it; other threads see the patches."""
     token = closed_here.set(closed_here.get() | frozenset(installed(model).values()))
     try:
         yield
@@ -168,7 +168,7 @@ def closed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def patched(model: nn.Module, layers: Mapping[int, FarReads]) -> Iterator[None]:
-    """`install` for as long as it is open."""
+    """While open, these patches are installed; see `install`."""
     install(model, layers)
     try:
         yield
@@ -177,13 +177,13 @@ def patched(model: nn.Module, layers: Mapping[int, FarReads]) -> Iterator[None]:
 
 
 def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-    """`save_pretrained` of a patched model: the original's files, the consolidation's beside them, and a word on it."""
+    """`save_pretrained` of a patched model: saves the original and the consolidation, and says how to load both."""
     type(model).save_pretrained(model, save_directory, *args, **kwargs)  # type: ignore[operator]
     made = installation(model)
     writes = args[0] if args else kwargs.get("is_main_process", True)
-    if made is None or not writes:  # removed from the model inside; or another process writes
+    if made is None or not writes:  # removed from the wrapped model; or another process writes
         return
-    said = "without the patch, which has no record to be saved with"
+    said = "without the patch, which has no record and so cannot be saved"
     if made.write is not None:
         try:
             made.write(model, Path(save_directory))
@@ -191,7 +191,7 @@ def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, *
             warnings.warn(f"{save_directory} holds the model without the patch: {error}", stacklevel=2)
             return
         said = (
-            "and its consolidation; from_pretrained alone gives the original. To have both again:\n"
+            "and its consolidation; from_pretrained alone gives the original. To load both:\n"
             f"model = {type(model).__name__}.from_pretrained({str(save_directory)!r})\n"
             f"cramlab.load_consolidated(model, {str(save_directory)!r})"
         )
@@ -199,8 +199,8 @@ def _save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, *
 
 
 def _uncompiled(model: nn.Module, *_: Any, **__: Any) -> nn.Module:
-    """`get_compiled_call` of a patched model: `generate` compiles no model whose gates decide on the host."""
+    """`get_compiled_call` of a patched model: `generate` must not compile a model whose rules decide on the host."""
     return model
 
 
-_OVERRIDDEN = {"save_pretrained": _save_pretrained, "get_compiled_call": _uncompiled}  # methods, while patched
+_OVERRIDDEN = {"save_pretrained": _save_pretrained, "get_compiled_call": _uncompiled}  # methods of a patched model

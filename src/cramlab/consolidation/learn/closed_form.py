@@ -1,4 +1,4 @@
-"""From documents to adapters, gates and what a read is worth; the backbone is never changed.
+"""Adapters, gates and the worth of a far read in closed form, from sums over documents; the backbone is never changed.
 
 Source: ours.
 """
@@ -10,38 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from cramlab.auditing.regression import LinearProbe, Moments
-from cramlab.auditing.resume import Stages
-from cramlab.consolidation.attention import Affine, ConsolidatedAttention
-from cramlab.consolidation.config import RetrofitConfig
-from cramlab.consolidation.install import patched
-from cramlab.consolidation.observe import added_by_far, observed
-from cramlab.consolidation.patch import Seen
-from cramlab.consolidation.ridge import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities, unit_scale
-from cramlab.consolidation.rules import WindowOnly
-from cramlab.hf.attention_sites import AttentionSite, base_model
+from cramlab.consolidation.learn.ridge import Adapter, choose_ranks, fit_adapter, fit_gate, sensitivities, unit_scale
+from cramlab.consolidation.measure import token_losses
+from cramlab.consolidation.patch.far_reads import Seen
+from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.patch.observe import added_by_far
+from cramlab.consolidation.rules.baselines import WindowOnly
+from cramlab.consolidation.rules.learned import Affine, ConsolidatedAttention
+from cramlab.consolidation.setting import Setting, StageName
+from cramlab.hf.attention_sites import AttentionSite
 
 _LEAST_ERROR = 1e-12
 
 
-def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Nats of each next token of one context (T,), (T - 1,)."""
-    logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
-    labels = tokens[1:].to(logits.device)
-    parts = [F.cross_entropy(part.float(), wanted, reduction="none")
-             for part, wanted in zip(logits.split(256), labels.split(256), strict=True)]  # fmt: skip
-    return torch.cat(parts)
-
-
 class LayerSums:
-    """Sums over tokens for every layer; what `Stages` saves.
+    """Sums over tokens for every layer; `Stages` saves and loads them.
 
     Attributes:
-        device: of the moments; None: the CPU.
-        moments: of features and what is to be predicted from them, one a layer.
+        device: device of the moments; None: the CPU.
+        moments: moments of features and regression targets, one a layer.
         scalars: further sums by name, (L,) each.
     """
 
@@ -53,7 +43,7 @@ class LayerSums:
         self.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in scalars}
 
     def mean(self, name: str) -> Tensor:
-        """A scalar per token that entered the moments, (L,)."""
+        """Mean of a scalar over the tokens that entered the moments, (L,)."""
         return self.scalars[name] / torch.stack([moments.n.cpu() for moments in self.moments])
 
     def state(self) -> dict[str, Any]:
@@ -69,16 +59,16 @@ class LayerSums:
 
 @dataclass(frozen=True)
 class Learned:
-    """All that is learned before any threshold is chosen.
+    """All that is learned before a threshold is chosen.
 
     Attributes:
-        layers: adapters and gates, by layer; gates score the log of the nats that a read is expected to save.
-        benefit_gates: for comparison: gates that regress a token's counterfactual benefit itself, in nats.
-        ranks: of the adapters.
-        strengths: ridge strengths of the adapters and the gates.
-        sensitivity: nats per squared error, by layer.
+        layers: adapters and gates by index of the block; a gate predicts the log of the nats that a far read saves.
+        benefit_gates: for comparison: gates that regress a token's counterfactual benefit itself, nats.
+        ranks: rank of each adapter.
+        strengths: ridge strengths of each adapter and gate.
+        sensitivity: loss per squared error of each layer, nats.
         explained: share of the far read's squared length that the linear adapter predicts on held-out tokens, by layer.
-        history: loss and prices of each gradient step, see `Distiller`; None: there were none.
+        history: loss and prices of each gradient step, see `Distiller`; None: no step was made.
     """
 
     layers: dict[int, ConsolidatedAttention]
@@ -91,31 +81,20 @@ class Learned:
 
 
 class Learner:
-    """Runs the stages on the parts of the text.
+    """Learns in closed form.
 
     Args:
-        model: the original, without a patch.
-        sites: to be consolidated.
-        config: sizes and choices.
-        parts: documents, (T,) each, by name of the part.
-        stages: runs and saves.
+        setting: model, sites, config, documents and stages.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Sequence[AttentionSite],
-        config: RetrofitConfig,
-        parts: dict[str, list[Tensor]],
-        stages: Stages,
-    ) -> None:
-        self.model, self.sites, self.config, self.parts, self.stages = model, sites, config, parts, stages
-        site = sites[0]
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.sites, self.config = setting, setting.sites, setting.config
+        site = self.sites[0]
         self.n_features = ConsolidatedAttention.n_features(site.d_model, site.d_heads, site.n_heads)
-        self.device = next(model.parameters()).device
+        self.device = setting.device
 
     def learn(self) -> Learned:
-        """All stages in turn."""
+        """Runs all stages in turn."""
         fit, held_out = self.moments("fit"), self.moments("validation")
         sums = self._sensitivity()
         n_documents = sums.scalars["documents"]
@@ -130,7 +109,7 @@ class Learner:
             site.layer: self._layer(site, adapter, rank, moments)
             for site, adapter, rank, moments in zip(self.sites, adapters, ranks, fit.moments, strict=True)
         }
-        gate, gate_held_out = self.errors("gate", layers), self.errors("validation-gate", layers)
+        gate, gate_held_out = self.errors("gate", layers), self.errors("validation", layers)
         strengths = []
         for i, site in enumerate(self.sites):
             probe, strength = fit_gate(gate.moments[i], gate_held_out.moments[i], config.strengths)
@@ -147,7 +126,7 @@ class Learner:
         )
 
     def _benefit_gates(self, sums: LayerSums) -> list[LinearProbe]:
-        """From the sums of `_sensitivity`; a layer seen in one half of the documents only never asks to read."""
+        """Gates from the sums of `_sensitivity`; a layer seen in only one half of the documents never asks to read."""
         n_layers = len(self.sites)
         gates = []
         for fit, held_out in zip(sums.moments[:n_layers], sums.moments[n_layers:], strict=True):
@@ -168,7 +147,7 @@ class Learner:
             layer.constant.data.copy_(adapter.mean)
         else:
             down = adapter.down.weight[:, :rank].double()
-            # Numbers of unit variance in between, so that one learning rate suits the maps before and after.
+            # The code has unit variance, so that one learning rate suits the maps before and after it.
             xx, _ = fit.about(fit.x / fit.n, fit.y / fit.n)
             deviation = ((down * (xx @ down)).sum(dim=0) / fit.n).clamp(min=1e-12).sqrt()
             _copy(layer.down, *_standardised(layer, down / deviation, adapter.down.bias[:rank] / deviation))
@@ -176,34 +155,25 @@ class Learner:
         return layer.requires_grad_(False)
 
     def _sample(self, seen: Seen, document: int) -> Tensor:
-        """Places of the tokens of this document that enter the statistics: the same for every layer."""
+        """Positions of the tokens of a document that enter the statistics; they are the same for every layer."""
         far = seen.far[0].nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(self.config.seed * 100_003 + document)
         order = torch.randperm(len(far), generator=generator)[: self.config.tokens_per_document]
         return far[order.sort().values.to(far.device)]
 
-    def _watch(self, tokens: Tensor, document: int, look: Callable[[int, Seen, Tensor], None]) -> None:
-        """One pass of the original model over one document; `look(i, seen, places)` for each site."""
+    def _observe(self, document: int, tokens: Tensor, look: Callable[[int, Seen, Tensor], None]) -> None:
+        """Runs the original model on one document; calls `look(i, seen, positions)` for each site."""
+        self.setting.observe(tokens[None], lambda i, seen: look(i, seen, self._sample(seen, document)))
 
-        def sampled(i: int, seen: Seen) -> None:
-            look(i, seen, self._sample(seen, document))
-
-        with patched(self.model, observed(self.sites, self.config.window, self.config.n_sinks, sampled)):
-            base_model(self.model)(input_ids=tokens[None], use_cache=False)
-
-    def _run(self, stage: str, part: str, into: LayerSums, step: Callable[[Tensor, int], None]) -> LayerSums:
-        documents = self.parts[part]
-
-        def one(item: tuple[int, Tensor]) -> int:
-            step(item[1], item[0])
-            return len(item[1])
-
-        n_tokens = sum(len(document) for document in documents)
-        self.stages.run(stage, list(enumerate(documents)), one, into, n_tokens)
+    def _each(
+        self, stage: str, part: str, into: LayerSums, look: Callable[[int, Seen, Tensor], None]
+    ) -> LayerSums:  # fmt: skip
+        """Observes every document of a part."""
+        self.setting.each(stage, part, into, lambda document, tokens: self._observe(document, tokens, look))
         return into
 
     def moments(self, part: str) -> LayerSums:
-        """Features and what the far read adds."""
+        """Moments of features and of what the far read adds to the output, on the documents of a part."""
         sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"], self.device)
 
         def look(i: int, seen: Seen, places: Tensor) -> None:
@@ -211,11 +181,10 @@ class Learner:
             sums.moments[i].update(seen.features[0, places].to(self.device), added.to(self.device))
             sums.scalars["power"][i] += float(added.double().square().sum())
 
-        return self._run(part, part, sums, lambda tokens, document: self._watch(tokens, document, look))
+        return self._each(StageName.moments(part), part, sums, look)
 
-    def errors(self, stage: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
-        """Features and the log of the squared error that the adapter leaves."""
-        part = stage.removesuffix("-gate") if stage != "gate" else stage
+    def errors(self, part: str, layers: dict[int, ConsolidatedAttention]) -> LayerSums:
+        """Moments of features and of the log of the adapter's squared error, on the documents of a part."""
         sums = LayerSums(len(self.sites), self.n_features, 1, ["error"], self.device)
 
         def look(i: int, seen: Seen, places: Tensor) -> None:
@@ -225,49 +194,49 @@ class Learner:
             sums.moments[i].update(features.to(self.device), error.clamp(min=_LEAST_ERROR).log().to(self.device))
             sums.scalars["error"][i] += float(error.sum())
 
-        return self._run(stage, part, sums, lambda tokens, document: self._watch(tokens, document, look))
+        return self._each(StageName.errors(part), part, sums, look)
 
     def _sensitivity(self) -> LayerSums:
-        """What it costs when one layer alone goes without far reads: exact differences of two passes.
+        """Exact loss increases when a single layer goes without far reads, from two passes each.
 
-        Layers are drawn without replacement for each document, so every layer is as likely to be looked at.
+        Layers are drawn without replacement for each document, so all layers are seen about equally often.
         """
         n_layers = len(self.sites)
-        # Moments of even documents come first, those of odd ones choose the strength.
+        # Moments of even documents come first; those of odd documents choose the strength.
         sums = LayerSums(2 * n_layers, self.n_features, 1, device=self.device)
         sums.scalars = {name: torch.zeros(n_layers, dtype=torch.float64) for name in ("increase", "error", "documents")}
         order = torch.randperm(n_layers, generator=torch.Generator().manual_seed(self.config.seed)).tolist()
+        model, k = self.setting.model, self.config.layers_per_document
 
-        def step(tokens: Tensor, document: int) -> None:
+        def step(document: int, tokens: Tensor) -> None:
             features: dict[int, tuple[Tensor, Tensor]] = {}
+            errors: dict[int, float] = {}
 
             def look(i: int, seen: Seen, places: Tensor) -> None:
                 added = added_by_far(self.sites[i], seen.full[0], seen.near[0])[seen.far[0]]
                 features[i] = seen.features[0, places], places
                 errors[i] = float(added.double().square().sum(-1).mean())
 
-            errors: dict[int, float] = {}
-            self._watch(tokens, document, look)
-            base = token_losses(self.model, tokens)
-            k = self.config.layers_per_document
+            self._observe(document, tokens, look)
+            base = token_losses(model, tokens)
             for i in {order[j % n_layers] for j in range(document * k, (document + 1) * k)}:
                 without = WindowOnly(window=self.config.window, n_sinks=self.config.n_sinks)
-                with patched(self.model, {self.sites[i].layer: without}):
-                    benefit = token_losses(self.model, tokens) - base
-                x, places = features[i]
+                with patched(model, {self.sites[i].layer: without}):
+                    benefit = token_losses(model, tokens) - base
+                x, places = (part.to(self.device) for part in features[i])
                 which = i + n_layers * (document // -(-n_layers // k) % 2)
-                x, places = x.to(self.device), places.to(self.device)
                 inside = places < len(benefit)
                 sums.moments[which].update(x[inside], benefit.to(self.device)[places[inside]][:, None])
                 sums.scalars["increase"][i] += float(benefit.double().mean())
                 sums.scalars["error"][i] += errors[i]
                 sums.scalars["documents"][i] += 1
 
-        return self._run("sensitivity", "sensitivity", sums, step)
+        self.setting.each(StageName.sensitivity, "sensitivity", sums, step)
+        return sums
 
 
 def set_gate(layer: ConsolidatedAttention, probe: LinearProbe, offset: float = 0.0) -> None:
-    """Makes a probe of raw features (F, 1), plus an offset, the gate of a layer; its units have no say then."""
+    """Makes a probe of raw features (F, 1), plus an offset, the gate of a layer; GELU units get no weight in it."""
     weight, bias = _standardised(layer, probe.weight, probe.bias)
     layer.gate.weight.data.zero_()
     layer.gate.weight.data[:, : len(weight)] = weight.T
@@ -275,13 +244,13 @@ def set_gate(layer: ConsolidatedAttention, probe: LinearProbe, offset: float = 0
 
 
 def _standardised(layer: ConsolidatedAttention, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A map of raw features as one of the layer's standardised ones; a feature that never varied has no weight."""
+    """A map of raw features as a map of the layer's standardised ones; a constant feature gets no weight."""
     scale, shift = layer.scale.double()[:, None], layer.shift.double()
     weight = weight.double()
     return torch.where(scale > 0, weight / scale.clamp(min=1e-30), 0.0), bias.double() + shift @ weight
 
 
 def _copy(linear: Affine, weight: Tensor, bias: Tensor) -> None:
-    """`x @ weight + bias` into an affine map."""
+    """Copies `x @ weight + bias` into an affine map."""
     linear.weight.data.copy_(weight.T)
     linear.bias.data.copy_(bias)

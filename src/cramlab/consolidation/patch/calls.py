@@ -1,8 +1,7 @@
-"""A call of a patched model, executed: the window for every token, the far read for those that a rule lets read.
+"""How a patched model executes a call: the window for every token, a far read for the tokens that a rule chose.
 
-A forward pass writes nothing to the model: what belongs to a call lives on a stack of the thread that makes it, so any
-number of threads can ask one model. Gates decide on the host, so compiled code stops at each attention and goes on
-after it.
+A forward pass writes nothing to the model. The state of a call lives on a stack of the calling thread, so several
+threads can use one model at a time. Rules decide on the host, so compiled code breaks its graph at each attention.
 """
 
 from __future__ import annotations
@@ -12,24 +11,27 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-from cramlab.consolidation.far_reads import Scoring, far_read, read_by_heads, window_read
-from cramlab.consolidation.growing_cache import let_grow
-from cramlab.consolidation.patch import Counts, Decision, FarReads, Installation, Seen
-from cramlab.consolidation.visibility import Mask, Visibility, far_tokens, visibility
+from cramlab.consolidation.patch.counts import Counts
+from cramlab.consolidation.patch.far_reads import Decision, FarReads, Seen
+from cramlab.consolidation.patch.growing_cache import let_grow
+from cramlab.consolidation.patch.reads import Scoring, far_read, read_by_heads, window_read
+from cramlab.consolidation.patch.visibility import Mask, Visibility, far_tokens, visibility
 from cramlab.errors import ConsolidationError
 
-# Attention functions of patched models, as `config._attn_implementation` names them, by that of the original.
+# Names of the attention functions of patched models in `config._attn_implementation`, by that of the original.
 NAMES = {"sdpa": "cramlab", "eager": "cramlab_eager"}
-_REFUSED = {  # arguments of an attention function that change its answer and are not carried over
+_REFUSED = {  # arguments of an attention function that change its output and that a patch does not implement
     "s_aux": "learned attention sinks",
     "position_bias": "a position bias",
     "cache": "a paged cache (continuous batching)",
@@ -38,16 +40,39 @@ _REFUSED = {  # arguments of an attention function that change its answer and ar
 
 
 @dataclass
+class Installation:
+    """What `install` has changed; it is kept at the model without its head.
+
+    Attributes:
+        implementation: name of the original's attention function.
+        handles: handles of the hooks at that model.
+        layer: one of the patches.
+        n_heads: number of query heads of its attention.
+        cache_layer: index of the cache layer that its attention writes to.
+        write: writes the consolidation into the folder that the model is saved to; None: the patch has no record.
+    """
+
+    implementation: str
+    handles: list[RemovableHandle]
+    layer: FarReads
+    n_heads: int
+    cache_layer: int
+    write: Callable[[nn.Module, Path], None] | None = None
+
+    ATTRIBUTE: ClassVar[str] = "cramlab_installation"
+
+
+@dataclass
 class _Call:
     """One call of an attention module, on the stack of its thread.
 
     Attributes:
         module: the attention module.
-        hidden: what it sees, (B, T, D).
-        decided: whether the patch has been asked.
-        decision: what it said; None also where nothing was far.
-        correction: to be added to the output projection's answer, (B, T, D).
-        corrected: whether it has been.
+        hidden: input of attention, (B, T, D).
+        decided: whether the rule has been called.
+        decision: what it returned; None also where no token had far keys.
+        correction: what is added to the output of the output projection, (B, T, D).
+        corrected: whether it has been added.
     """
 
     module: nn.Module
@@ -58,29 +83,54 @@ class _Call:
     corrected: bool = False
 
 
-@dataclass
+class _Reach(NamedTuple):
+    """Which tokens of a pass have far keys; layers with the same window share it.
+
+    Attributes:
+        far: bool (B, T).
+        n_far: number of these tokens.
+        causal_pairs: pairs of query and key that full causal attention scores, for one head.
+    """
+
+    far: Tensor
+    n_far: int
+    causal_pairs: int
+
+
 class _Pass:
     """One forward pass of the model without its head, on the stack of its thread.
 
-    Attributes:
+    Args:
         module: that model.
-        start: place of the first token: tokens that were in the cache before the call.
-        masks: the last mask that was read, and what it says.
+        start: position of the first token: number of tokens in the cache before the call.
     """
 
-    module: nn.Module
-    start: int
-    masks: tuple[Tensor | None, Visibility] | None = None
+    def __init__(self, module: nn.Module, start: int) -> None:
+        self.module, self.start = module, start
+        self._mask: tuple[Tensor | None, Visibility] | None = None
+        self._reach: tuple[Visibility, tuple[Any, ...], _Reach] | None = None
 
     def visibility(self, mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int) -> Visibility:
-        """What a mask says; the one that all layers share is read once."""
-        if self.masks is None or self.masks[0] is not mask:
-            self.masks = mask, visibility(mask, n_batch, n_heads, n_tokens, self.start)
-        return self.masks[1]
+        """What a mask lets tokens see; a mask that layers share is analysed once."""
+        if self._mask is None or self._mask[0] is not mask:
+            self._mask = mask, visibility(mask, n_batch, n_heads, n_tokens, self.start)
+        return self._mask[1]
+
+    def reach(self, seen: Visibility, query: Tensor, n_near: int) -> _Reach:
+        """Which tokens see more than their `n_near` nearest and first keys; query (B, H, T, D)."""
+        n_batch, _, n_tokens, _ = query.shape
+        asked = (n_batch, n_tokens, n_near, query.device)
+        if self._reach is None or self._reach[0] is not seen or self._reach[1] != asked:
+            far = far_tokens(seen, n_batch, n_tokens, self.start, n_near, query.device)
+            pairs = n_batch * (n_tokens * (2 * self.start + n_tokens + 1) // 2)
+            if isinstance(seen, Mask):
+                pairs = int(seen.seen().expand(n_batch, -1, -1).sum())
+            self._reach = seen, asked, _Reach(far, int(far.sum()), pairs)
+        return self._reach[2]
 
 
 class _Stacks(threading.local):
-    """What the calls of a thread have in hand."""
+    """The calls and passes of one thread that have begun and not ended."""
 
     def __init__(self) -> None:
         self.calls: list[_Call] = []
@@ -99,20 +149,20 @@ def _on_host(function: _Function) -> _Function:
 
 
 def _push(stack: list[_Held], one: _Held) -> None:
-    """Puts a call on a stack; what an interrupt (Ctrl-C skips hooks) has left there from its module on goes first."""
+    """Puts a call on a stack, after removing what an interrupt left there (Ctrl-C skips the hooks that end a call)."""
     stale = next((i for i, old in enumerate(stack) if old.module is one.module), len(stack))
     stack[stale:] = [one]
 
 
 @_on_host
 def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Before attention: keeps what it sees."""
+    """Before attention: keeps its input."""
     _push(_stacks.calls, _Call(module, args[0] if args else kwargs["hidden_states"]))
 
 
 @_on_host
 def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
-    """After the output projection: adds what the rule answers instead of reads."""
+    """After the output projection: adds the rule's answer for the tokens that do not read."""
     if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
         return None
     _stacks.calls[-1].corrected = True
@@ -121,20 +171,20 @@ def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
 
 @_on_host
 def leave(module: nn.Module, _: Any, output: Any) -> None:
-    """After attention, also when it failed (there is no output then)."""
+    """After attention, also when it raised an error (there is no output then)."""
     if not _stacks.calls or _stacks.calls[-1].module is not module:
         return
     call = _stacks.calls.pop()
     if output is not None and call.correction is not None and not call.corrected:
         raise ConsolidationError(
-            "an output projection was replaced after the model was patched (peft's merge_and_unload does so); "
-            "remove(model), then patch it again"
+            "an output projection was replaced after the model was patched (peft's merge_and_unload does this); "
+            "call remove(model), then patch the model again"
         )
 
 
 @_on_host
 def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Before a forward pass: refuses what would be answered wrongly, and takes the place of the first token."""
+    """Before a forward pass: refuses calls that would be answered wrongly; keeps the position of the first token."""
     given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments if args else kwargs
     given = given | given.get("kwargs", {})
     cache, mask = given.get("past_key_values"), given.get("attention_mask")
@@ -148,14 +198,22 @@ def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
     if made.layer in closed_here.get():
         return
     if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
-        raise ConsolidationError("torch.jit.trace would fix who reads; trace the original, or use torch.compile")
+        raise ConsolidationError(
+            "torch.jit.trace would record one decision for all inputs; trace the original model, or use torch.compile"
+        )
     if made.implementation == "eager" and _asks_for_weights(module.config, given):
-        raise ConsolidationError("skipped reads have no attention weights; ask for them inside closed(model)")
+        raise ConsolidationError(
+            "output_attentions: skipped reads have no attention weights; ask for them inside closed(model)"
+        )
     if not getattr(module.config, "is_causal", True):
-        raise ConsolidationError("config.is_causal is false; a consolidated model must be causal")
+        raise ConsolidationError(
+            "config.is_causal = False: a consolidated model must be causal; set it to True, or call remove(model)"
+        )
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if isinstance(mask, Tensor) and mask.ndim == 2 and tokens is not None and len(mask) != len(tokens):
-        raise ConsolidationError(f"the attention mask has {len(mask)} rows for {len(tokens)} sequences; give one each")
+        raise ConsolidationError(
+            f"attention_mask has {len(mask)} rows for {len(tokens)} sequences; give one row for each sequence"
+        )
     if isinstance(mask, Tensor) and mask.ndim > 2 and tokens is not None:
         run.visibility(mask, tokens.shape[0], made.n_heads, tokens.shape[1])
 
@@ -167,7 +225,7 @@ def _asks_for_weights(config: Any, given: dict[str, Any]) -> bool:
 
 @_on_host
 def end(module: nn.Module, _: Any, __: Any) -> None:
-    """After a forward pass, also when it failed."""
+    """After a forward pass, also when it raised an error."""
     if _stacks.passes and _stacks.passes[-1].module is module:
         _stacks.passes.pop()
 
@@ -176,7 +234,7 @@ def end(module: nn.Module, _: Any, __: Any) -> None:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function of patched models; the original's where there is no patch, or a closed one."""
+    """The attention function of patched models; the original's at layers without a patch and where it is closed."""
     plain = sdpa_attention_forward
     if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
         plain = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
@@ -184,16 +242,18 @@ def _attention(
     if layer is None or layer in closed_here.get():
         return plain(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("dropout"):
-        raise ConsolidationError("attention dropout and skipped reads do not go together; call model.eval()")
+        raise ConsolidationError("a consolidated layer cannot apply attention dropout; call model.eval()")
     for name, what in _REFUSED.items():
         if kwargs.get(name) is not None:
-            raise ConsolidationError(f"a consolidated layer cannot have {what}")
+            raise ConsolidationError(
+                f"a consolidated layer does not support {what}; use the original inside closed(model)"
+            )
     if (
         not kwargs.get("is_causal", getattr(module, "is_causal", True))
         or not _stacks.calls
         or _stacks.calls[-1].module is not module
     ):
-        raise ConsolidationError("a consolidated layer must be causal, and called through its attention module")
+        raise ConsolidationError("a consolidated layer must be causal and be called through its attention module")
     scale = kwargs.get("scaling")
     scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"))
 
@@ -201,49 +261,46 @@ def _attention(
         return plain(module, query, key, value, attention_mask, **kwargs)[0]
 
     n_tokens, run = query.shape[2], _stacks.passes[-1] if _stacks.passes else None
-    if run is None:  # a block that is called by itself, or again in a backward pass
+    if run is None:  # a block that is called on its own, or again in a backward pass
         run = _Pass(module, (n_tokens if attention_mask is None and n_tokens > 1 else key.shape[2]) - n_tokens)
     seen, n_keys = run.visibility(attention_mask, *query.shape[:3]), run.start + n_tokens
     if key.shape[2] < n_keys:
         raise ConsolidationError(
-            f"the cache holds {key.shape[2]} of {n_keys} keys; a consolidated layer needs a cache that drops none"
+            f"the cache holds {key.shape[2]} of {n_keys} keys; use a cache that drops none, such as DynamicCache"
         )
+    reach = run.reach(seen, query, layer.window + layer.n_sinks)
     written = key[:, :, :n_keys], value[:, :, :n_keys]
-    return _attend(layer, _stacks.calls[-1], original, query, *written, seen, scoring), None
+    return _attend(layer, _stacks.calls[-1], original, query, *written, seen, reach, scoring), None
 
 
 def _attend(
     layer: FarReads, call: _Call, original: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor,
-    seen: Visibility, scoring: Scoring,
+    seen: Visibility, reach: _Reach, scoring: Scoring,
 ) -> Tensor:  # fmt: skip
-    """Heads (B, T, H, D); what is added to the layer's answer is left on the call for the output projection's hook.
+    """Outputs of the heads, (B, T, H, D); the correction is left on the call for the hook at the output projection.
 
     Args:
         layer: the patch.
-        call: of the attention module.
+        call: the call of its attention module.
         original: the unpatched attention on the same arguments.
-        query: the newest tokens, (B, H, T, D).
-        key: all that has been written, (B, H / G, S, D).
-        value: likewise.
+        query: queries of the newest tokens, (B, H, T, D).
+        key: all keys written so far, (B, H / G, S, D).
+        value: all values written so far, (B, H / G, S, D).
         seen: which keys are visible.
-        scoring: from products to scores.
+        reach: which tokens have far keys.
+        scoring: maps products of queries and keys to scores.
     """
-    n_batch, _, n_tokens, _ = query.shape
-    start = key.shape[2] - n_tokens
-    causal = n_batch * (n_tokens * (2 * key.shape[2] - n_tokens + 1) // 2)
-    if isinstance(seen, Mask):
-        causal = int(seen.seen().expand(n_batch, -1, -1).sum())
-    counts = Counts(tokens=n_batch * n_tokens, causal_pairs=causal)
-    far = far_tokens(seen, n_batch, n_tokens, start, layer.window + layer.n_sinks, query.device)
-    n_far = int(far.sum())
-    if not n_far or layer.reads_all:  # the original is as cheap, and exact
+    far, n_far, causal_pairs = reach
+    n_batch, n_tokens = far.shape
+    counts = Counts(tokens=n_batch * n_tokens, causal_pairs=causal_pairs)
+    if not n_far or layer.reads_all:  # the original costs no more, and is exact
         counts.far_tokens = counts.far_reads = n_far
-        counts.window_pairs = causal
+        counts.window_pairs = causal_pairs
         heads, decision = original(), None
     else:
         near = window_read(query, key, value, window=layer.window, n_sinks=layer.n_sinks, scoring=scoring, seen=seen)
-        sight = Seen(call.hidden, near.heads, near.masses, far, start, original)
-        # Attention that asks twice reads for the same tokens (DiffLlama).
+        sight = Seen(call.hidden, near.heads, near.masses, far, key.shape[2] - n_tokens, original)
+        # A module that attends twice in one call reads for the same tokens (DiffLlama).
         decision = call.decision if call.decided else _checked(layer.decide(sight), layer, sight)
         counts.far_tokens, counts.window_pairs = n_far, near.n_scored
         heads = near.heads
@@ -266,7 +323,7 @@ def _attend(
         if isinstance(seen, Mask) and not bool(seen.own.all()):
             heads = torch.where(seen.own[..., None, None], heads, sight.full)
         if layer.never_reads:
-            counts.unreachable = n_far  # with every such token one more key has left the window
+            counts.unreachable = n_far  # each of these tokens pushes one key out of the window
     if not call.decided:
         layer.tally.add(counts)
         call.decided, call.decision = True, decision
@@ -275,26 +332,26 @@ def _attend(
 
 
 def _checked(decision: Decision | None, layer: FarReads, seen: Seen) -> Decision | None:
-    """What a rule has said, unless it has another shape or type than `FarReads.decide` asks for."""
+    """The decision of a rule; refused when a shape or type differs from what `FarReads.decide` documents."""
     if decision is None:
         return None
     reads, answer = decision
     shapes = seen.far.shape, seen.near.shape[:3]
     if reads.shape not in shapes or not (reads.dtype == torch.bool or reads.is_floating_point()):
         raise ConsolidationError(
-            f"{type(layer).__name__}.decide gave reads {tuple(reads.shape)} of {reads.dtype}; give bool or a floating "
-            f"type, {tuple(shapes[0])} or {tuple(shapes[1])}"
+            f"{type(layer).__name__}.decide returned reads of shape {tuple(reads.shape)} and type {reads.dtype}; "
+            f"return bool or a floating type, of shape {tuple(shapes[0])} or {tuple(shapes[1])}"
         )
     if answer is not None and answer.shape[:2] != seen.far.shape:
         raise ConsolidationError(
-            f"{type(layer).__name__}.decide gave answers {tuple(answer.shape)}; give (batch, tokens, width), "
-            f"here {tuple(seen.far.shape)} and the width of the layer's answer"
+            f"{type(layer).__name__}.decide returned an answer of shape {tuple(answer.shape)}; return (batch, tokens, "
+            f"d_model), here {(*seen.far.shape, seen.hidden.shape[-1])}"
         )
     return decision
 
 
 def _correction(far: Tensor, reads: Tensor, answer: Tensor | None) -> Tensor | None:
-    """What is added to a layer's answer, (B, T, D); None: nothing."""
+    """What is added to a layer's output, (B, T, D); None: nothing."""
     if answer is None:
         return None
     if reads.is_floating_point():

@@ -1,4 +1,4 @@
-"""LoRA beside the linear maps of a model, for as long as one wants (Hu et al. 2022, by peft)."""
+"""LoRA beside the linear maps of a model, for as long as a context manager is open (Hu et al. 2022, by peft)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Weights = dict[str, Tensor]
 
 @contextlib.contextmanager
 def lora(model: nn.Module, rank: int, seed: int, weights: Mapping[str, Tensor] | None = None) -> Iterator[PeftModel]:
-    """While open, every linear map of the blocks has LoRA beside it; afterwards the model is the original, bit by bit.
+    """While open, every linear map of the blocks has LoRA; afterwards the model is the original, bit for bit.
 
     Args:
         model: a causal language model of transformers, without a patch.
-        rank: of each map's LoRA.
-        seed: of the maps down; the maps up are zero at first, so nothing changes.
-        weights: see `weights_of`.
+        rank: rank of each map's LoRA.
+        seed: seed of the maps down; the maps up start at zero, so that no output changes.
+        weights: weights of the LoRA, see `weights_of`; None: the initial ones.
 
     Yields:
-        What peft made of the model; `model` itself has the LoRA as well.
+        The model as peft wraps it; `model` itself has the LoRA as well.
 
     Raises:
         ConsolidationError: when peft is missing.
@@ -37,7 +37,7 @@ def lora(model: nn.Module, rank: int, seed: int, weights: Mapping[str, Tensor] |
     try:
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     except ImportError as error:
-        raise ConsolidationError('recovery by LoRA needs peft; pip install "cramlab[recovery]"') from error
+        raise ConsolidationError('recovery by LoRA needs the package peft; pip install "cramlab[recovery]"') from error
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def lora(model: nn.Module, rank: int, seed: int, weights: Mapping[str, Tensor] |
 
 
 def weights_of(changed: PeftModel) -> Weights:
-    """Those of the LoRA alone, copied."""
+    """Copies of the weights of the LoRA alone."""
     from peft import get_peft_model_state_dict
 
     return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(changed).items()}

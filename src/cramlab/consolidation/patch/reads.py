@@ -1,8 +1,8 @@
-"""Attention in two parts: a window with the first few tokens for everyone, the whole cache for those that read.
+"""Attention in two parts: every token attends to a window and the first few keys, readers attend to all earlier keys.
 
-Nothing is masked away that could be left out: the window is scored in bands, readers are gathered, and the far part of
-the cache is not touched when nobody reads. Only a mask that is more than causality and padding (`visibility.Mask`) has
-every pair scored. Source: ours; window and first tokens as in StreamingLLM (Xiao et al. 2023).
+Skipped pairs are not computed: the window is scored in bands, readers are gathered, and without a reader the far part
+of the cache is not touched. Only under a mask that is more than causality and padding (`visibility.Mask`) is every pair
+scored. Source: ours; window and first keys as in StreamingLLM (Xiao et al. 2023).
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cramlab.consolidation.visibility import Mask, Padding, Visibility
+from cramlab.consolidation.patch.visibility import Mask, Padding, Visibility
 
-_NEVER = -1e30  # a score that no softmax notices and no gradient turns into NaN
+_NEVER = -1e30  # score of a hidden key: its weight is 0, and finite numbers keep gradients free of NaN
 _LEAST_MASS = -50.0
 READERS_AT_ONCE = 128
 
 
 class Scoring(NamedTuple):
-    """From products of queries and keys to scores.
+    """The map from products of queries and keys to attention scores.
 
     Attributes:
-        scale: of the products.
-        softcap: scores are bent to lie between its negative and itself (Gemma 2); None: they are not.
+        scale: factor of the products.
+        softcap: bound c in c * tanh(score / c), applied to the scores (Gemma 2); None: not applied.
     """
 
     scale: float
     softcap: float | None = None
 
     def __call__(self, products: Tensor) -> Tensor:
-        """Scores in at least 32 bits, of any shape."""
+        """Scores of the same shape, in at least 32 bits."""
         scores = products.to(torch.promote_types(products.dtype, torch.float32)) * self.scale
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 class WindowRead(NamedTuple):
-    """What the window said.
+    """Attention to the window and the first keys.
 
     Attributes:
-        heads: (B, T, H, D).
-        masses: log of the sum of exponentiated scores, of the window and of the first tokens, (B, T, 2 H). They have 32
-            bits at least, as gates look at small differences.
-        n_scored: pairs of query and key that were scored, for one head.
+        heads: outputs of the heads, (B, T, H, D).
+        masses: log-sum-exp of the scores, over the window and over the first keys, (B, T, 2 H), in at least 32 bits,
+            as gates depend on small differences.
+        n_scored: number of pairs of query and key that were scored, for one head.
     """
 
     heads: Tensor
@@ -55,16 +55,16 @@ class WindowRead(NamedTuple):
 def window_read(
     query: Tensor, key: Tensor, value: Tensor, *, window: int, n_sinks: int, scoring: Scoring, seen: Visibility
 ) -> WindowRead:
-    """Attention to the last `window` keys (itself included) and the first `n_sinks`.
+    """Attention of every token to the last `window` keys (itself included) and the first `n_sinks`.
 
     Args:
-        query: the newest tokens, (B, H, T, D).
-        key: (B, H / G, S, D); query t sits at place S - T + t.
-        value: likewise; its D may differ.
-        window: keys, at least 1.
-        n_sinks: first keys of the sequence that every token sees.
-        scoring: from products to scores.
-        seen: which keys are visible; hidden ones do not count.
+        query: queries of the newest tokens, (B, H, T, D).
+        key: (B, H / G, S, D); query t has position S - T + t.
+        value: (B, H / G, S, Dv).
+        window: number of keys, at least 1.
+        n_sinks: number of first keys that every token attends to.
+        scoring: maps products to scores.
+        seen: which keys are visible; hidden keys do not count.
     """
     n_batch, n_heads, n_tokens, d_head = query.shape
     n_groups, n_keys = key.shape[1], key.shape[2]
@@ -117,7 +117,7 @@ def window_read(
 def _under_mask(
     query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scoring: Scoring, seen: Mask
 ) -> WindowRead:
-    """`window_read` with every pair scored, a block of queries at a time: for masks that no band fits."""
+    """`window_read` that scores every pair, one block of queries after another; for masks that no band fits."""
     n_batch, n_heads, n_tokens, _ = query.shape
     shared = n_heads // key.shape[1]
     keys, values = (entries.repeat_interleave(shared, dim=1) for entries in (key, value))
@@ -137,7 +137,7 @@ def _under_mask(
 
 
 def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: int, scoring: Scoring) -> WindowRead:
-    """`window_read` in decoding: all keys of window and first tokens are seen, so there is nothing to mask."""
+    """`window_read` in decoding: all keys of the window and the first keys are visible, so nothing is masked."""
     keys, values = (
         torch.cat([entries[:, :, :n_sinks], entries[:, :, entries.shape[2] - window :]], dim=2)
         for entries in (key, value)
@@ -160,7 +160,7 @@ def _allowed(
     sink_places: Tensor,
     seen: Padding | None,
 ) -> tuple[Tensor, Tensor]:
-    """Which keys of the band, and which first keys, each query sees: bool (B or 1, blocks, rows, keys)."""
+    """Which keys of the band and which first keys each query sees, bool (B or 1, blocks, rows, keys) each."""
     device = sink_places.device
     own = start + torch.arange(n_blocks * rows, device=device).view(n_blocks, rows, 1)
     places = own[:, :1] - (window - 1) + torch.arange(rows + window - 1, device=device)  # (blocks, 1, keys)
@@ -176,19 +176,19 @@ def _allowed(
 def far_read(
     query: Tensor, key: Tensor, value: Tensor, reads: Tensor, *, scoring: Scoring, seen: Visibility
 ) -> tuple[Tensor, int]:
-    """The full causal attention of the tokens that read.
+    """Full causal attention for the tokens that read.
 
     Args:
         query: (B, H, T, D).
         key: (B, H / G, S, D).
-        value: likewise; its D may differ.
-        reads: bool (B, T).
-        scoring: from products to scores.
+        value: (B, H / G, S, Dv).
+        reads: whether a token reads, bool (B, T).
+        scoring: maps products to scores.
         seen: which keys are visible.
 
     Returns:
-        Heads of the readers in the order of `reads.nonzero()`, (N, H, D), and the pairs scored, for one head. Readers
-        go in blocks, each scored against the keys up to its last reader.
+        Outputs of the readers' heads in the order of `reads.nonzero()`, (N, H, Dv), and the number of pairs scored, for
+        one head. Readers are taken in blocks, and a block is scored against the keys up to its last reader.
     """
     start = key.shape[2] - query.shape[2]
     answers, n_scored = [], 0
@@ -211,20 +211,20 @@ def far_read(
 def read_by_heads(
     near: Tensor, query: Tensor, key: Tensor, value: Tensor, reads: Tensor, *, scoring: Scoring, seen: Visibility
 ) -> tuple[Tensor, float]:
-    """The full causal attention of the heads that read; keys of a group without a reader are not touched.
+    """Full causal attention for the heads that read; keys of a group without a reader are not touched.
 
     Args:
-        near: heads of the window, (B, T, H, D).
+        near: outputs of the heads over the window, (B, T, H, Dv).
         query: (B, H, T, D).
         key: (B, H / G, S, D).
-        value: likewise; its D may differ.
-        reads: bool (B, T, H).
-        scoring: from products to scores.
+        value: (B, H / G, S, Dv).
+        reads: whether a head of a token reads, bool (B, T, H).
+        scoring: maps products to scores.
         seen: which keys are visible.
 
     Returns:
-        Heads (B, T, H, D): of the full read where they read, of the window elsewhere; and the pairs scored, for one
-        head. A head with a reader is computed for every token.
+        Outputs of the heads, (B, T, H, Dv), of the full attention where they read and of the window elsewhere; and the
+        number of pairs scored, for one head. A head that reads for some token is computed for every token.
     """
     n_batch, n_heads, n_tokens, _ = query.shape
     n_keys, shared = key.shape[2], n_heads // key.shape[1]
@@ -254,9 +254,10 @@ def read_by_heads(
 
 
 def _seen_by(tokens: Tensor, start: int, n_seen: int, b: int, seen: Visibility) -> tuple[Tensor | None, Tensor | None]:
-    """What some tokens of sequence b see of the first `n_seen` keys, (H or 1, N, S), and what is added to the scores.
+    """Which of the first `n_seen` keys some tokens of sequence b see, and what is added to their scores.
 
-    None: everything, and nothing.
+    Returns:
+        Bool and floating, (H or 1, N, S) each. None in the first place: all keys; in the second: nothing.
     """
     if isinstance(seen, Mask):
         bias = None if seen.bias is None else seen.bias[b, :, tokens, :n_seen]
@@ -270,7 +271,7 @@ def _seen_by(tokens: Tensor, start: int, n_seen: int, b: int, seen: Visibility) 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scoring: Scoring
 ) -> Tensor:
-    """Heads (H, N, D) of queries (H, N, D) to keys (H / G, S, D) under a mask and a bias, (H or 1, N, S) each."""
+    """Attention of queries (H, N, D) to keys (H / G, S, D) under a mask and a bias, (H or 1, N, S) each; (H, N, D)."""
     n_heads, n_queries, _ = query.shape
     n_groups = len(key)
 

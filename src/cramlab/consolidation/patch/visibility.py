@@ -1,4 +1,4 @@
-"""Which keys each query of a call may see, read off the attention mask that transformers hands over."""
+"""Which keys each query of a call may see, derived from the attention mask that transformers passes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from torch import Tensor
 
 from cramlab.errors import ConsolidationError
 
-_HIDDEN = -9e3  # a number added to a score that leaves the key no weight; masks say -1e4, -1e9, or the least of a type
+# A key is hidden when less than this is added to its score; masks use -1e4, -1e9 or the least number of a type.
+_HIDDEN = -9e3
 
 
 class Padding(NamedTuple):
-    """Each sequence is one run of keys, with hidden keys before it, after it, or on both sides; attention is causal.
+    """Causal attention where each sequence is one run of visible keys, with padding before it, after it, or both.
 
     Attributes:
-        visible: keys that are not hidden, bool (B, S).
-        first: place of each sequence's first visible key, int64 (B,).
+        visible: whether a key is visible, bool (B, S).
+        first: position of each sequence's first visible key, int64 (B,).
     """
 
     visible: Tensor
     first: Tensor
 
     def far(self, start: int, n_tokens: int, n_near: int) -> Tensor:
-        """Tokens that see more than their `n_near` nearest and first keys, bool (B, T)."""
+        """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T)."""
         places = torch.arange(start, start + n_tokens, device=self.visible.device)[None]
         real = self.visible[:, start:]
         return (places - self.first[:, None] >= n_near) & real
 
 
 class Mask(NamedTuple):
-    """Anything else that is causal: holes, blocks, masks that differ from token to token or from head to head.
+    """Any other causal mask: with holes or blocks, or different from token to token or from head to head.
 
     Attributes:
         allowed: whether a query sees a key, bool (B, H or 1, T, S).
-        bias: what is added to the scores, (B, H or 1, T, S); None: nothing.
-        own: whether a token sees itself, bool (B, T); the others are padding, which the original answers.
+        bias: numbers added to the scores, (B, H or 1, T, S); None: none.
+        own: whether a token sees itself, bool (B, T); the others are padding, for which the original's output is kept.
     """
 
     allowed: Tensor
@@ -44,7 +45,7 @@ class Mask(NamedTuple):
     own: Tensor
 
     def far(self, n_near: int) -> Tensor:
-        """Tokens that see more than their `n_near` nearest and first keys, bool (B, T)."""
+        """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T)."""
         return (self.seen().sum(-1) > n_near) & self.own
 
     def seen(self) -> Tensor:
@@ -52,10 +53,10 @@ class Mask(NamedTuple):
         return self.allowed.any(dim=1)
 
     def near(self, tokens: slice, window: int, n_sinks: int) -> tuple[Tensor, Tensor]:
-        """Keys in the window and first keys of some tokens, counted among the keys that a token sees.
+        """Window and first keys of some tokens, counted among the keys that each token sees.
 
         Returns:
-            Bool (B, H or 1, N, S) each; they do not overlap.
+            Whether a key is in the window and whether it is a first key, bool (B, H or 1, N, S) each; never both.
         """
         seen = self.seen()[:, tokens]
         rank = seen.cumsum(dim=-1)
@@ -65,23 +66,23 @@ class Mask(NamedTuple):
         return near[:, None] & allowed, sinks[:, None] & allowed
 
 
-Visibility = Padding | Mask | None  # None: every earlier key, and the token itself
+Visibility = Padding | Mask | None  # None: every token sees all earlier keys and itself
 
 
 def visibility(mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int, start: int) -> Visibility:
-    """Reads a mask.
+    """Analyses a mask.
 
     Args:
         mask: True (or 0) where a key is seen, False (or below -9000) where it is hidden; other numbers are added to
             the scores. Bool or floating (B or 1, H or 1, T, S'), S' at least `start + n_tokens`; None: attention is
             causal and nothing is hidden.
-        n_batch: sequences, B.
-        n_heads: query heads, H.
-        n_tokens: queries, T.
-        start: place of the first query among the keys. Keys from `start + n_tokens` on are not written yet.
+        n_batch: number of sequences, B.
+        n_heads: number of query heads, H.
+        n_tokens: number of queries, T.
+        start: position of the first query among the keys. Keys from `start + n_tokens` on are not written yet.
 
     Returns:
-        What the first `start + n_tokens` keys, S, are to the queries.
+        Which of the first `start + n_tokens` keys, S, the queries see.
 
     Raises:
         ConsolidationError: when the mask has another shape or type, or lets a token see later ones.
@@ -92,16 +93,16 @@ def visibility(mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int, s
     fits = mask.ndim == 4 and mask.shape[0] in (1, n_batch) and mask.shape[1] in (1, n_heads)
     if not fits or mask.shape[2] != n_tokens or mask.shape[3] < n_keys:
         raise ConsolidationError(
-            f"the attention mask has shape {tuple(mask.shape)}; give (batch, keys), or (batch or 1, heads or 1, "
-            f"tokens, keys), here ({n_batch}, {n_heads}, {n_tokens}, {n_keys}): {n_tokens} tokens after {start}"
+            f"attention_mask has shape {tuple(mask.shape)}; give (batch, keys), or (batch or 1, heads or 1, tokens, "
+            f"keys), here ({n_batch}, {n_heads}, {n_tokens}, {n_keys}): {n_tokens} tokens after {start} in the cache"
         )
     allowed, bias = _parts(mask.expand(n_batch, -1, -1, -1))
     places = torch.arange(mask.shape[3], device=mask.device)
     own = torch.arange(start, n_keys, device=mask.device)
     if bool((allowed & (places > own[:, None])).any()):
         raise ConsolidationError(
-            "the attention mask lets a token see later ones; a consolidated model must be causal: give a causal mask, "
-            "or take the consolidation off with remove(model)"
+            "attention_mask lets a token see later ones; a consolidated model must be causal: give a causal mask, or "
+            "remove the consolidation with remove(model)"
         )
     allowed = allowed[..., :n_keys]
     if allowed.shape[1] > 1 and bool((allowed == allowed[:, :1]).all()):
@@ -114,12 +115,12 @@ def visibility(mask: Tensor | None, n_batch: int, n_heads: int, n_tokens: int, s
 
 
 def _parts(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a mask allows, and what it adds to the scores."""
+    """Where a mask lets a query see a key, and what it adds to the scores (None: nothing)."""
     if mask.dtype == torch.bool:
         return mask, None
     if not mask.is_floating_point():
         raise ConsolidationError(
-            f"the attention mask has four dimensions and type {mask.dtype}; give bool (True: seen) or a floating type "
+            f"attention_mask has four dimensions and type {mask.dtype}; give bool (True: seen) or a floating type "
             "(added to the scores)"
         )
     allowed = mask >= _HIDDEN
@@ -128,7 +129,7 @@ def _parts(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _runs(allowed: Tensor, own: Tensor) -> Padding | None:
-    """The run of keys that each sequence is; None when a mask (B, T, S) is more than causality and padding."""
+    """A mask (B, T, S) as padding; None when it is more than causality and padding."""
     visible = allowed[:, -1]
     places = torch.arange(visible.shape[1], device=visible.device)
     if not bool((allowed == (visible[:, None] & (places <= own[:, None]))).all()):
@@ -140,7 +141,7 @@ def _runs(allowed: Tensor, own: Tensor) -> Padding | None:
 
 
 def far_tokens(seen: Visibility, n_batch: int, n_tokens: int, start: int, n_near: int, device: torch.device) -> Tensor:
-    """Tokens that see more than their `n_near` nearest and first keys, bool (B, T); padding never does."""
+    """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T); False for padding."""
     if seen is None:
         far = torch.arange(start, start + n_tokens, device=device)[None] >= n_near
     else:

@@ -1,0 +1,21 @@
+"""Patching a pretrained model: attention in two parts, executed as a rule decides, and restored bit by bit.
+
+`far_reads` holds the abstract rule, `calls` executes it on `reads`, `install` puts rules into a model and removes them.
+"""
+
+from cramlab.consolidation.patch.counts import Counts
+from cramlab.consolidation.patch.far_reads import Decision, FarReads, Seen
+from cramlab.consolidation.patch.install import closed, consolidatable_sites, install, installed, patched, remove
+
+__all__ = [
+    "Counts",
+    "Decision",
+    "FarReads",
+    "Seen",
+    "closed",
+    "consolidatable_sites",
+    "install",
+    "installed",
+    "patched",
+    "remove",
+]
