@@ -183,7 +183,7 @@ def test_a_patch_that_the_model_does_not_ask_is_found_out(folder, monkeypatch):
         site.attention.add_module("consolidated", layers[site.layer])
         for site in consolidation_folder.consolidatable_sites(model)
     ])  # fmt: skip
-    with pytest.raises(ConsolidationError, match=r"layers.0.self_attn was not asked"):
+    with pytest.raises(ConsolidationError, match=r"layers.0.self_attn was not called"):
         cramlab.load_consolidated("glassllm", folder)
 
 

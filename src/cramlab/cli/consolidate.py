@@ -32,7 +32,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="smollm2 or glassllm (packaged), a folder, a GGUF file, or a name of the Hugging Face hub",
+        help="smollm2 or glassllm (packaged), a folder, a GGUF file, or a hub name",
     )
     parser.add_argument(
         "--text",
