@@ -23,8 +23,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from benchmarks import timing
-from cramlab import load as load_consolidated
-from cramlab import read_report, records
+from cramlab import load_consolidated, records, skip_counts
 from cramlab.auditing import read_corpus
 from cramlab.consolidation.compare import sublayers
 from cramlab.consolidation.folder import load_layers, load_record
@@ -183,9 +182,9 @@ def main() -> None:
     assert all(type(layer) is GrowingLayer for layer in cache.layers)
     caches = {name: plain(cache) if name == "original" else copy.deepcopy(cache) for name in models}
     steps = {name: Decoding(model, caches[name], tokens[:, -1:], args.context - 1) for name, model in models.items()}
-    before = read_report(models["consolidated"]).total
+    before = skip_counts(models["consolidated"]).total
     decode = timing.side_by_side(steps, repeats=args.tokens, warmups=2)  # the first steps make room
-    between = read_report(models["consolidated"]).total
+    between = skip_counts(models["consolidated"]).total
     del steps, caches, cache
     data = {
         "header": records.header(torch.device("cpu")), "promise": load_record(args.folder)["promise"],
@@ -194,7 +193,7 @@ def main() -> None:
     if args.prompts:
         prompts = {name: functools.partial(prefilled, model, prompt) for name, model in models.items()}
         ways = timing.side_by_side(prompts, repeats=args.prompts, warmups=0)
-        skipped = skipped_frac(between, read_report(models["consolidated"]).total)
+        skipped = skipped_frac(between, skip_counts(models["consolidated"]).total)
         data["prompt"] = {"context": args.prompt, "skipped_frac": skipped, "ways": ways}
     for what in ("decode", "prompt"):
         for name, way in data.get(what, {"ways": {}})["ways"].items():

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from cramlab import load as load_consolidated
-from cramlab import read_report, records
+from cramlab import load_consolidated, records, skip_counts
 from cramlab.auditing import read_corpus
 from cramlab.config import from_dict
 from cramlab.consolidation.config import ConsolidationConfig
@@ -105,7 +104,7 @@ def main() -> None:
         for who, row in rows.items():
             right = sum(r for r, _ in row)
             print(kind, who, f"{right}/{len(row)}", f"{sum(n for _, n in row) / len(row):.3f} nats", flush=True)
-    data["skipped_frac"] = read_report(model).total.skipped_frac
+    data["skipped_frac"] = skip_counts(model).total.skipped_frac
     write_json(args.out, data)
 
 

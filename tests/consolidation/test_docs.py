@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramlab.cli.consolidate import _config
 from cramlab.cli.main import _parser, main
+from cramlab.config import overridden
+from cramlab.consolidation.config import ConsolidationConfig
 from reproduction.pages import consolidate as tables
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def commands():
 def test_shell_lines_are_understood():
     assert len(commands()) >= 3
     for line in commands():
-        _config(_parser().parse_args(line[1:]).overrides)
+        overridden(ConsolidationConfig(), _parser().parse_args(line[1:]).overrides)
 
 
 def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):

@@ -265,7 +265,7 @@ def probe(model: nn.Module) -> None:
     for name, layer in layers.items():
         if layer.counts.far_tokens != longest - layer.window - layer.n_sinks:
             raise ConsolidationError(
-                f"the patch at {name} was not called, as the model's attention bypasses it; load a class of transformers"
+                f"the patch at {name} was not called, as the model's attention bypasses it; use a class of transformers"
             )
         layer.tally.reset()
 
