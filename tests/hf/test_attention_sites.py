@@ -81,5 +81,5 @@ def test_an_unknown_family_is_refused_with_the_way_to_add_it():
 def test_an_entry_that_does_not_fit_is_refused(monkeypatch):
     wrong = Family(blocks="h", norm="ln_1", attention="attn", out_proj="attn.o_proj")
     monkeypatch.setitem(FAMILIES, "gpt2", wrong)
-    with pytest.raises(UnknownFamilyError, match=r"not laid out.*o_proj"):
+    with pytest.raises(UnknownFamilyError, match=r"lacks a module.*o_proj"):
         attention_sites(build("gpt2"))

@@ -87,7 +87,7 @@ def test_what_cannot_be_loaded_says_what_can(tmp_path, offline):
     with pytest.raises(LoadError, match="holds no model"):
         load(str(tmp_path))
     (tmp_path / "model.bin").touch()
-    with pytest.raises(LoadError, match=r"model\.bin is a file; give the folder"):
+    with pytest.raises(LoadError, match=r"model\.bin is a file; give its folder"):
         load(str(tmp_path / "model.bin"))
 
 
@@ -99,15 +99,15 @@ def truncated(data):
     ("file", "damaged", "message"),
     [
         ("model.safetensors", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
-        ("model.safetensors", truncated, r"model\.safetensors \(3,000 bytes\) is damaged or cut off"),
+        ("model.safetensors", truncated, r"model\.safetensors \(3,000 bytes\) is damaged or truncated"),
         ("model.safetensors", lambda _: b"", r"\(0 bytes\) is damaged"),
         ("config.json", lambda data: data[:20], r"config\.json is not JSON"),
         ("config.json", lambda _: b"\xff\xfe", r"config\.json is not JSON"),
-        ("config.json", lambda _: b"[]", r"config\.json is no JSON object but a list"),
+        ("config.json", lambda _: b"[]", r"config\.json holds a list instead of a JSON object"),
         ("config.json", lambda data: data.replace(b'"n_head": 3', b'"n_head": "x"'), r"expected int, got str"),
-        ("tokenizer.json", lambda data: data[: len(data) // 2], "has no tokenizer that can be loaded"),
-        ("tokenizer.json", lambda _: b"{}", "has no tokenizer that can be loaded"),
-        ("tokenizer.json", lambda _: None, "has no tokenizer that can be loaded"),
+        ("tokenizer.json", lambda data: data[: len(data) // 2], "has no usable tokenizer"),
+        ("tokenizer.json", lambda _: b"{}", "has no usable tokenizer"),
+        ("tokenizer.json", lambda _: None, "has no usable tokenizer"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_way_out(file, damaged, message, tmp_path):
@@ -124,13 +124,13 @@ def test_a_missing_or_cut_shard_is_named(tmp_path):
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     held = shard.read_bytes()
     shard.write_bytes(held[:-10])
-    with pytest.raises(LoadError, match=rf"{shard.name} .* is damaged or cut off"):
+    with pytest.raises(LoadError, match=rf"{shard.name} .* is damaged or truncated"):
         load(str(folder))
     shard.unlink()
-    with pytest.raises(LoadError, match=rf"lacks 1 of its \d+ files of weights: {shard.name}"):
+    with pytest.raises(LoadError, match=rf"lacks 1 of its \d+ weight files: {shard.name}"):
         load(str(folder))
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(LoadError, match="names no files of weights"):
+    with pytest.raises(LoadError, match="names no weight files"):
         load(str(folder))
 
 
@@ -157,7 +157,7 @@ def test_weights_that_are_missing_misshapen_or_no_numbers_are_named(tmp_path):
         load(changed_weights(folder("llama"), lambda w: {n: t for n, t in w.items() if "layers.1." not in n}))
     with pytest.raises(LoadError, match=r"lacks .* \(it holds others that the model does not know: x\.lm_head"):
         load(changed_weights(folder("llama"), lambda w: {f"x.{n}": t for n, t in w.items()}))
-    with pytest.raises(LoadError, match=r"1 weights .* another shape .*: model\.norm\.weight"):
+    with pytest.raises(LoadError, match=r"1 weights .* do not have the shape .*: model\.norm\.weight"):
         load(changed_weights(folder("llama"), lambda w: w | {"model.norm.weight": torch.ones(3)}))
     for number in (float("nan"), float("inf")):
         with pytest.raises(LoadError, match=r"1 weights .* NaN or infinity: model\.norm\.weight"):
@@ -182,7 +182,7 @@ def test_code_of_a_model_never_runs_and_nobody_is_asked(name, where, tmp_path, m
         assert load(str(folder)).note == "it comes with code of its own, which was not run"
     else:
         for opened in (load, lambda name: cramlab.load_consolidated(name, tmp_path)):
-            with pytest.raises(LoadError, match=r"code of its own, which is not run; .* trust_remote_code=True"):
+            with pytest.raises(LoadError, match=r"its own code, which is not run; .* trust_remote_code=True"):
                 opened(str(folder))
     assert not ran.exists()
 
@@ -190,7 +190,7 @@ def test_code_of_a_model_never_runs_and_nobody_is_asked(name, where, tmp_path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_hidden_layers": 1}, r"weights of more layers than its config\.json has \(model\.layers\.1\."),
+        ({"num_hidden_layers": 1}, r"weights of more layers than its config\.json \(model\.layers\.1\."),
         ({"architectures": ["NoSuchModel"]}, 'names the class "NoSuchModel"'),
     ],
 )

@@ -1,5 +1,5 @@
-"""Hugging Face models: where their attention sits, how they are loaded. The only place that imports transformers.
+"""Opening Hugging Face models: loading them, checking their files, and finding their attention sub-layers.
 
-`attention_sites` looks at modules alone and works without transformers installed; everything else here needs the extra
-`hf` (`pip install "cramlab[hf]"`).
+To add a model family, add an entry to `attention_sites.FAMILIES`. `attention_sites` works without transformers;
+everything else here needs the extra `hf` (`pip install "cramlab[hf]"`).
 """

