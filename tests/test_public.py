@@ -101,7 +101,7 @@ def test_audit_is_the_function_and_the_old_package():
 def test_the_verbs_refuse_before_they_load(tmp_path):
     with pytest.raises(ConfigError, match='did you mean "context"'):
         cramlab.audit("glassllm", "stdlib", contxt=64)
-    with pytest.raises(ConfigError, match=r"retrofit\.window = 0"):
+    with pytest.raises(ConfigError, match=r"consolidation\.window = 0"):
         cramlab.consolidate("glassllm", "stdlib", tmp_path, window=0)
     with pytest.raises(AuditError, match="does not exist"):
         cramlab.audit("glassllm", tmp_path / "nothing")

@@ -76,7 +76,7 @@ def _add(sha: Any, name: str, tensor: Tensor) -> None:
 
 
 def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself or, on the meta device, the values that accelerate's hook at a module above it fetches."""
+    """The tensor itself or, on the meta device, the values that a hook of accelerate fetches for it."""
     if tensor.device.type != "meta":
         return tensor
     parts = name.split(".")
