@@ -102,8 +102,8 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if args.start is not None and (args.router_steps or args.lora_steps or args.further_text):
         parser.error("--from learns nothing: omit --router-steps, --lora-steps and --further-text")
-    before = None if args.start is None else load_record(args.start)
-    config = ConsolidationConfig() if before is None else config_before(before, args.start)
+    start: Path | None = args.start
+    config = ConsolidationConfig() if start is None else config_before(load_record(start), start)
     config = overridden(config, args.overrides)
     pretrained, corpus = load(args.model), read_corpus(args.text)
     further = None if args.further_text is None else read_corpus(args.further_text)
@@ -111,8 +111,8 @@ def main() -> None:
     model = pretrained.model.to(args.device)
     parts = parts_of(pretrained, corpus, config, further)
     named, saved = identity(model, [parts[group] for group in GROUPS], config), None
-    if args.start is not None:
-        record, learned, allowed = learned_before(model, args.start, corpus, config)
+    if start is not None:
+        record, learned, allowed = learned_before(model, start, corpus, config)
         if allowed is not corpus:
             parser.error("--from: give the text and the numbers of documents that the folder was calibrated with")
         named += record["weights_sha256"][:16]

@@ -90,18 +90,7 @@ ATTRIBUTES = {
         "Report": ("cramlab.consolidation.folder", "SkipCounts"),
     },
     "cramlab.consolidation.guarantee": {"Promise": ("cramlab.consolidation.guarantee", "Guarantee")},
-    "cramlab.consolidation.learn.closed_form": {
-        "token_losses": ("cramlab.consolidation.measure", "token_losses"),
-    },
-    "cramlab.consolidation.learn.gradients": {
-        name: (f"cramlab.consolidation.{module}", name)
-        for module, names in (
-            ("learn.rehearsal", ("end_loss", "rehearse")),
-            ("rules.learned", ("rounded",)),
-            ("learn.steps", ("GradientStage", "batches", "half_precision", "take_steps")),
-        )
-        for name in names
-    },
+    "cramlab.consolidation.learn.gradients": {"batches": ("cramlab.consolidation.learn.steps", "batches")},
     "cramlab.consolidation.measure": {
         "at_threshold": ("cramlab.consolidation.rules.learned", "at_threshold"),
         "original_loss": ("cramlab.consolidation.measure", "mean_loss"),
@@ -109,8 +98,6 @@ ATTRIBUTES = {
     "cramlab.consolidation.patch.far_reads": {"Installation": ("cramlab.consolidation.patch.calls", "Installation")},
     "cramlab.consolidation.pipeline": {
         "PromiseError": ("cramlab.consolidation.calibration", "GuaranteeError"),
-        "Calibration": ("cramlab.consolidation.calibration", "Calibration"),
-        "Calibrated": ("cramlab.consolidation.calibration", "Calibrated"),
     },
     "cramlab.consolidation.rules.baselines": {
         name: ("cramlab.consolidation.compare.sublayers", name)
@@ -120,7 +107,6 @@ ATTRIBUTES = {
         name: ("cramlab.consolidation.patch", name)
         for name in (
             "Counts",
-            "FarReads",
             "closed",
             "consolidatable_sites",
             "install",

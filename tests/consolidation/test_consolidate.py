@@ -328,7 +328,7 @@ def test_no_document_that_was_learned_from_gets_into_a_promise(text, own_text, t
     increases = Calibration.increases
 
     def seen(self, part, *given):
-        measured_on.extend(self.parts[part])
+        measured_on.extend(self.setting.parts[part])
         return increases(self, part, *given)
 
     monkeypatch.setattr(Calibration, "increases", seen)

@@ -59,9 +59,7 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if patch in name:
                 continue
             if not isinstance(tensor, Tensor):
-                raise LoadError(
-                    f"{name} is a {type(tensor).__name__}, not a tensor, so it has no digest; dequantise the model first"
-                )
+                raise LoadError(f"{name} is a {type(tensor).__name__}, which has no digest; dequantise the model first")
             yield name, tensor
 
 
