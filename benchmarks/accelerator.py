@@ -37,9 +37,9 @@ from cramlab import records
 from cramlab.files import write_json
 from cramlab.memory import CRAMConfig, CRAMState, EpisodicMemoryConfig
 from cramlab.memory.decode import Decoder, GraphDecoder
-from cramlab.memory.episodic import visible_places
-from cramlab.ops import dispatch as fused
-from cramlab.ops.read import fused as fused_read
+from cramlab.memory.readers import select_readers
+from cramlab.ops import dispatch
+from cramlab.ops.read import fused, naive
 from reproduction.pages import accelerator as accelerator_page
 
 ROOT = Path(__file__).parent.parent
@@ -81,20 +81,17 @@ def kernel_parity(where: rows.Where) -> dict[str, Any]:
     ]
     if where.dtype == torch.bfloat16:
         cases += [("one reader", [1], 4096, False, 300), ("thousands of readers", [2600], 2600, False, None)]
-    if not fused_read.usable(where.rand(1, 1, rows.D), rows.N_HEADS):
+    if not fused.usable(where.rand(1, 1, rows.D), rows.N_HEADS):
         return {"holds": False, "failed": "no CUDA or no Triton, or a number type that the kernel does not know"}
     for name, n_readers, n_places, holes, capacity in cases:
-        n_batch, heads = len(n_readers), (rows.N_HEADS, -1)
+        n_batch = len(n_readers)
         q, k, v = (where.rand(n_batch, n, rows.D).requires_grad_() for n in (max(n_readers), n_places, n_places))
         last = torch.randint(n_places, q.shape[:2], device=where.device).sort(dim=1).values
         for row, n in zip(last, n_readers, strict=True):
             row[n:] = -1
         filled = torch.rand(k.shape[:2], device=where.device) < (0.6 if holes else 2.0)
-        fast = fused_read.attend(q, last, k, v, filled if holes else None, rows.N_HEADS, capacity)
-        visible = visible_places(filled, last.clamp(min=0), capacity)[:, None]
-        wide = [t.double().unflatten(-1, heads).transpose(1, 2) for t in (q, k, v)]
-        scores = (wide[0] @ wide[1].transpose(-1, -2) / wide[0].shape[-1] ** 0.5).masked_fill(~visible, -torch.inf)
-        slow = (torch.softmax(scores, dim=-1) @ wide[2]).transpose(1, 2).flatten(2) * (last >= 0)[..., None]
+        fast = fused.attend(q, last, k, v, filled if holes else None, rows.N_HEADS, capacity)
+        slow = naive.attend(q.double(), last, k.double(), v.double(), filled, rows.N_HEADS, capacity)
         found[name] = difference(fast, slow)
         weight = torch.randn_like(q)
         grads = [torch.autograd.grad((y * weight.to(y.dtype)).sum(), [q, k, v]) for y in (fast, slow)]
@@ -110,9 +107,10 @@ def routed_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
     written = memory.write(h, torch.ones_like(h[..., 0]), memory.initial_buffer(1), None)
     reads = rows.some(n_tokens, 0.1, where)
     outputs, gradients = [], []
-    for asking in (None, reads):  # everybody, of whom the others are dropped
+    for asking in (torch.ones_like(reads), reads):  # everybody, of whom the others are dropped
         given = h.clone().requires_grad_()
-        y = memory.read(given, asking, written) * reads[..., None]
+        readers = select_readers(asking)
+        y = readers.put_onto(memory.read(given, readers, written), torch.zeros_like(given)) * reads[..., None]
         gradients.append(
             torch.autograd.grad(y.float().square().sum(), [given, memory.w_query.weight], retain_graph=True)
         )
@@ -417,7 +415,7 @@ def main() -> int:
             found = {"failed": f"not timed, as {NEEDS[kind]}-bfloat16 does not hold"}
         else:
             torch.manual_seed(0)
-            with fused.switched(with_kernels):
+            with dispatch.switched(with_kernels):
                 found = records.finite(measured(measure, UNITS_S.get(kind, UNIT_S)))
         write_json(path, header | found)
         medians = {way: round(spread["ms"]["median"], 3) for way, spread in found.get("ways", {}).items()}

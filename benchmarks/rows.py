@@ -12,15 +12,17 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks.timing import as_graphs, core_ms, cuda_ms, side_by_side
 from cramlab.baselines import TransformerConfig
-from cramlab.baselines.attention import attend
 from cramlab.memory import CRAMConfig, CRAMLayer, CRAMState, EpisodicMemoryConfig
+from cramlab.memory.buffer import Buffer, Written
 from cramlab.memory.decode import Decoder, GraphDecoder
-from cramlab.memory.episodic import Buffer, EpisodicMemory, Written
-from cramlab.memory.working import decay_scan
+from cramlab.memory.episodic import EpisodicMemory
+from cramlab.memory.readers import select_readers
 from cramlab.mixer import Bounds, Routing
 from cramlab.model import Block, ModelConfig
-from cramlab.ops import dispatch as fused
-from cramlab.ops.read import fused as fused_read
+from cramlab.ops import dispatch
+from cramlab.ops.read import attention, fused
+from cramlab.ops.scan import naive
+from cramlab.ops.scan.decay import decay_scan
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
 RING = 3072  # places of a decoding layer: what a tenth of 30,720 tokens fills
@@ -96,28 +98,25 @@ def row(what: str, n_tokens: int, ways: dict[str, Callable[[], Any]], where: Whe
 @torch.no_grad()
 def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: Where = CPU) -> Iterator[Row]:
     """Scores and mixing alone, over a full buffer."""
-    memory = episodic("all", where)
     for n in lengths:
         q, k, v = (where.rand(1, n, D) for _ in range(3))
         buffer = full_buffer(k, v)
         for share in shares:
-            reads = some(n, share, where)
-            token = reads[0].nonzero().squeeze(-1)
-            asked, written = q[:, token], Written(buffer, token[None], gapless=True, full=True)
+            readers = select_readers(some(n, share, where))
+            asked = readers.take(q)
+            written = Written(buffer, torch.arange(n, device=where.device)[None], gapless=True, full=True)
 
-            def by_sequence(asked: Tensor = asked[0], written: Written = written, reads: Tensor = reads) -> Tensor:
-                return memory._attend_by_sequence(asked, written.last[0], reads, written.buffer)
-
-            def together(with_kernel: bool, asked: Tensor = asked, written: Written = written) -> Tensor:
-                with fused.switched(with_kernel):
-                    return memory._attend_chosen(asked, written.last, written)
+            def routed(with_kernel: bool, given: Any = (readers, asked, written)) -> Tensor:
+                readers, asked, written = given
+                with dispatch.switched(with_kernel):
+                    return readers.attend(asked, written, N_HEADS, None)
 
             ways: dict[str, Callable[[], Any]] = {
-                "dense": lambda q=q, buffer=buffer: memory._attend(q, buffer, None),
-                "routed": by_sequence if where.on_cpu else lambda together=together: together(True),
+                "dense": lambda q=q, k=k, v=v: attention.dense(q, k, v, N_HEADS, causal=True),
+                "routed": lambda routed=routed: routed(True),
             }
-            if fused_read.usable(q, N_HEADS):
-                ways["routed, without the fused kernel"] = lambda together=together: together(False)
+            if fused.usable(q, N_HEADS):
+                ways["routed, without the fused kernel"] = lambda routed=routed: routed(False)
             yield row("scores only, full buffer", n, ways, where, read_frac=share)
 
 
@@ -129,7 +128,7 @@ def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
 
 @torch.no_grad()
 def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
-    """Episodic memory with all its projections, a tenth of the tokens written; on a CPU the answers are put in place.
+    """Episodic memory with all its projections, a tenth of the tokens written; reads replace a copy of the tokens.
 
     On an accelerator also as CUDA graphs, for which the number of readers and of entries is bounded beforehand, a
     quarter above what it is.
@@ -141,22 +140,16 @@ def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[R
         bounds = tuple(-(-5 * n_some(n, share) // 4) for share in (WRITE_FRAC, READ_FRAC))
 
         def everybody(h: Tensor = h) -> Tensor:
-            return dense.w_out(attend(*dense.w_qkv(h).chunk(3, dim=-1), N_HEADS, None))
+            return dense.w_out(attention.dense(*dense.w_qkv(h).chunk(3, dim=-1), N_HEADS, causal=True))
 
         def go(most: tuple[int | None, ...] = (None, None), given: Any = (h, gaps, reads, writes)) -> Tensor:
             h, gaps, reads, writes = given
             written = routed.write(h, gaps, routed.initial_buffer(len(h)), writes, most=most[0])
-            return routed.read(h, reads & routed.can_read(written), written, most=most[1])
-
-        def in_place(given: Any = (h, gaps, reads, writes)) -> Tensor:  # as a layer does
-            h, gaps, reads, writes = given
-            written = routed.write(h, gaps, routed.initial_buffer(len(h)), writes)
-            reads = reads & routed.can_read(written)
-            token = reads.flatten().nonzero().squeeze(-1)
-            return h.flatten(0, 1).index_copy_(0, token, routed.read_some(h, reads, token, written))
+            readers = select_readers(reads & routed.can_read(written), most[1])
+            return readers.put_onto(routed.read(h, readers, written), h)
 
         difference = float((go() - go(bounds)).abs().max())
-        ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": in_place if where.on_cpu else go}
+        ways: dict[str, Callable[[], Any]] = {"dense": everybody, "routed": go}
         more: dict[str, Any] = {"n_batch": n_batch, "read_frac": READ_FRAC, "write_frac": WRITE_FRAC}
         more |= with_graphs(ways, {"dense": everybody, "routed": functools.partial(go, bounds)}, where)
         yield row("episodic tier with projections", n, ways, where, difference_with_bounds=difference, **more)
@@ -402,15 +395,6 @@ def cache_in_place(llama: Any, like: Tensor, context: int) -> Any:
     return cache
 
 
-def naive_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
-    """Token by token."""
-    out = []
-    for t in range(u.shape[1]):
-        state = torch.exp(-rates * gaps[:, t, None])[..., None] * state + u[:, t]
-        out.append(state)
-    return torch.stack(out, dim=1)
-
-
 def cumulative_sum_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
     """Divides by the decay, sums, and multiplies again; in double precision, and still only for short clocks."""
     clock = (gaps.double().cumsum(dim=1)[..., None] * rates.double())[..., None]
@@ -437,12 +421,12 @@ def scan(lengths: list[int]) -> Iterator[Row]:
         u, gaps, state = torch.randn(1, n, 8, 8), torch.rand(1, n) * 2, torch.zeros(1, 8, 8)
         given = (u, gaps, rates, state)
         ways = {
-            "loop": lambda given=given: naive_scan(*given),
+            "loop": lambda given=given: naive.decay_scan(*given),
             "cumulative sum": lambda given=given: cumulative_sum_scan(*given),
             "associative": lambda given=given: associative_scan(*given),
             "chunks of chunks (ours)": lambda given=given: decay_scan(*given)[0],
         }
-        exact = naive_scan(*(t.double() for t in given))
+        exact = naive.decay_scan(*(t.double() for t in given))
         errors = {name: float((way() - exact).abs().max()) for name, way in ways.items()}
         errors = {name: error if error == error and error < 1e30 else None for name, error in errors.items()}
         yield row("working memory scan", n, ways, max_error=errors)

@@ -1,4 +1,4 @@
-"""Calls whose reads and writes are bounded beforehand: the same answers, and no size that depends on a gate."""
+"""Calls with bounds on reads and writes: the same answers, and no size that depends on a gate."""
 
 import pytest
 import torch
@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import (
 from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig
 from cramlab.memory import layer as layer_module
 from cramlab.mixer import Bounds, Routing
-from cramlab.ops import dispatch as fused
-from cramlab.ops import launches
+from cramlab.ops import dispatch
 
 D, N_TOKENS = 16, 40
 
@@ -23,7 +22,7 @@ def build(write="salience", capacity=None, router="benefit"):
 
 
 def make(**changes):
-    """A layer whose gates let some tokens pass and others not."""
+    """A layer whose gates open for some tokens and not for others."""
     layer = build(**changes)
     with torch.no_grad():
         trace = layer(*example()).trace
@@ -138,10 +137,10 @@ def test_little_or_nothing_is_bounded_too(n_batch, n_tokens, write):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("with_kernels", [False, True])
 def test_no_size_depends_on_what_the_gates_say(write, training, with_kernels, monkeypatch):
-    """Tensors without numbers: whatever asks for one, as a CUDA graph cannot, fails."""
+    """With tensors without values, any operation that needs one fails, as it would in a CUDA graph."""
     monkeypatch.setattr(layer_module, "checked_inputs", lambda x, gaps, *_: (x, gaps))  # left out of recordings
-    monkeypatch.setattr(launches, "bind", lambda _: True)  # as on an accelerator
-    monkeypatch.setattr(fused, "usable", lambda _: with_kernels)
+    monkeypatch.setattr(dispatch, "few_launches", lambda _: True)  # as on an accelerator
+    monkeypatch.setattr(dispatch, "usable", lambda _: with_kernels)
     with FakeTensorMode():
         layer, (x, gaps) = build(write=write, capacity=30).train(training), example()
 

@@ -14,7 +14,7 @@ from cramlab.memory import (
     RouterConfig,
     SlotsConfig,
     WorkingMemoryConfig,
-    episodic,
+    readers,
 )
 from cramlab.memory.cost import break_even_length
 from cramlab.mixer import Path, Routing
@@ -54,7 +54,7 @@ def count(layer, n_tokens, monkeypatch, *, training=False):
         return window_attention(q, k, v, first, last, n_heads)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
-    monkeypatch.setattr(episodic, "window_attention", counting_windows)
+    monkeypatch.setattr(readers, "window_attention", counting_windows)
     x, gaps = torch.randn(1, n_tokens, D, requires_grad=training), torch.rand(1, n_tokens)
     reads = torch.arange(n_tokens)[None] % 10 == 4  # evenly spread
     layer.train(training)

@@ -1,4 +1,4 @@
-"""The episodic memory alone: routed against dense, what is scored, what is written, what is learned from use."""
+"""The episodic memory: routed reads equal dense ones, what is scored, what is written, what the write gate learns."""
 
 import pytest
 import torch
@@ -6,11 +6,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig, block_size, visible_places
+from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
+from cramlab.memory.readers import All, Gathered, Packed, select_readers
 from cramlab.memory.write_gate import SalienceGate
-from cramlab.ops import launches
-from cramlab.ops.read import fused as fused_read
-from cramlab.ops.read import windows as window_attention
+from cramlab.ops import dispatch
+from cramlab.ops.read import attention, fused, naive, windows
+from cramlab.ops.select.tokens import first_tokens
 
 D = 16
 WRITES = ("all", "salience")
@@ -30,37 +31,78 @@ def written_by(memory, h, gaps, share=0.3):
 
 
 def dense(memory, h, written):
-    """All tokens against all places with a mask over finished scores."""
-    buffer, heads = written.buffer, (memory.config.n_heads, -1)
-    q, k, v = (t.unflatten(-1, heads).transpose(1, 2) for t in (memory.w_query(h), buffer.keys, buffer.values))
-    visible = visible_places(buffer.filled, written.last.clamp(min=0), memory.config.capacity)[:, None]
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~visible, -torch.inf)
-    return memory.w_out((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+    """Every token against every place, by the slow twin."""
+    keys, values, _, filled = written.buffer
+    given = memory.w_query(h), written.last, keys, values, filled, memory.config.n_heads, memory.config.capacity
+    return memory.w_out(naive.attend(*given))
+
+
+def read(memory, h, reads, written, most=None):
+    """Answers of the tokens that read, (B, T, D), and zero elsewhere."""
+    readers = select_readers(reads, most)
+    return readers.put_onto(memory.read(h, readers, written), torch.zeros_like(h))
+
+
+def layouts(reads):
+    """The same readers in every layout that can hold them."""
+    counts = reads.sum(dim=1).tolist()
+    yield Gathered(reads, reads.flatten().nonzero().squeeze(-1), counts)
+    for more, waits in ((0, True), (0, False), (3, False)):
+        yield Packed(reads, first_tokens(reads, max(counts) + more), waits=waits)
+    if reads.all():
+        yield All(reads)
+
+
+def gradients(y, weight, inputs):
+    found = torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)]
 
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("capacity", [None, 7])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-@pytest.mark.parametrize("way", ["by sequence", "together", "together, at most so many"])
-def test_routed_reads_equal_dense_reads(write, capacity, share, way):
-    """Outputs and gradients, with rows that read nothing, and over several blocks of readers."""
+def test_reads_equal_the_slow_twin_in_every_layout(write, capacity, share):
+    """Outputs and gradients, in a new buffer and in one with entries and empty places, with rows that read nothing."""
     memory = make(write=write, capacity=capacity)
     h, gaps = example(120)
-    written = written_by(memory, h, gaps)
-    reads = (torch.rand(gaps.shape) < share) & memory.can_read(written)
-    reads[1] = False
-    assert share < 1 or reads.sum(dim=1).max() > 2 * block_size(1)
-    if way == "by sequence":
-        routed = memory.read(h, reads, written)
-    else:
-        most = None if way == "together" else int(reads.sum(dim=1).max()) + 3
-        routed = memory._read_together(h, reads, written, most)
-    slow = torch.where(reads[..., None], dense(memory, h, written), 0.0)
-    assert torch.allclose(routed, slow, atol=1e-6)
-    weight = torch.randn_like(h)
-    inputs = [h, *(p for n, p in memory.named_parameters() if "salience" not in n)]
-    grads = [torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True) for y in (routed, slow)]
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+    fresh = memory.initial_buffer(3)
+    held = memory.evict(memory.write(h, gaps, fresh, torch.rand(gaps.shape) < 0.05).buffer)
+    for buffer in (fresh, type(held)(*(part.detach() for part in held))):
+        written = memory.write(h, gaps, buffer, None if write == "all" else torch.rand(gaps.shape) < 0.3)
+        reads = (torch.rand(gaps.shape) < share) & memory.can_read(written)
+        reads[1] &= share == 1
+        slow = torch.where(reads[..., None], dense(memory, h, written), 0.0)
+        weight = torch.randn_like(h)
+        inputs = [h, *(p for n, p in memory.named_parameters() if "salience" not in n)]
+        expected = gradients(slow, weight, inputs)
+        for readers in layouts(reads):
+            y = readers.put_onto(memory.read(h, readers, written), torch.zeros_like(h))
+            assert torch.allclose(y, slow, atol=1e-6)
+            for fast, right in zip(gradients(y, weight, inputs), expected, strict=True):
+                assert torch.allclose(fast, right, atol=1e-5)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_use_equals_the_slow_twin_in_every_layout(write, share, monkeypatch):
+    monkeypatch.setattr(attention, "_MOST_WEIGHTS", 1)  # several blocks of readers
+    memory = make(write=write, capacity=30)
+    h, gaps = example(400, n_batch=2)
+    writes = torch.ones(gaps.shape, dtype=torch.bool) if write == "all" else torch.rand(gaps.shape) < 0.5
+    written = memory.write(h, gaps, memory.initial_buffer(2), writes)
+    asks = (torch.rand(gaps.shape) < share) & memory.can_read(written)
+    last, own = written.last.where(asks, -1), written.last.where(writes, -1)
+    slow = naive.use(memory.w_query(h), last, own, written.buffer.keys, written.buffer.filled, 2, 30)
+    for askers in layouts(asks):
+        assert torch.allclose(memory.use(h, askers, writes, written), slow, atol=1e-5)
+
+
+def test_readers_are_laid_out_for_their_device(monkeypatch):
+    some, everyone = torch.rand(3, 40) < 0.5, torch.ones(3, 40, dtype=torch.bool)
+    assert [type(select_readers(reads)) for reads in (some, everyone)] == [Gathered, All]
+    assert type(select_readers(everyone, 40)) is Packed
+    monkeypatch.setattr(dispatch, "few_launches", lambda _: True)
+    assert [type(select_readers(reads)) for reads in (some, everyone)] == [Packed, All]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -69,25 +111,27 @@ def test_no_parameter_goes_without_a_gradient_when_nobody_reads_or_writes(write)
     h, gaps = example(10)
     nobody = torch.zeros(gaps.shape, dtype=torch.bool)
     written = memory.write(h, gaps, memory.initial_buffer(3), nobody)
-    memory.read(h, nobody, written).sum().backward()
-    assert all(p.grad is not None for n, p in memory.named_parameters() if "salience" not in n)
+    for readers in layouts(nobody):
+        memory.zero_grad()
+        readers.put_onto(memory.read(h, readers, written), torch.zeros_like(h)).sum().backward(retain_graph=True)
+        assert all(p.grad is not None for n, p in memory.named_parameters() if "salience" not in n)
 
 
 def counted_scores(monkeypatch):
-    """(readers, places) of every score computation, in tiles or fused."""
+    """(readers, places) of every computation of scores, in tiles or by PyTorch's kernel."""
     seen = []
-    tiled, fused = window_attention.score, F.scaled_dot_product_attention
+    tiled, in_one = windows.score, F.scaled_dot_product_attention
 
     def counting(q, k):
         seen.append((q.shape[1], k.shape[1]))
         return tiled(q, k)
 
-    def counting_fused(q, k, *args, **kwargs):
+    def counting_in_one(q, k, *args, **kwargs):
         seen.append((q.shape[0] * q.shape[2], k.shape[2]))
-        return fused(q, k, *args, **kwargs)
+        return in_one(q, k, *args, **kwargs)
 
-    monkeypatch.setattr(window_attention, "score", counting)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counting_fused)
+    monkeypatch.setattr(windows, "score", counting)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting_in_one)
     return seen
 
 
@@ -97,9 +141,9 @@ def test_only_readers_are_scored(monkeypatch, write):
     h, gaps = example(400)
     written = written_by(memory, h, gaps)
     reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
-    monkeypatch.setattr(window_attention, "_WORTH_A_TILE", float("inf"))  # one tile, so that each reader counts once
+    monkeypatch.setattr(windows, "_WORTH_A_TILE", float("inf"))  # one tile, so that each reader counts once
     seen = counted_scores(monkeypatch)
-    memory.read(h, reads, written)
+    read(memory, h, reads, written)
     reads_frac = reads.float().mean().item()
     assert sum(readers for readers, _ in seen) == round(reads_frac * reads.numel())
 
@@ -111,7 +155,7 @@ def test_readers_are_scored_only_against_what_they_see(monkeypatch, write):
     written = written_by(memory, h, gaps)
     reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
     seen = counted_scores(monkeypatch)
-    memory.read(h, reads, written)
+    read(memory, h, reads, written)
     scored = sum(readers * places for readers, places in seen)
     visible = int((written.last[reads] + 1).sum())
     everything = int(reads.sum()) * written.buffer.n_places
@@ -125,15 +169,10 @@ def test_the_fused_kernel_is_given_the_readers_and_no_others(monkeypatch, write,
     h, gaps = example(400)
     asked = []
 
-    def attend(q, last, keys, values, filled, n_heads, capacity):
+    def attend(q, last, *others):
         asked.append((last >= 0).sum(dim=1))
-        filled = torch.ones(keys.shape[:2], dtype=torch.bool) if filled is None else filled
-        visible = visible_places(filled, last.clamp(min=0), capacity)
-        q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys, values))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None]).transpose(1, 2).flatten(2)
+        return naive.attend(q, last, *others)
 
-    monkeypatch.setattr(fused_read, "attend", attend)
-    monkeypatch.setattr(fused_read, "usable", lambda *_: True)
     fresh = memory.initial_buffer(3)
     held = memory.evict(memory.write(h, gaps, fresh, torch.rand(gaps.shape) < 0.05).buffer)
     for buffer in (fresh, held):
@@ -142,9 +181,14 @@ def test_the_fused_kernel_is_given_the_readers_and_no_others(monkeypatch, write,
         reads = (torch.rand(gaps.shape) < 0.3) & memory.can_read(written)
         if write == "all":  # what is not written there is padding, which does not read
             reads &= writes
-        found = memory._read_together(h, reads, written, most)
+        expected = read(memory, h, reads, written)
+        with monkeypatch.context() as patched:
+            patched.setattr(dispatch, "few_launches", lambda _: True)
+            patched.setattr(fused, "attend", attend)
+            patched.setattr(fused, "usable", lambda *_: True)
+            found = read(memory, h, reads, written, most)
         assert torch.equal(asked.pop(), reads.sum(dim=1))
-        assert torch.allclose(found, memory.read(h, reads, written), atol=1e-6)
+        assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_a_bounded_buffer_is_scored_within_its_bound(monkeypatch):
@@ -154,7 +198,7 @@ def test_a_bounded_buffer_is_scored_within_its_bound(monkeypatch):
     reads[:, 200:232] = True
     written = written_by(memory, h, gaps)
     seen = counted_scores(monkeypatch)
-    memory.read(h, reads, written)
+    read(memory, h, reads, written)
     assert sum(places for _, places in seen) == 3 * (20 + 31)
 
 
@@ -166,7 +210,7 @@ def test_counted_flops_fall_with_the_routed_share():
         reads = torch.arange(512)[None] % 512 < int(512 * share)
         reads = reads[:, torch.randperm(512)]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            memory.read(h, reads, memory.write(h, gaps, memory.initial_buffer(1), None))
+            read(memory, h, reads, memory.write(h, gaps, memory.initial_buffer(1), None))
         counts.append(counter.get_total_flops() - 2 * 2 * D * D * 512)  # less keys and values
     assert counts[0] > 1.7 * counts[1]
     assert counts[1] > 3 * counts[2]
@@ -186,7 +230,7 @@ def test_a_bound_on_what_is_written_or_read_changes_no_answer(n_batch, spare):
         assert torch.equal(memory.can_read(exact), memory.can_read(bounded))
         reads = (torch.rand(gaps.shape) < 0.4) & memory.can_read(exact)
         most = int(reads.sum(dim=1).max()) + spare
-        answers = memory.read(h, reads, exact), memory.read(h, reads, bounded, most=most)
+        answers = read(memory, h, reads, exact), read(memory, h, reads, bounded, most)
         assert torch.allclose(*answers, atol=1e-6)
         kept = [memory.evict(written.buffer) for written in (exact, bounded)]
         assert torch.equal(kept[0].filled, kept[1].filled)
@@ -202,8 +246,8 @@ def test_what_exceeds_a_bound_is_neither_written_nor_read():
     exact = memory.write(h, gaps, memory.initial_buffer(3), all_of_them & first)
     assert torch.equal(bounded.buffer.filled, exact.buffer.filled)
     assert torch.equal(bounded.last, exact.last)
-    y = memory.read(h, all_of_them, bounded, most=8)
-    assert torch.allclose(y, memory.read(h, all_of_them & first, exact), atol=1e-6)
+    y = read(memory, h, all_of_them, bounded, most=8)
+    assert torch.allclose(y, read(memory, h, all_of_them & first, exact), atol=1e-6)
 
 
 def test_what_is_known_of_a_buffer_without_looking_is_so():
@@ -268,7 +312,7 @@ def test_use_is_the_squared_weight_that_others_gave(write):
     writes = writes if write == "salience" else torch.ones_like(writes)
     written = memory.write(h, gaps, memory.initial_buffer(2), writes)
     asks = torch.rand(gaps.shape) < 0.4
-    use = memory._use(h, asks, writes, written)
+    use = memory.use(h, select_readers(asks & memory.can_read(written)), writes, written)
     slow = torch.zeros_like(use)
     for b in range(2):
         entries = writes[b].nonzero().flatten().tolist()
@@ -304,7 +348,7 @@ def test_the_write_gate_learns_what_will_be_asked_for():
         h = things + 3 * asked[..., None] * mark
         written = memory.write(h, torch.ones(8, 60), memory.initial_buffer(8), torch.ones_like(asked))
         logit = memory.salience(h)
-        loss = memory.salience_loss(logit, h, asks, torch.ones_like(asked), written)
+        loss = memory.salience_loss(logit, h, select_readers(asks), torch.ones_like(asked), written)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -336,16 +380,13 @@ def test_bad_write_rules_are_refused_by_name(changes, field):
 
 
 @pytest.mark.parametrize("n_batch", [1, 2])
-def test_without_a_bound_the_kernels_twin_scores_no_more_than_is_seen(n_batch, monkeypatch):
-    """Where launches bind and there is no kernel: not all places for all readers, which may be too large to hold."""
-    monkeypatch.setattr(launches, "bind", lambda _: True)
+def test_without_a_bound_and_without_a_kernel_hardly_more_is_scored_than_is_seen(n_batch, monkeypatch):
+    """On an accelerator: not all places for all readers, which may be too large to hold."""
+    monkeypatch.setattr(dispatch, "few_launches", lambda _: True)
     memory = EpisodicMemory(EpisodicMemoryConfig(n_heads=2), D)
     h, gaps = torch.randn(n_batch, 90, D), torch.rand(n_batch, 90)
     written = written_by(memory, h, gaps)
-    reads = torch.rand(gaps.shape) < 0.5
-    widths, attend = [], memory._attend
-    monkeypatch.setattr(memory, "_attend", lambda q, part, *more, **how: (
-        widths.append(part.n_places), attend(q, part, *more, **how))[1])  # fmt: skip
-    memory.read_some(h, reads, reads.flatten().nonzero().squeeze(-1), written)
-    assert len(widths) > 1
-    assert widths[0] < 90
+    seen = counted_scores(monkeypatch)
+    read(memory, h, torch.rand(gaps.shape) < 0.5, written)
+    assert len(seen) > 1
+    assert seen[0][1] < 90

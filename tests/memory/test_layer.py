@@ -16,7 +16,7 @@ from cramlab.memory import (
 from cramlab.memory.consolidation import consolidation_loss, quality
 from cramlab.memory.reference import reference_layer
 from cramlab.mixer import Bounds, Path, Routing
-from cramlab.ops import launches
+from cramlab.ops import dispatch
 from cramlab.ops.read import windows as window_attention
 
 D = 16
@@ -336,13 +336,13 @@ def test_consolidation_teaches_the_semantic_memory_and_nothing_else():
 @pytest.mark.parametrize("write", ["all", "salience"])
 @pytest.mark.parametrize("n_batch", [1, 3])
 def test_what_runs_on_an_accelerator_is_the_same(write, n_batch, monkeypatch):
-    """Outputs, losses, gradients and the state, over two calls, the second with padding; without the fused kernel."""
+    """Outputs, losses, gradients and state, over two calls, the second with padding; without the kernels."""
     layer = make(write=write).train()
     x, gaps = torch.randn(n_batch, 90, D), torch.rand(n_batch, 90)
     valid = torch.rand(n_batch, 50) < 0.8
 
-    def run(bind):
-        monkeypatch.setattr(launches, "bind", lambda device: bind)
+    def run(few):
+        monkeypatch.setattr(dispatch, "few_launches", lambda device: few)
         torch.manual_seed(0)
         first = layer(x[:, :40], gaps[:, :40])
         second = layer(x[:, 40:], gaps[:, 40:], first.state, valid=valid)

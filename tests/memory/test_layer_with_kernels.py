@@ -1,4 +1,4 @@
-"""A whole bounded layer with all its kernels against the same layer without. On a CPU in Triton's interpreter."""
+"""A bounded layer with all kernels equals the same layer without. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest
@@ -7,15 +7,15 @@ from kernels import DEVICE
 
 from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig
 from cramlab.mixer import Bounds, Routing
-from cramlab.ops import dispatch as fused
-from cramlab.ops.select import tokens as selection
+from cramlab.ops import dispatch
+from cramlab.ops.select import fused
 
 pytestmark = [kernels.wanted, kernels.protest]
 D, N_TOKENS = 32, 40
 
 
 def results(layer, x, gaps, state, routing, weight):
-    """All that a call returns, and the gradients of what it is trained by."""
+    """Everything that a call returns, and the gradients of its losses."""
     x = x.clone().requires_grad_()
     output = layer(x, gaps, state, routing=routing)
     loss = (output.y * weight).sum() + sum(output.aux.values()) + output.trace.gate_logit.square().mean()
@@ -29,7 +29,7 @@ def results(layer, x, gaps, state, routing, weight):
 @pytest.mark.parametrize("capacity", [None, 7])
 @pytest.mark.parametrize("n_batch", [1, 3])
 def test_outputs_and_gradients_are_the_same(write, capacity, n_batch, monkeypatch):
-    monkeypatch.setattr(selection, "_BLOCK", 16)
+    monkeypatch.setattr(fused, "_BLOCK", 16)
     memory = EpisodicMemoryConfig(n_heads=2, capacity=capacity, write=write, write_audit_frac=0.0)
     layer = CRAMConfig(episodic=memory, semantic=AdapterConfig(rank=12)).build(D).to(DEVICE).train()
     x = torch.randn(n_batch, N_TOKENS, D, device=DEVICE)
@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_the_same(write, capacity, n_batch, monkeypatc
     for _ in range(2):  # the second time with the buffer that the first has left
         found = []
         for i, with_kernels in enumerate((True, False)):
-            monkeypatch.setattr(fused, "usable", lambda _, on=with_kernels: on)
+            monkeypatch.setattr(dispatch, "usable", lambda _, on=with_kernels: on)
             state, numbers = results(layer, x, gaps, states[i], routing, weight)
             states[i] = type(state)(state.working.detach(), type(state.buffer)(*(t.detach() for t in state.buffer)))
             found.append(numbers)

@@ -1,24 +1,19 @@
-"""The fused read against its slow twin, outputs and gradients. On a CPU only in Triton's interpreter."""
+"""The attention kernels equal their slow twins, outputs and gradients. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest
 import torch
 from kernels import DEVICE
 
-from cramlab.memory.episodic import visible_places
 from cramlab.ops.read import fused as fused_read
+from cramlab.ops.read import naive
 
 pytestmark = [kernels.wanted, kernels.protest]
 
 
-def twin(q, last, keys, values, filled, n_heads, capacity):
-    """All readers against all places, in double precision; the answer of an absent reader is zero."""
-    q, keys, values = q.double(), keys.double(), values.double()
-    filled = torch.ones(keys.shape[:2], dtype=torch.bool, device=q.device) if filled is None else filled
-    visible = visible_places(filled, last.clamp(min=0).long(), capacity)[:, None]
-    q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys, values))
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~visible, -torch.inf)
-    return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2) * (last >= 0)[..., None]
+def twin(q, last, keys, values, *others):
+    """The slow twin in double precision."""
+    return naive.attend(q.double(), last, keys.double(), values.double(), *others)
 
 
 def example(n_readers, n_places, width, n_heads=2, dtype=torch.float32):
@@ -37,9 +32,9 @@ def example(n_readers, n_places, width, n_heads=2, dtype=torch.float32):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("capacity", [None, 40])
 def test_kernel_equals_twin(n_readers, masked, capacity, monkeypatch):
-    """Over one split and several, sequences with few, no and many readers, a buffer with holes, a bounded one."""
+    """With one split and several; few, no and many readers; empty places; a capacity."""
     monkeypatch.setattr(fused_read, "_LEAST_SPLIT", 64)
-    if n_readers == (33,):  # so many that the blocks are large
+    if n_readers == (33,):  # as if there were enough readers for large blocks
         monkeypatch.setattr(fused_read, "_MANY_ROWS", 1)
         monkeypatch.setattr(fused_read, "_AT_ONCE", 1)
     n_places = 150
@@ -71,17 +66,12 @@ def test_nobody_reads_and_nothing_is_held():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("capacity", [None, 40])
 def test_use_equals_twin(masked, capacity, monkeypatch):
-    """What the write gate learns from: with holes, with a bounded buffer, and without the readers' own entries."""
+    """With empty places, with a capacity, and without the readers' own entries."""
     monkeypatch.setattr(fused_read, "_LEAST_SPLIT", 64)
     n_heads, n_places = 2, 150
     q, last, keys, _ = example((20, 3, 0), n_places, 32)
     filled = torch.rand(3, n_places, device=DEVICE) < 0.6 if masked else None
     own = torch.where(torch.rand(last.shape, device=DEVICE) < 0.5, last, -1)
     found = fused_read.use(q, last, own, keys, filled, n_heads, capacity)
-    there = torch.ones(3, n_places, dtype=torch.bool, device=DEVICE) if filled is None else filled
-    visible = visible_places(there, last.clamp(min=0).long(), capacity)[:, None]
-    wide = [t.detach().double().unflatten(-1, (n_heads, -1)).transpose(1, 2) for t in (q, keys)]
-    weights = torch.softmax((wide[0] @ wide[1].transpose(-1, -2) / 32**0.5).masked_fill(~visible, -torch.inf), dim=-1)
-    dropped = (torch.arange(n_places, device=DEVICE) == own[..., None]) | (last < 0)[..., None]
-    expected = weights.square().mean(dim=1).masked_fill(dropped, 0.0).sum(dim=1)
+    expected = naive.use(q.double(), last, own, keys.double(), filled, n_heads, capacity)
     assert torch.allclose(found.double(), expected, atol=1e-5)

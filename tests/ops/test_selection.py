@@ -1,11 +1,12 @@
-"""Choosing tokens: the kernel against its slow twin. On a CPU only in Triton's interpreter."""
+"""The selection kernels equal their slow twins. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest
 import torch
 from kernels import DEVICE
 
-from cramlab.ops import dispatch as fused
+from cramlab.ops import dispatch
+from cramlab.ops.select import fused, naive
 from cramlab.ops.select import tokens as selection
 
 
@@ -29,7 +30,6 @@ def test_entries_are_taken_and_put_back():
     taken = selection.take(h, chosen)
     assert torch.equal(taken, torch.stack([h[0, [0, 2]], torch.stack([h[1, 1], torch.zeros(2)])]))
     is_chosen = torch.tensor([[True, False, True], [False, True, False]])[..., None]
-    assert torch.equal(selection.put(taken, chosen, 3), h * is_chosen)
     assert torch.equal(selection.put_onto(taken, chosen, -h), torch.where(is_chosen, h, -h))
     assert selection.put_onto(taken.bfloat16(), chosen, -h).dtype == h.dtype
     assert selection.take(h[..., 0] > 4, chosen).tolist() == [[False, False], [True, False]]
@@ -40,10 +40,10 @@ def test_entries_are_taken_and_put_back():
 @pytest.mark.parametrize("most", [0, 1, 4, 40, 70])
 @pytest.mark.parametrize("n_tokens", [50, 64, 7, 0])
 def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
-    monkeypatch.setattr(selection, "_BLOCK", 16)
+    monkeypatch.setattr(fused, "_BLOCK", 16)
     chosen = chosen_tokens(n_tokens=n_tokens)
-    with_kernel = selection._first_tokens(chosen, most)
-    without = selection.first_tokens(chosen.cpu(), most)
+    with_kernel = fused.first_tokens(chosen, most)
+    without = naive.first_tokens(chosen.cpu(), most)
     for fast, slow in zip(with_kernel, without, strict=True):
         assert torch.equal(fast.cpu(), slow)
 
@@ -53,8 +53,8 @@ def test_kernel_finds_the_same_tokens(most, n_tokens, monkeypatch):
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (300,)])
 @pytest.mark.parametrize("most", [0, 4, 21])
 def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
-    """Outputs and gradients; sequences with more than so many, with fewer and with none."""
-    monkeypatch.setattr(selection, "_BLOCK", 64)
+    """Outputs and gradients; sequences with more than `most` chosen tokens, with fewer and with none."""
+    monkeypatch.setattr(fused, "_BLOCK", 64)
     is_chosen = chosen_tokens()
     chosen = selection.first_tokens(is_chosen, most)
     h, onto = (torch.randn(*is_chosen.shape, *shape, device=DEVICE, requires_grad=True) for _ in range(2))
@@ -62,10 +62,10 @@ def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
     weights = torch.randn_like(found), *torch.randn(2, *h.shape, device=DEVICE)
     results = []
     for with_kernels in (True, False):
-        monkeypatch.setattr(fused, "usable", lambda _, on=with_kernels: on)
+        monkeypatch.setattr(dispatch, "usable", lambda _, on=with_kernels: on)
         outputs = (
             selection.take(h, chosen, 7),
-            selection.put(found, chosen, h.shape[1]),
+            selection.put_onto(found, chosen, torch.zeros_like(onto)),
             selection.put_onto(found, chosen, onto),
         )
         total = sum((y * weight).sum() for y, weight in zip(outputs, weights, strict=True))
@@ -78,12 +78,12 @@ def test_kernels_take_and_put_the_same(shape, most, monkeypatch):
 @kernels.protest
 @pytest.mark.parametrize(("n_batch", "n_tokens", "most"), [(1, 1, 1), (1, 40, 9), (3, 40, 9)])
 def test_kernels_read_what_is_not_laid_out_in_order(n_batch, n_tokens, most):
-    """Entries across, and gradients that are one number expanded."""
-    chosen = selection.Chosen(*selection._first_tokens(chosen_tokens(n_batch + 1, n_tokens)[:-1], most))
+    """Transposed entries, and gradients that are one expanded number."""
+    chosen = selection.Chosen(*fused.first_tokens(chosen_tokens(n_batch + 1, n_tokens)[:-1], most))
     h = torch.randn(n_tokens, n_batch, 6, device=DEVICE).transpose(0, 1).requires_grad_()
     found = torch.randn(6, n_batch, most, device=DEVICE).permute(1, 2, 0).requires_grad_()
-    taken = selection._take(h, *chosen, 0)
-    y = selection._put(chosen.rank, chosen.token, chosen.there, found, h)
+    taken = fused.take(h, *chosen, 0)
+    y = fused.put(chosen.rank, chosen.token, chosen.there, found, h)
     assert torch.equal(taken, selection.take(h.cpu(), selection.Chosen(*(t.cpu() for t in chosen))).to(DEVICE))
     to_taken, (to_found, to_h) = torch.autograd.grad(taken.sum(), h)[0], torch.autograd.grad(y.sum(), [found, h])
     is_chosen = (to_taken == 1).all(dim=-1)
@@ -98,20 +98,20 @@ def test_kernel_takes_whole_numbers():
     chosen = selection.first_tokens(chosen_tokens(), 21)
     x = torch.randint(100, (3, 50), device=DEVICE)
     expected = x.gather(1, chosen.token).where(chosen.there, -1)
-    assert torch.equal(selection._take(x, *chosen, -1), expected)
+    assert torch.equal(fused.take(x, *chosen, -1), expected)
 
 
 @kernels.wanted
 @kernels.protest
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
 def test_kernel_sums_the_same(dtype, monkeypatch):
-    monkeypatch.setattr(selection, "_BLOCK", 16)
+    monkeypatch.setattr(fused, "_BLOCK", 16)
     x = chosen_tokens() if dtype == torch.bool else torch.rand(3, 50, device=DEVICE).to(dtype)
-    found = selection._running_sum(x)
+    found = fused.running_sum(x)
     assert found.dtype == x.cumsum(dim=1).dtype
     assert torch.allclose(found.double(), x.double().cumsum(dim=1), atol=0.2 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_nothing_is_taken_of_sequences_without_tokens():
     h, chosen = torch.zeros(2, 0, 4), selection.first_tokens(torch.zeros(2, 0, dtype=torch.bool), 0)
-    assert selection.take(h, chosen).shape == selection.put(h, chosen, 0).shape == (2, 0, 4)
+    assert selection.take(h, chosen).shape == selection.put_onto(h, chosen, h).shape == (2, 0, 4)

@@ -1,4 +1,4 @@
-"""Other mixers under the same contract, one file each."""
+"""Other mixers with the same interface (`Mixer`), one file each."""
 
 from cramlab.baselines.jamba import jamba
 from cramlab.baselines.memorizer import Memorizer, MemorizerConfig

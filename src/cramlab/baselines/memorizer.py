@@ -1,4 +1,4 @@
-"""Weights alone: no token sees another. What memorising the training set can reach, and no more."""
+"""Weights alone: no token sees another, so this measures what memorising the training set can reach."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state,
 
 @checked("model.mixer")
 class MemorizerConfig:
-    """A token-wise MLP in the mixer's place.
+    """A token-wise MLP in place of a mixer.
 
     Attributes:
-        d_hidden: hidden width; 256 gives full attention's number of parameters at the default width of 128.
+        d_hidden: hidden width; 256 gives as many parameters as full attention at the default width of 128.
     """
 
     d_hidden: Size = 256
 
     def build(self, d_model: int) -> Memorizer:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return Memorizer(self, d_model)
 
 
@@ -45,7 +45,7 @@ class Memorizer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here."""
+        """See `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, type(None), x.shape[0])
         y = self.w_out(F.silu(self.w_in(x)))
@@ -55,7 +55,7 @@ class Memorizer(Mixer):
         return MixerOutput(y=y, state=None, trace=Trace.of_reads(nobody, x.dtype), aux={})
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`; nothing is read."""
+        """See `Mixer.cost`. Nothing is read."""
         return Cost(
             projection_flops=float(2 * 2 * self.d_model * self.config.d_hidden * seq_len), read_flops=0.0, state_bytes=0
         )

@@ -1,4 +1,4 @@
-"""Padding out of the way: valid tokens first, so that a causal mixer never meets padding before a token."""
+"""Moves padding behind the valid tokens, so that a causal mixer never meets padding before a token."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Packed(NamedTuple):
-    """Sequences whose valid tokens stand in front.
+    """Sequences whose valid tokens come first.
 
     Attributes:
         x: (B, T, D); zeros behind each sequence's end.
-        lengths: valid tokens, (B,).
-        order: where each packed token came from, (B, T); None: nothing was moved.
+        lengths: number of valid tokens, (B,).
+        order: original index of each packed token, (B, T); None: nothing was moved.
     """
 
     x: Tensor
@@ -23,11 +23,11 @@ class Packed(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """True in front of each sequence's end, bool (B, T)."""
+        """True for valid tokens, bool (B, T)."""
         return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths[:, None]
 
     def unpack(self, y: Tensor) -> Tensor:
-        """Y, (B, T, D) or (B, T), in the order of the tokens before packing, with zeros on padding."""
+        """Restores the original order of y, (B, T, D) or (B, T), with zeros on padding."""
         if self.order is None:
             return y
         valid, order = self.valid, self.order
@@ -37,7 +37,7 @@ class Packed(NamedTuple):
 
 
 def pack(x: Tensor, valid: Tensor | None) -> Packed:
-    """Packs x (B, T, D) by `valid` (B, T); None: all valid."""
+    """Packs x (B, T, D) by `valid`, bool (B, T); None: all tokens are valid."""
     if valid is None:
         return Packed(x=x, lengths=torch.full((x.shape[0],), x.shape[1], device=x.device), order=None)
     order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
@@ -46,6 +46,6 @@ def pack(x: Tensor, valid: Tensor | None) -> Packed:
 
 
 def last_tokens(x: Tensor, lengths: Tensor, n: int) -> Tensor:
-    """The `n` tokens before each sequence's end, (B, n, D), from x (B, n + T, D) with `lengths` counted after n."""
+    """The last `n` tokens of each sequence, (B, n, D), from x (B, n + T, D) with `lengths` counted from the n-th on."""
     place = lengths[:, None] + torch.arange(n, device=x.device)
     return x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))

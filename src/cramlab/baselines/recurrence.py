@@ -1,6 +1,6 @@
-"""Recurrence only: a selective state-space mixer with the parametrisation of Mamba-2, and no attention at all.
+"""Recurrence only: a selective state-space mixer with the parametrisation of Mamba-2, without attention.
 
-Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Differs: plain PyTorch, a scan chunk by chunk.
+Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Differs: the scan is plain PyTorch, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class RecurrenceConfig:
     """Sizes, as in Mamba-2 with one group.
 
     Attributes:
-        d_state: numbers that each channel keeps.
-        expand: inner width over the model's.
-        d_head: channels that share a decay rate.
-        d_conv: tokens seen by the convolution before the recurrence.
+        d_state: size of the state of each channel.
+        expand: inner width divided by the model's width.
+        d_head: number of channels that share a decay rate.
+        d_conv: number of tokens that the convolution before the recurrence sees.
     """
 
     d_state: Size = 64
@@ -34,7 +34,7 @@ class RecurrenceConfig:
     d_conv: Size = 4
 
     def build(self, d_model: int) -> SelectiveRecurrence:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return SelectiveRecurrence(self, d_model)
 
 
@@ -45,11 +45,11 @@ def selective_scan(
 
     Args:
         x: inputs, (B, T, H, P).
-        log_decay: <= 0, (B, T, H).
-        b: where inputs are written, (B, T, N).
-        c: where outputs are taken from, (B, T, N).
+        log_decay: logarithm of the decay, <= 0, (B, T, H).
+        b: input vectors, (B, T, N).
+        c: output vectors, (B, T, N).
         state: S before the first token, (B, H, P, N).
-        chunk: tokens solved by one matrix product.
+        chunk: number of tokens solved by one matrix product.
 
     Returns:
         y, (B, T, H, P), and S after the last token.
@@ -68,28 +68,28 @@ def selective_scan(
     kernel = torch.exp(between) * (c @ b.transpose(-1, -2))[:, :, None]  # (B, n, H, C, C)
     heads = x.transpose(2, 3)  # (B, n, H, C, P)
     within = kernel @ heads
-    kept = torch.exp(total[..., -1:] - total)  # (B, n, H, C): of each input at the chunk's end
+    kept = torch.exp(total[..., -1:] - total)  # (B, n, H, C): share of each input at the chunk's end
     added = (heads * kept[..., None]).transpose(-1, -2) @ b[:, :, None]  # (B, n, H, P, N)
-    fading = torch.exp(total)  # of what came before the chunk
+    decay = torch.exp(total)  # of the state before the chunk
     before = []
-    # Unbound at once: the gradient of a slice is as large as what it was cut from, that of n slices n times so.
-    for fades, chunk_added in zip(fading[..., -1, None, None].unbind(1), added.unbind(1), strict=True):
+    # `unbind`, because the gradient of a slice is as large as the sliced tensor, and that of n slices n times as large.
+    for chunk_decay, chunk_added in zip(decay[..., -1, None, None].unbind(1), added.unbind(1), strict=True):
         before.append(state)
-        state = fades * state + chunk_added
+        state = chunk_decay * state + chunk_added
     carried = c[:, :, None] @ torch.stack(before, dim=1).transpose(-1, -2)  # (B, n, H, C, P)
-    y = within + fading[..., None] * carried
+    y = within + decay[..., None] * carried
     return y.transpose(2, 3).flatten(1, 2)[:, :n_tokens], state
 
 
 class RecurrenceState(NamedTuple):
-    """Last inputs of the convolution, (B, d_conv - 1, C), and the scan's state, (B, H, P, N)."""
+    """The last inputs of the convolution, (B, d_conv - 1, C), and the state of the scan, (B, H, P, N)."""
 
     recent: Tensor
     scan: Tensor
 
 
 class SelectiveRecurrence(Mixer):
-    """Mamba-2's mixer. It is told the gaps by the shared embedding, on which its decay rates depend."""
+    """Mamba-2's mixer. Gaps reach it through the shared embedding, on which its decay rates depend."""
 
     def __init__(self, config: RecurrenceConfig, d_model: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SelectiveRecurrence(Mixer):
         self.w_out = nn.Linear(d_inner, d_model, bias=False)
 
     def initial_state(self, n_batch: int) -> RecurrenceState:
-        """Nothing remembered."""
+        """State before the first token."""
         zeros = self.log_rate.new_zeros
         return RecurrenceState(
             recent=zeros(n_batch, self.config.d_conv - 1, self.n_channels),
@@ -127,7 +127,7 @@ class SelectiveRecurrence(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here."""
+        """See `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, RecurrenceState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
@@ -139,7 +139,7 @@ class SelectiveRecurrence(Mixer):
         recent = last_tokens(channels, packed.lengths, self.config.d_conv - 1)
         mixed = F.silu(self.conv(channels.transpose(1, 2)).transpose(1, 2))
         inner, b, c = mixed.split([self.d_inner, self.config.d_state, self.config.d_state], dim=-1)
-        # A step of no length writes nothing and forgets nothing: padding leaves the state as it is.
+        # A step of length 0 writes nothing and forgets nothing, so padding leaves the state unchanged.
         step = F.softplus(step + self.step_bias) * packed.valid[..., None]
         heads = inner.unflatten(-1, (self.n_heads, -1))
         y, scan = selective_scan(heads * step[..., None], -step * self.log_rate.exp(), b, c, state.scan)
@@ -150,7 +150,7 @@ class SelectiveRecurrence(Mixer):
         return MixerOutput(y=y, state=RecurrenceState(recent=recent, scan=scan), trace=trace, aux={})
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`; nothing is read, whatever `read_frac`. Only matrix products are counted."""
+        """See `Mixer.cost`. Nothing is read, whatever `read_frac`. Only matrix products are counted."""
         c, d, inner = self.config, self.d_model, self.d_inner
         chunk = min(64, seq_len)
         per_token = 2 * d * (inner + self.n_channels + self.n_heads) + 2 * inner * d

@@ -1,4 +1,4 @@
-"""SeqBoat-like sparse modular activation: a recurrence for every token, attention for those that a router picks.
+"""SeqBoat-like sparse modular activation: a recurrence for all tokens, attention for those that a router activates.
 
 Source: Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling", NeurIPS 2023. Differs: the recurrence
 is the selective one of `recurrence.py` instead of a moving average; attention has several heads and no local window.
@@ -21,32 +21,32 @@ from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state,
 
 @checked("model.mixer")
 class SeqBoatConfig:
-    """A recurrence, a router and attention among the activated tokens.
+    """A recurrence, a router, and attention among the activated tokens.
 
     Attributes:
-        n_heads: attention heads.
-        recurrence: of every token.
+        n_heads: number of attention heads.
+        recurrence: sizes of the recurrence.
     """
 
     n_heads: Size = 4
     recurrence: RecurrenceConfig = field(default_factory=RecurrenceConfig)
 
     def build(self, d_model: int) -> SeqBoat:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return SeqBoat(self, d_model)
 
 
 class SeqBoatState(NamedTuple):
-    """Of the recurrence, and the activated tokens so far."""
+    """State of the recurrence, and keys and values of the activated tokens so far."""
 
     recurrence: RecurrenceState
     cache: SelectedCache
 
 
 class SeqBoat(Mixer):
-    """Active where `softmax(u / T)` prefers it; the attention of an active token is scaled by that probability.
+    """A token is active if `softmax(u / T)` prefers it, and its attention is scaled by that probability.
 
-    The scale is how the router learns (there is no sparsity loss and no noise); T is learned.
+    The scale is how the router learns, without a sparsity loss and without noise. T is learned.
     """
 
     def __init__(self, config: SeqBoatConfig, d_model: int) -> None:
@@ -58,7 +58,7 @@ class SeqBoat(Mixer):
         self.router = nn.Linear(d_model, 2)
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self.attention = SelectedAttention(d_model, config.n_heads)
-        # All tokens start active: one that is not sends no gradient to the router, and could stay out for ever.
+        # All tokens start active: an inactive token sends no gradient to the router and could stay inactive for ever.
         nn.init.zeros_(self.router.weight)
         self.router.bias.data = torch.tensor([0.0, 1.0])
 
@@ -71,7 +71,7 @@ class SeqBoat(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here: the router is the published one, from the first step."""
+        """See `Mixer.forward`. `routing` has no effect: the published router decides from the first step."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, SeqBoatState, x.shape[0])
         before = state or SeqBoatState(

@@ -1,4 +1,4 @@
-"""Sliding-window attention: every token reads, but only the last few tokens."""
+"""Sliding-window attention: every token reads, but only from the last few tokens."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.baselines.attention import attend, check_heads
+from cramlab.baselines.attention import check_heads
 from cramlab.baselines.packing import last_tokens, pack
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs, nothing_mixed
+from cramlab.ops.read.attention import dense
 
 
 @checked("model.mixer")
@@ -19,20 +20,20 @@ class SlidingWindowConfig:
     """Causal attention over a window.
 
     Attributes:
-        n_heads: attention heads.
-        window: tokens seen, the token itself included.
+        n_heads: number of attention heads.
+        window: number of tokens seen, including the token itself.
     """
 
     n_heads: Size = 4
     window: Size = 64
 
     def build(self, d_model: int) -> SlidingWindowAttention:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return SlidingWindowAttention(self, d_model)
 
 
 class RecentTokens(NamedTuple):
-    """Keys and values of the last `window` tokens, (B, window, D) each, and which are filled, (B, window)."""
+    """Keys and values of the last `window` tokens, (B, window, D) each, and which are filled, bool (B, window)."""
 
     keys: Tensor
     values: Tensor
@@ -40,7 +41,7 @@ class RecentTokens(NamedTuple):
 
 
 class SlidingWindowAttention(Mixer):
-    """A token attends to itself and the `window - 1` tokens before it. Scored block by block: O(N window)."""
+    """A token attends to itself and to the `window - 1` tokens before it. Scored block by block, in O(T window)."""
 
     def __init__(self, config: SlidingWindowConfig, d_model: int) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class SlidingWindowAttention(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here."""
+        """See `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, RecentTokens, x.shape[0])
         window = self.config.window
@@ -83,13 +84,13 @@ class SlidingWindowAttention(Mixer):
         )
 
     def _blockwise(self, q: Tensor, k: Tensor, v: Tensor, filled: Tensor) -> Tensor:
-        """Blocks of `window` queries against their own block of keys and the one before; (B, T, D).
+        """Attention of blocks of `window` queries to their own block of keys and the one before, (B, T, D).
 
         Args:
             q: (B, T, D).
-            k: (B, window + T, D): what came before, then these tokens.
-            v: like k.
-            filled: (B, window + T).
+            k: keys of the state, then of these tokens, (B, window + T, D).
+            v: values, likewise.
+            filled: bool (B, window + T).
         """
         n_batch, n_tokens, _ = q.shape
         window = self.config.window
@@ -102,10 +103,10 @@ class SlidingWindowAttention(Mixer):
         own = torch.arange(window, 2 * window, device=q.device)[:, None]
         place = torch.arange(2 * window, device=q.device)
         mask = (seen & (place <= own) & (place > own - window)) | (place == own)
-        return attend(q, k, v, self.config.n_heads, mask).view(n_batch, -1, self.d_model)[:, :n_tokens]
+        return dense(q, k, v, self.config.n_heads, mask).view(n_batch, -1, self.d_model)[:, :n_tokens]
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`; every token scores two blocks of `window`, whatever `read_frac`."""
+        """See `Mixer.cost`. Every token scores two blocks of `window` tokens, whatever `read_frac`."""
         d, window = self.d_model, self.config.window
         n_scored = -(-seq_len // window) * window
         return Cost(

@@ -1,4 +1,4 @@
-"""Full causal attention: the control against which every saved read is counted."""
+"""Full causal attention: the control against which saved reads are counted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.baselines.attention import attend, check_heads
+from cramlab.baselines.attention import check_heads
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
+from cramlab.ops.read.attention import dense
+from cramlab.ops.read.visibility import visible_places
 
 
 @checked("model.mixer")
@@ -17,18 +19,18 @@ class TransformerConfig:
     """Multi-head causal self-attention.
 
     Attributes:
-        n_heads: attention heads.
+        n_heads: number of attention heads.
     """
 
     n_heads: Size = 4
 
     def build(self, d_model: int) -> CausalAttention:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return CausalAttention(self, d_model)
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of all past tokens, (B, S, D) each, and which of them are not padding, (B, S)."""
+    """Keys and values of all past tokens, (B, S, D) each, and which of them are not padding, bool (B, S)."""
 
     keys: Tensor
     values: Tensor
@@ -38,8 +40,8 @@ class KeyValueCache(NamedTuple):
 class CausalAttention(Mixer):
     """Every token attends to itself and to all earlier ones.
 
-    Order is known through causality and through the gaps that the shared embedding is told; there is no further
-    positional encoding, which lets it be trained short and used long, as the shared curriculum asks.
+    Order is known from causality and from the gaps in the shared embedding. There is no other positional encoding, so
+    a model trained on short sequences can be used on long ones, as the shared curriculum requires.
     """
 
     def __init__(self, config: TransformerConfig, d_model: int) -> None:
@@ -58,32 +60,26 @@ class CausalAttention(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here."""
+        """See `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, KeyValueCache, x.shape[0])
         q, k, v = self.w_qkv(x).chunk(3, dim=-1)
         filled = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
-        plain = state is None and valid is None
+        causal = state is None and valid is None
         attended = filled
         if state is not None:
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
             filled = torch.cat([state.filled, filled], dim=1)
         cache = KeyValueCache(keys=k, values=v, filled=filled)
-        mask = None if plain else self._mask(filled, x.shape[1])
-        y = self.w_out(attend(q, k, v, self.config.n_heads, mask))
+        own = torch.arange(filled.shape[1] - x.shape[1], filled.shape[1], device=x.device)[None]
+        mask = None if causal else visible_places(own, filled.shape[1], filled, None)
+        y = self.w_out(dense(q, k, v, self.config.n_heads, mask, causal=causal))
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
         return MixerOutput(y=y, state=cache, trace=Trace.of_reads(attended, x.dtype), aux={})
 
-    @staticmethod
-    def _mask(filled: Tensor, n_tokens: int) -> Tensor:
-        """Bool (B, T, S): earlier and not padding; a token always sees itself, so that no row is empty."""
-        places = torch.arange(filled.shape[1], device=filled.device)
-        own = places[-n_tokens:, None]
-        return (filled[:, None] & (places <= own)) | (places == own)
-
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`; every token reads, whatever `read_frac`."""
+        """See `Mixer.cost`. Every token reads, whatever `read_frac`."""
         d = self.d_model
         return Cost(
             projection_flops=float(2 * 4 * d * d * seq_len),

@@ -1,7 +1,7 @@
-"""TransMamba-like position switch: the first tokens attend, all later ones recur, with the same projections.
+"""TransMamba-like position switch: the first tokens attend and all later ones recur, with the same projections.
 
-Source: Li et al., "TransMamba", arXiv 2503.24067. Differs: one switch for all layers, and the recurrence runs from the
-first token on, which is what their memory converter computes at the switch.
+Source: Li et al., "TransMamba", arXiv 2503.24067. Differs: one switch for all layers, and the recurrence starts
+at the first token, which is what their memory converter computes at the switch.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.baselines.attention import attend, check_heads
+from cramlab.baselines.attention import check_heads
 from cramlab.baselines.packing import pack
 from cramlab.baselines.recurrence import selective_scan
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
+from cramlab.ops.read.attention import dense
 
 
 @checked("model.mixer")
 class TransMambaConfig:
-    """Attention up to a position, recurrence from there.
+    """Attention up to a position, recurrence after it.
 
     Attributes:
-        n_heads: heads of either.
-        switch_at: tokens of a sequence that attend.
+        n_heads: number of heads, of attention and of the recurrence.
+        switch_at: number of tokens of a sequence that attend.
     """
 
     n_heads: Size = 4
     switch_at: Size = 128
 
     def build(self, d_model: int) -> TransMamba:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return TransMamba(self, d_model)
 
 
 class TransMambaState(NamedTuple):
-    """Keys and values of the first tokens, (B, switch_at, D); tokens so far, (B,); the scan's state, (B, H, Dh, D)."""
+    """Keys and values of the first tokens, (B, switch_at, D); number of tokens, (B,); scan state, (B, H, Dh, D)."""
 
     keys: Tensor
     values: Tensor
@@ -46,7 +47,7 @@ class TransMambaState(NamedTuple):
 
 
 class TransMamba(Mixer):
-    """Queries, keys and values serve attention as such and the recurrence as C, B and x."""
+    """Queries, keys and values are those of attention, and C, B and x of the recurrence."""
 
     def __init__(self, config: TransMambaConfig, d_model: int) -> None:
         super().__init__()
@@ -57,10 +58,10 @@ class TransMamba(Mixer):
         self.log_rate = nn.Parameter(torch.linspace(1.0, 16.0, config.n_heads).log())
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
         self.w_out = nn.Linear(d_model, d_model, bias=False)
-        nn.init.constant_(self.w_step.bias, -4.0)  # steps of about 0.02: a memory of tens to hundreds of tokens
+        nn.init.constant_(self.w_step.bias, -4.0)  # steps of about 0.02, for a memory of tens to hundreds of tokens
 
     def initial_state(self, n_batch: int) -> TransMambaState:
-        """Nothing seen."""
+        """State before the first token."""
         zeros = self.log_rate.new_zeros
         keys = zeros(n_batch, self.config.switch_at, self.d_model)
         scan = zeros(n_batch, self.config.n_heads, self.d_model // self.config.n_heads, self.d_model)
@@ -75,7 +76,7 @@ class TransMamba(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` changes nothing here."""
+        """See `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, TransMambaState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
@@ -98,8 +99,10 @@ class TransMamba(Mixer):
     def _held(
         self, state: TransMambaState, k: Tensor, v: Tensor, position: Tensor, early: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first tokens, those of this call put in their places; (B, switch_at, D) each."""
-        spare = torch.where(early, position, self.config.switch_at)[..., None].expand_as(k)  # one place too many
+        """Keys and values of the first tokens, including those of this call, (B, switch_at, D) each."""
+        spare = torch.where(early, position, self.config.switch_at)[..., None].expand_as(
+            k
+        )  # one place more, for the other tokens
         keys, values = (
             torch.cat([old, old[:, :1]], dim=1).scatter(1, spare, new)[:, :-1]
             for old, new in ((state.keys, k), (state.values, v))
@@ -107,17 +110,17 @@ class TransMamba(Mixer):
         return keys, values
 
     def _attend(self, q: Tensor, held: tuple[Tensor, Tensor], position: Tensor, early: Tensor) -> Tensor:
-        """Causal attention for the first tokens of a sequence; zero for the others, which are not scored. (B, T, D)."""
+        """Causal attention for the first tokens of a sequence, (B, T, D). Zero for the others, which are not scored."""
         n_early = int(early.sum(dim=1).max()) if early.numel() else 0
         if n_early == 0:
             return torch.zeros_like(q)
         places = torch.arange(self.config.switch_at, device=q.device)
-        mask = places <= position[:, :n_early, None]  # a token that is not early sees all, and is dropped
-        y = attend(q[:, :n_early], *held, self.config.n_heads, mask)
+        mask = places <= position[:, :n_early, None]  # a token that is not early sees all places, and is dropped
+        y = dense(q[:, :n_early], *held, self.config.n_heads, mask)
         return F.pad(y, (0, 0, 0, q.shape[1] - n_early))
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`; the first `switch_at` tokens read, whatever `read_frac`."""
+        """See `Mixer.cost`. The first `switch_at` tokens read, whatever `read_frac`."""
         d, switch, chunk = self.d_model, self.config.switch_at, min(64, seq_len)
         per_token = 2 * 4 * d * d + 2 * d * self.config.n_heads
         per_token += 2 * chunk * 2 * d + 2 * 2 * d * d  # the scan, within and between the chunks

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from cramlab.config import checked
 from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
 from cramlab.memory.cost import cram_cost
-from cramlab.memory.episodic import Buffer, EpisodicMemory, EpisodicMemoryConfig, Written
+from cramlab.memory.buffer import Buffer, Written
+from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
+from cramlab.memory.readers import All, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
-from cramlab.ops.select.tokens import Chosen, first_tokens, put_onto, running_sum, take
+from cramlab.ops.select.tokens import running_sum
 
 
 @checked("model.mixer")
@@ -111,10 +113,11 @@ class CRAMLayer(Mixer):
             y, without, trace, aux = self._mix_hard(working, h, written, valid, routing)
         if self.training and salience is not None:
             assert writes is not None
-            asks = trace.path == int(Path.EPISODIC)  # by rule, without the audits; the compiler takes no enumeration
+            asks = trace.path == int(Path.EPISODIC)  # by rule, without audits; `int`, as the compiler takes no enum
             most = None if bounds is None else bounds.reads
+            askers = select_readers(asks & self.episodic.can_read(written), most)
             aux["salience"] = self.episodic.salience_loss(
-                salience, h, asks, writes, written, most=most, by_sequence=routing.by_sequence
+                salience, h, askers, writes, written, by_sequence=routing.by_sequence
             )
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
@@ -155,59 +158,34 @@ class CRAMLayer(Mixer):
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
         """Each token takes a read or the semantic answer; reads are executed for their tokens alone."""
+        bounds = routing.bounds
         recognised = self.semantic.recognise(h)
         answer = self.semantic.answer(recognised)
         gate_logit = self.gate(h, recognised) if self.config.router.name == "benefit" else None
         chosen = self._decide(h, gate_logit, routing)
-        reads = chosen
-        if routing.audits is not None and gate_logit is not None:  # only a gate that learns has use for an audit
-            reads = chosen | routing.audits
-        if valid is not None:
-            chosen, reads = chosen & valid, reads & valid
-        if self.episodic.salience is not None:  # before anything is written there is nothing to read
-            can_read = self.episodic.can_read(written)
-            chosen, reads = chosen & can_read, reads & can_read
+        asked = chosen if gate_logit is None or routing.audits is None else chosen | routing.audits
+        readers = select_readers(asked & self._can_read(written, valid), None if bounds is None else bounds.reads)
+        retrieved = self.episodic.read(h, readers, written)
+        y = working + readers.put_onto(retrieved, answer)
         without = working + answer if routing.counterfactual else None
-        some: Chosen | None = None  # the tokens that read, where these are bounded
-        reader: Tensor | None = None  # their numbers where they are not, counted over all sequences; None: all
-        if routing.bounds is not None:
-            some = first_tokens(reads, routing.bounds.reads)
-            assert some.rank is not None
-            reads = reads & (some.rank <= routing.bounds.reads)
-            chosen = chosen & reads
-            found = self.episodic.read_first(h, some, written)
-            y = working + put_onto(found, some, answer)
-        elif len(reader := reads.flatten().nonzero().squeeze(-1)) == reads.numel():  # which waits for the device
-            reader, found = None, self.episodic.read(h, None, written).flatten(0, 1)  # plain attention, no gather
-            y = working.flatten(0, 1) + found
-        else:
-            found = self.episodic.read_some(h, reads, reader, written)
-            y = working.flatten(0, 1) + answer.flatten(0, 1)
-            y.index_copy_(0, reader, _rows(working, reader) + found)
-
-        def of_readers(entries: Tensor) -> Tensor:
-            return _rows(entries, reader) if some is None else take(entries, some)
-
-        aux = {}
-        if self.training:
-            present = None if some is None else some.there
-            sequence = of_readers(_numbers(h)) if routing.by_sequence else None
-            aux["consolidation"] = self._consolidation(of_readers(h), found, present, sequence, len(h))
-        known = quality(of_readers(answer.detach()), found, self.config.router.sigma).to(h.dtype)
-        unknown = torch.full(reads.shape, torch.nan, dtype=h.dtype, device=h.device)
-        if some is not None:
-            known = put_onto(known, some, unknown)
-        elif reader is not None:
-            known = unknown.view(-1).index_copy_(0, reader, known)
+        known = quality(readers.take(answer.detach()), retrieved, self.config.router.sigma).to(h.dtype)
+        unknown = torch.full(chosen.shape, torch.nan, dtype=h.dtype, device=h.device)
+        chosen = chosen & readers.mask
+        aux = {"consolidation": self._consolidation(h, retrieved, readers, routing)} if self.training else {}
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
-            attended=reads,
-            scored=reads,
+            attended=readers.mask,
+            scored=readers.mask,
             gate_prob=chosen.to(h.dtype) if gate_logit is None else torch.sigmoid(gate_logit.detach()),
             gate_logit=gate_logit,
-            quality=known.view(reads.shape),
+            quality=readers.put_onto(known, unknown),
         )
-        return y.view_as(working), without, trace, aux
+        return y, without, trace, aux
+
+    def _can_read(self, written: Written, valid: Tensor | None) -> Tensor:
+        """True for valid tokens that see at least one entry, bool (B, T)."""
+        can_read = self.episodic.can_read(written)
+        return can_read if valid is None else valid & can_read
 
     def _decide(self, h: Tensor, gate_logit: Tensor | None, routing: Routing) -> Tensor:
         """The tokens that read by rule, bool (B, T)."""
@@ -226,19 +204,20 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(
-        self, h: Tensor, retrieved: Tensor, present: Tensor | None, sequence: Tensor | None, n_sequences: int
-    ) -> Tensor:
-        """Eq. 5 on tokens that read, both (..., D) and detached: it teaches the semantic memory and nothing else.
+    def _consolidation(self, h: Tensor, retrieved: Tensor, readers: Readers, routing: Routing) -> Tensor:
+        """Eq. 5 on the tokens that read. It teaches the semantic memory and nothing else.
 
-        The sums of the sequences, (B,), given the `sequence` of each token (...); None: the mean over all.
+        The mean over these tokens, or with `routing.by_sequence` the sums of the sequences, (B,).
         """
-        if not h.numel():
+        rows, n_sequences = readers.take(h.detach()), len(h)
+        if not rows.numel():  # nothing to learn from, but data parallelism waits for every gradient
             nothing = 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
-            return nothing if sequence is None else nothing.expand(n_sequences)
-        if sequence is not None:
-            return consolidation_sums(self.semantic(h.detach()), retrieved, sequence, n_sequences, present)
-        return consolidation_loss(self.semantic(h.detach()), retrieved, present)
+            return nothing.expand(n_sequences) if routing.by_sequence else nothing
+        answer = self.semantic(rows)
+        if not routing.by_sequence:
+            return consolidation_loss(answer, retrieved, readers.present)
+        sequence = torch.arange(n_sequences, device=h.device)[:, None].expand(h.shape[:2])
+        return consolidation_sums(answer, retrieved, readers.take(sequence), n_sequences, readers.present)
 
     def _mix_soft(
         self,
@@ -251,9 +230,9 @@ class CRAMLayer(Mixer):
         routing: Routing,
     ) -> tuple[Tensor, Trace, dict[str, Tensor]]:
         """The paper's sum of three weighted answers to x; every token is scored, because q needs r_E."""
-        scored = self.episodic.can_read(written) if valid is None else valid & self.episodic.can_read(written)
-        everyone = self.episodic.salience is None
-        retrieved = self.episodic.read(x, None if everyone else scored, written)
+        scored = self._can_read(written, valid)
+        readers = All(scored) if self.episodic.salience is None else select_readers(scored)
+        retrieved = readers.put_onto(self.episodic.read(x, readers, written), torch.zeros_like(x))
         answer = self.semantic(x)
         q = quality(answer, retrieved, self.config.router.sigma)
         q_known, q = torch.where(scored, q, 0.0), torch.where(scored, q, torch.nan)
@@ -270,9 +249,8 @@ class CRAMLayer(Mixer):
         aux = {}
         if self.training:
             n_valid = scored.sum().clamp(min=1)
-            read = ((path == int(Path.EPISODIC)) & scored).flatten().nonzero().squeeze(-1)
-            sequence = _rows(_numbers(x), read) if routing.by_sequence else None
-            aux["consolidation"] = self._consolidation(_rows(x, read), _rows(retrieved, read), None, sequence, len(x))
+            teachers = select_readers((path == int(Path.EPISODIC)) & scored)
+            aux["consolidation"] = self._consolidation(x, teachers.take(retrieved), teachers, routing)
             uses = {
                 "episodic_use": probs[..., Path.EPISODIC] * scored,
                 "semantic_use": probs[..., Path.SEMANTIC] * q_known * scored,
@@ -291,17 +269,6 @@ class CRAMLayer(Mixer):
     def cost(self, seq_len: int, *, read_frac: float = 1.0, write_frac: float = 1.0, training: bool = False) -> Cost:
         """See `Mixer.cost` and `cost.cram_cost`."""
         return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
-
-
-def _rows(entries: Tensor, token: Tensor | None) -> Tensor:
-    """Entries (B, T, D) of some tokens, counted over all sequences, (R, D); None: of all."""
-    flat = entries.flatten(0, 1)
-    return flat if token is None else flat.index_select(0, token)
-
-
-def _numbers(entries: Tensor) -> Tensor:
-    """The number of its sequence for each token, int64 (B, T), of entries (B, T, D)."""
-    return torch.arange(len(entries), device=entries.device)[:, None].expand(entries.shape[:2])
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:

@@ -1,1 +1,4 @@
-"""Operators that know no memory: how tokens are read, scanned and selected, each with a slow twin beside it."""
+"""Operators without parameters: `read` (attention), `scan` (linear recurrence) and `select` (some tokens of many).
+
+Each folder has the operator, its slow twin in plain PyTorch (`naive`), and its Triton kernels (`kernels`, `fused`).
+"""

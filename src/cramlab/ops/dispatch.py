@@ -1,7 +1,7 @@
-"""Kernels in Triton: whether they are used, and where they are found.
+"""Which implementation of an operator runs on which device.
 
-Each has a slow twin in PyTorch, which is what runs without CUDA. They are custom operators, so that PyTorch's compiler
-takes them as they are and neither compiles them again nor breaks its graph.
+Triton kernels run on CUDA and PyTorch everywhere else. The kernels are registered as custom operators, so
+`torch.compile` neither compiles them again nor breaks its graph at them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 Launches = TypeVar("Launches", bound=Callable[..., Any])
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_enabled = os.environ.get("CRAMLAB_FUSED", "1") != "0"  # for a device on which a kernel turns out to be wrong
+_enabled = os.environ.get("CRAMLAB_FUSED", "1") != "0"  # to turn off kernels that a device computes wrongly
 
 
 @contextmanager
 def switched(on: bool) -> Iterator[None]:
-    """Within it, whether kernels are used where they could be."""
+    """Turns the kernels on or off for the duration of a `with` block."""
     global _enabled
     before, _enabled = _enabled, on
     try:
@@ -34,22 +34,22 @@ def switched(on: bool) -> Iterator[None]:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether kernels can run where x is."""
+    """True if kernels are turned on, Triton is installed and x is on CUDA."""
     return _enabled and x.is_cuda and _HAS_TRITON
 
 
-def kernels(name: str) -> Any:
-    """A module of kernels, imported where they are launched and nowhere else: Triton may be missing."""
-    return importlib.import_module(f"cramlab.memory.{name}_kernels")
+def kernels(operator: str) -> Any:
+    """The kernels of "read", "scan" or "select", imported when they are first launched, since Triton may be missing."""
+    return importlib.import_module(f"cramlab.ops.{operator}.kernels")
 
 
 def known_floats(x: Tensor) -> bool:
-    """Whether kernels know the type of these numbers."""
+    """True if the kernels support the type of x."""
     return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def launching(function: Launches) -> Launches:
-    """Triton launches on the current device; within the function that is the one of its first argument."""
+    """Makes the device of the function's first argument current: Triton launches on the current device."""
 
     @functools.wraps(function)
     def there(x: Tensor, *more: Any) -> Any:
@@ -57,3 +57,8 @@ def launching(function: Launches) -> Launches:
             return function(x, *more)
 
     return cast("Launches", there)
+
+
+def few_launches(device: torch.device) -> bool:
+    """True on accelerators, where saving kernel launches and synchronisation outweighs some redundant compute."""
+    return device.type != "cpu"

@@ -1,4 +1,4 @@
-"""The one question that a shortcut around a module's forward has to ask: is there more to the module than its class?"""
+"""When may a computation use a module's parameters directly instead of calling the module?"""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module runs the forward of `kind` on parameters of its own, and nothing else.
+    """True if calling the module runs the forward of `kind` on the module's own parameters and nothing else.
 
-    It is not when an adapter (LoRA), a quantisation, a parametrisation, a hook or an offloading has wrapped it.
+    False if an adapter (LoRA), a quantisation, a parametrisation, a hook or an offloading wraps it.
     """
     if type(module) is not kind or "forward" in module.__dict__:
         return False

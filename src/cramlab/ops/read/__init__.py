@@ -1,1 +1,1 @@
-"""Attention of some queries to some entries: in windows, and by a fused kernel."""
+"""Multi-head attention of some tokens, the readers, to the entries of a buffer."""

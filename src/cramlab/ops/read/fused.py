@@ -1,9 +1,8 @@
-"""Routed reads on an accelerator: each reader attends to its prefix of the buffer in one kernel, in Triton.
+"""Attention of readers, each to its prefix of the buffer, in one Triton kernel.
 
-The keys are split between programs and their answers joined by log-sum-exp, since readers are few and prefixes long.
-The backward pass recomputes weights from the log-sum-exp, so that no array is as large as readers times places.
-The slow twin is `EpisodicMemory._attend_in_blocks`, that of `use` is `EpisodicMemory._use_together`. Source: ours; the
-idea of splitting is that of Flash-Decoding.
+The keys are split between programs whose results are joined by log-sum-exp, since readers are few and prefixes long.
+The backward pass recomputes the weights from the log-sum-exp, so no array is as large as readers times places. Slow
+twins: `naive`. Source: ours; splitting the keys is the idea of Flash-Decoding.
 """
 
 from __future__ import annotations
@@ -13,54 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramlab.ops import dispatch as fused
+from cramlab.ops import dispatch
 
-_FEW, _MANY = 16, 64  # readers of a program: the least that a matrix unit takes, unless there are many
-_MANY_ROWS = 4096  # readers of all heads and sequences; then keys that are fetched for few bind more than programs do
+_FEW, _MANY = 16, 64  # readers per program: the least that a matrix unit takes, or more if there are many readers
+_MANY_ROWS = 4096  # readers times heads from which loading keys for few readers costs more than few programs do
 _AT_ONCE = 33792  # readers in all programs: sixteen of the small blocks on each of the 132 multiprocessors of an H100
-_LEAST_SPLIT = 512  # places that are worth a program of their own
+_LEAST_SPLIT = 512  # places per split, at least
 
 
 def usable(q: Tensor, n_heads: int) -> bool:
-    """Whether the kernel takes queries (..., D) like these: on CUDA, in a type and head width that it knows."""
-    return q.shape[-1] // n_heads in (16, 32, 64, 128) and fused.known_floats(q) and fused.usable(q)
+    """True if the kernels support the device, the type and the head width of queries (..., D)."""
+    return q.shape[-1] // n_heads in (16, 32, 64, 128) and dispatch.known_floats(q) and dispatch.usable(q)
 
 
 def attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> Tensor:
-    """Multi-head attention of R readers of each sequence, each over what it sees.
-
-    Args:
-        q: (B, R, D).
-        last: newest place that each reader sees, never falling along a sequence but for absent readers, (B, R); -1:
-            there is no such reader, and its answer is zero.
-        keys: (B, S, D).
-        values: (B, S, D).
-        filled: bool (B, S); None: all places up to `last` are.
-        n_heads: heads that D is divided into.
-        capacity: a reader sees the newest so many filled places up to its last one; None: all of them.
-
-    Returns:
-        (B, R, D).
-    """
+    """Attention of readers; arguments and result as in `attention.attend`. Rows without a reader are zero."""
     return _attend(*_prepared(q, last, keys, values, filled, n_heads, capacity))[0]
 
 
 def use(
     q: Tensor, last: Tensor, own: Tensor, keys: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> Tensor:
-    """Squared attention weight that each place gets from all readers, mean over heads, (B, S); without gradient.
-
-    Args:
-        q: as for `attend`.
-        last: as for `attend`.
-        own: the place of the reader's own entry, to which its weight does not count, (B, R); -1: it has none.
-        keys: as for `attend`.
-        filled: as for `attend`.
-        n_heads: as for `attend`.
-        capacity: as for `attend`.
-    """
+    """Squared attention weights; arguments and result as in `attention.use`."""
     q, last, keys, _, *rest = _prepared(q.detach(), last, keys.detach(), keys.detach(), filled, n_heads, capacity)
     lse = _attend(q, last, keys, keys, *rest)[1]
     return _use(q, last, own.contiguous(), keys, lse, *rest)
@@ -69,7 +44,7 @@ def use(
 def _prepared(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> tuple[Any, ...]:
-    """As the kernels read them."""
+    """The arguments as the kernels expect them."""
     if capacity is not None and capacity >= keys.shape[1]:
         capacity = None
     keys, values = (t.to(q.dtype).contiguous() for t in (keys, values))
@@ -78,7 +53,7 @@ def _prepared(
 
 
 class _Launch:
-    """What is alike in the launches of one call: sizes, constants of the kernels, masks."""
+    """Sizes, constants and masks that the launches of one call share."""
 
     def __init__(self, q: Tensor, keys: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None) -> None:
         self.n_batch, self.n_readers, d = q.shape
@@ -97,7 +72,10 @@ class _Launch:
             "block_s": 64 if width < 128 or q.dtype != torch.float32 else 32,
         }  # fmt: skip
         filled, n_filled = _counted(filled, capacity)
-        self.masks = (q if filled is None else filled, q if n_filled is None else n_filled)  # a pointer must be given
+        self.masks = (
+            q if filled is None else filled,
+            q if n_filled is None else n_filled,
+        )  # the kernels need some pointer
         self.place_grid = (-(-n_places // self.fixed["block_s"]), rows)
 
 
@@ -105,7 +83,7 @@ _ATTEND = "Tensor q, Tensor last, Tensor keys, Tensor values, Tensor? filled, Sy
 
 
 @torch.library.custom_op("cramlab::attend", mutates_args=(), schema=f"({_ATTEND}) -> (Tensor, Tensor)")
-@fused.launching
+@dispatch.launching
 def _attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +91,7 @@ def _attend(
     y, lse = _empty_answers(q, last, keys, values, filled, n_heads, capacity)
     if not q.numel():
         return y, lse
-    go, kernels = _Launch(q, keys, filled, n_heads, capacity), fused.kernels("fused_read")
+    go, kernels = _Launch(q, keys, filled, n_heads, capacity), dispatch.kernels("read")
     grid = (go.n_blocks, go.rows, go.n_splits)
     if go.n_splits == 1:
         kernels.forward[grid](q, keys, values, last, *go.masks, y, lse, n_splits=1, **go.shape, **go.fixed)
@@ -148,14 +126,14 @@ def _empty_answers(
     mutates_args=(),
     schema=f"(Tensor grad, Tensor y, Tensor lse, {_ATTEND}) -> (Tensor, Tensor, Tensor)",
 )
-@fused.launching
+@dispatch.launching
 def _attend_backward(
     grad: Tensor, y: Tensor, lse: Tensor, q: Tensor, last: Tensor, keys: Tensor, values: Tensor,
     filled: Tensor | None, n_heads: int, capacity: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, keys and values."""
-    go, kernels = _Launch(q, keys, filled, n_heads, capacity), fused.kernels("fused_read")
-    # What each answer's own size takes away from the gradient of its scores, (B, H, R).
+    go, kernels = _Launch(q, keys, filled, n_heads, capacity), dispatch.kernels("read")
+    # Subtracted from the gradient of each weight by the gradient of the softmax, (B, H, R).
     own = (grad.float() * y.float()).unflatten(-1, (n_heads, -1)).sum(-1).transpose(1, 2).contiguous()
     to_keys, to_values = torch.empty_like(keys), torch.empty_like(values)
     part = q.new_empty(go.n_splits, *q.shape, dtype=torch.float32 if go.n_splits > 1 else q.dtype)
@@ -196,18 +174,16 @@ _attend.register_autograd(_gradients, setup_context=_keep)
     schema="(Tensor q, Tensor last, Tensor own, Tensor keys, Tensor lse, Tensor? filled, SymInt n_heads, "
     "SymInt? capacity) -> Tensor",
 )
-@fused.launching
+@dispatch.launching
 def _use(
     q: Tensor, last: Tensor, own: Tensor, keys: Tensor, lse: Tensor, filled: Tensor | None, n_heads: int,
     capacity: int | None,
 ) -> Tensor:  # fmt: skip
-    """See `use`."""
+    """Squared weights, (B, S), given the log-sum-exp of the readers."""
     go = _Launch(q, keys, filled, n_heads, capacity)
     found = q.new_empty(go.n_batch, n_heads, keys.shape[1], dtype=torch.float32)
     if found.numel():
-        fused.kernels("fused_read").use[go.place_grid](
-            q, keys, last, own, *go.masks, lse, found, **go.shape, **go.fixed
-        )
+        dispatch.kernels("read").use[go.place_grid](q, keys, last, own, *go.masks, lse, found, **go.shape, **go.fixed)
     return found.mean(dim=1).to(q.dtype)
 
 
@@ -218,7 +194,7 @@ def _empty_use(q: Tensor, last: Tensor, own: Tensor, keys: Tensor, *_: Any) -> T
 
 
 def _counted(filled: Tensor | None, capacity: int | None) -> tuple[Tensor | None, Tensor | None]:
-    """Masks as the kernel reads them: filled as int8, and the filled places up to each, where they must be counted."""
+    """The masks of the kernels: `filled` as int8 and, with a capacity, the number of filled places up to each place."""
     if filled is None:
         return None, None
     n_filled = None if capacity is None else filled.cumsum(dim=1, dtype=torch.int32)

@@ -1,8 +1,8 @@
 # pyright: reportMissingImports=false
-"""The Triton kernels of `fused_read`.
+"""The Triton kernels of attention.
 
-In all of them a program owns a block of readers, or of places, of one head of one sequence. Arrays are (B, R, D) for
-readers, (B, S, D) for places, (B, H, R) for numbers of a reader, all contiguous.
+A program processes a block of readers, or of places, of one head of one sequence. Arrays are (B, R, D) for readers,
+(B, S, D) for places and (B, H, R) for scalars of a reader, all contiguous.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Sizes that change from call to call must not make a new kernel each time.
+# Sizes change from call to call, so no kernel is compiled for a particular one.
 _SIZES = ["n_splits", "n_batch", "n_readers", "n_places", "capacity"]
 
 
@@ -19,7 +19,7 @@ def _seen(
     place, last, begin, filled, n_filled, b, n_places, capacity,
     masked: tl.constexpr, bounded: tl.constexpr,
 ):  # fmt: skip
-    """Which of the places (S,) each reader sees by its `last` (R,), (R, S); a reader always sees its last place."""
+    """Which places (S,) each reader sees, given its `last` (R,): (R, S). A reader always sees its last place."""
     seen = (place[None, :] <= last[:, None]) & (place[None, :] >= begin)
     inside = place < n_places
     if bounded:
@@ -39,7 +39,7 @@ def _seen(
 def _part(
     last, split, n_splits, capacity, masked: tl.constexpr, bounded: tl.constexpr, block_s: tl.constexpr
 ):  # fmt: skip
-    """The places [begin, end) that a split looks through for a block of readers with these last places."""
+    """The places [begin, end) that one split scores for a block of readers with these last places."""
     end = tl.max(last, axis=0) + 1
     begin = 0
     if bounded and not masked:
@@ -52,7 +52,7 @@ def _part(
 
 @triton.jit
 def _log_sums(lse, row, present):
-    """Log-sum-exp of readers (R,), a number where nothing is seen as well."""
+    """Log-sum-exp of readers (R,); zero for a reader that sees nothing."""
     total = tl.load(lse + row, mask=present, other=0.0)
     return tl.where(total == float("-inf"), 0.0, total)
 
@@ -69,7 +69,7 @@ def forward(
     q, keys, values, last, filled, n_filled, y, lse, n_splits, n_heads, n_readers, n_places, capacity, scale,
     masked: tl.constexpr, bounded: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_s: tl.constexpr,
 ):  # fmt: skip
-    """Answers of a block of readers over one split of their prefix, and their log-sum-exp; -inf where none is seen."""
+    """Attention of a block of readers over one split of their prefix, and log-sum-exp; -inf if a reader sees nothing."""
     b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     split = tl.program_id(2)
     n_batch = tl.num_programs(1) // n_heads
@@ -95,7 +95,7 @@ def forward(
         score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
         score = tl.where(seen, score, float("-inf"))
         new_most = tl.maximum(most, tl.max(score, axis=1))
-        base = tl.where(new_most == float("-inf"), 0.0, new_most)  # nothing seen so far: exp(-inf - 0) is zero
+        base = tl.where(new_most == float("-inf"), 0.0, new_most)  # nothing seen so far: exp(-inf - 0) = 0
         weight = tl.exp(score - base[:, None])
         fade = tl.exp(most - base)
         total = total * fade + tl.sum(weight, axis=1)
@@ -112,7 +112,7 @@ def forward(
 def join(
     part, part_lse, y, lse, n_splits, n_batch, n_heads, n_readers, width: tl.constexpr, block_r: tl.constexpr
 ):  # fmt: skip
-    """The answers of all splits (n_splits, B, R, D), weighted by what each has seen."""
+    """Joins the results of all splits (n_splits, B, R, D) by their log-sum-exp."""
     b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     reader = tl.program_id(0) * block_r + tl.arange(0, block_r)
     channel = tl.arange(0, width)
@@ -222,7 +222,7 @@ def use(
     n_heads, n_readers, n_places, capacity, scale,
     masked: tl.constexpr, bounded: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_s: tl.constexpr,
 ):  # fmt: skip
-    """Squared weights that a block of places gets from all readers of one head but from their own readers."""
+    """Squared weights of a block of places, summed over the readers of one head except each place's own reader."""
     b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     place = tl.program_id(0) * block_s + tl.arange(0, block_s)
     channel = tl.arange(0, width)

@@ -1,7 +1,8 @@
-"""Attention of few readers over long windows of places, a tile of places at a time, on a CPU.
+"""Attention of few readers of one sequence over long windows of places, a tile of places at a time, on a CPU.
 
-A tile is scored for the readers alone that see some of it, so hardly more is scored than seen; it is fetched once for
-all of them, forward and backward; and nothing as long as readers times places is ever held.
+A tile is scored only for the readers that see some of it, so hardly more is scored than is seen. It is loaded once for
+all of them, forward and backward, and no array as large as readers times places is ever held. Slow twin:
+`naive.attend`. Source: ours.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-_READERS = 384  # scored together at most, so that a tile's scores stay in the cache
-_PLACES = 1024  # of a tile, at most
-_WORTH_A_TILE = 16384  # pairs of reader and place that take as long as the calls for another tile
+from cramlab.ops.read.attention import dense
+
+_READERS = 384  # readers per tile, at most, so that a tile's scores stay in the cache
+_PLACES = 1024  # places per tile, at most
+_WORTH_A_TILE = 16384  # pairs of reader and place whose scores take as long as the calls for another tile
 
 
 class Tile(NamedTuple):
-    """Readers `i` to `j` against places `a` to `b`; those before `whole` miss its end, those from `late` its begin."""
+    """Readers [i, j) against places [a, b); readers before `whole` do not see its end, those from `late` its start."""
 
     i: int
     j: int
@@ -34,23 +36,23 @@ class Tile(NamedTuple):
 
     @property
     def n_pairs(self) -> int:
-        """Scores computed."""
+        """Number of scores computed."""
         return (self.j - self.i) * (self.b - self.a)
 
 
 def tiles(first: list[int], last: list[int]) -> Iterator[Tile]:
-    """Tiles that hold every pair of a reader and a place that it sees, and few others.
+    """Tiles that cover every pair of a reader and a place that it sees, and few other pairs.
 
     Args:
-        first: oldest place that each reader sees, never falling.
-        last: newest, likewise.
+        first: oldest place that each reader sees, not falling.
+        last: newest place that each reader sees, not falling.
     """
     n_readers = len(last)
     size = math.ceil(n_readers / math.ceil(n_readers / _READERS)) if n_readers else 1
     for start in range(0, n_readers, size):
         end = min(start + size, n_readers)
         begin, stop = first[start], last[end - 1] + 1
-        # n tiles score about 1/n of all pairs in vain; this n has that cost as much as the calls.
+        # n tiles score about 1/n of all pairs in vain; at this n that costs as much as the calls.
         n_tiles = round(math.sqrt((end - start) * (stop - begin) / 2 / _WORTH_A_TILE))
         width = min(_PLACES, math.ceil((stop - begin) / max(1, n_tiles)))
         for a in range(begin, stop, width):
@@ -67,36 +69,35 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, first: list[int], last: li
         q: (R, D).
         k: (S, D).
         v: (S, D).
-        first: one a reader, never falling.
-        last: likewise, not before `first`.
-        n_heads: that D is split into.
+        first: oldest place that each reader sees, not falling.
+        last: newest place that each reader sees, not falling, not before `first`.
+        n_heads: number of heads that share D.
     """
     needed = list(tiles(first, last))
-    if len(needed) == 1:  # little to do: the calls count, and the fused kernel is one
-        return _fused(q, k, v, needed[0], (first, last), n_heads)
-    exact = torch.promote_types(q.dtype, torch.float32)  # sums over tiles are not for half precision
+    if len(needed) == 1:  # little to compute: the calls dominate, and PyTorch's kernel is one
+        return _one_tile(q, k, v, needed[0], (first, last), n_heads)
+    exact = torch.promote_types(q.dtype, torch.float32)  # sums over tiles need more than 16 bits
     found = _WindowAttention.apply(q.to(exact), k.to(exact), v.to(exact), first, last, n_heads)
     return cast("Tensor", found).to(q.dtype)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, tile: Tile, bounds: tuple[list[int], list[int]], n_heads: int) -> Tensor:
-    """All readers against one tile."""
+def _one_tile(q: Tensor, k: Tensor, v: Tensor, tile: Tile, bounds: tuple[list[int], list[int]], n_heads: int) -> Tensor:
+    """Attention of all readers, which see one tile."""
     seen = None
     if tile.whole > tile.i or tile.late < tile.j:
         places = torch.arange(tile.a, tile.b)
         first, last = (torch.tensor(bound)[:, None] for bound in bounds)
         seen = (places >= first) & (places <= last)
-    queries, keys, values = (_by_head(t, n_heads)[None] for t in (q, k[tile.a : tile.b], v[tile.a : tile.b]))
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)[0].transpose(0, 1).flatten(1)
+    return dense(q[None], k[None, tile.a : tile.b], v[None, tile.a : tile.b], n_heads, seen)[0]
 
 
 def score(q: Tensor, k: Tensor) -> Tensor:
-    """Every score of several tiles is computed here: (H, R, S) from q (H, R, E) and k (H, S, E)."""
+    """Scores of one of several tiles, (H, R, S), from q (H, R, E) and k (H, S, E)."""
     return torch.bmm(q, k.transpose(1, 2))
 
 
 class _WindowAttention(torch.autograd.Function):
-    """The softmax is summed up tile by tile; in base 2, which is three times as fast as base e."""
+    """Softmax summed tile by tile, in base 2, which is three times as fast as base e."""
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
@@ -147,12 +148,12 @@ class _WindowAttention(torch.autograd.Function):
 
 
 def _by_head(entries: Tensor, n_heads: int) -> Tensor:
-    """(H, R, E), a view of (R, H E)."""
+    """A view (H, R, E) of entries (R, H E)."""
     return entries.unflatten(-1, (n_heads, -1)).transpose(0, 1)
 
 
 def _masked(scores: Tensor, tile: Tile, bounds: tuple[Tensor, Tensor]) -> Tensor:
-    """Scores (H, j - i, b - a), minus infinity where a reader does not see the place; in place."""
+    """Sets scores (H, j - i, b - a) to minus infinity where a reader does not see the place."""
     if tile.whole > tile.i or tile.late < tile.j:
         places = torch.arange(tile.a, tile.b)
         first, last = bounds

@@ -1,1 +1,1 @@
-"""The recurrence over tokens, by a fused kernel."""
+"""The linear recurrence `s[t] = exp(-rate * gap[t]) * s[t-1] + u[t]` over irregular gaps."""

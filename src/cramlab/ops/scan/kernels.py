@@ -1,9 +1,9 @@
 # pyright: reportMissingImports=false
-"""The Triton kernels of `fused_scan`.
+"""The Triton kernels of the recurrence.
 
-A program owns a chunk of tokens of one sequence and a block of channels. Arrays are (B, T, W) for inputs and states,
-(B, T) for gaps, (B, n, W) for chunks, all contiguous. Scanning backward, the first chunk has the last tokens, and what
-fades on the way to a token is the gap of the one after it.
+A program processes a chunk of tokens of one sequence and a block of channels. Arrays are (B, T, W) for inputs and
+states, (B, T) for gaps, (B, n, W) for chunks, all contiguous. A backward scan begins with the last tokens, and decays
+the state by the gap of the token after the one it reaches.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _SIZES = ["n_tokens", "n_chunks"]
 
 @triton.jit
 def _faded_sum(decay, value, more_decay, more_value):
-    """One stretch of the recurrence after another."""
+    """Composes two consecutive stretches of the recurrence."""
     return decay * more_decay, value * more_decay + more_value
 
 
 @triton.jit
 def _tokens(i, n_tokens, backward: tl.constexpr):
-    """The tokens at these steps of the scan, and whose gap fades on the way to each."""
+    """The token at each step of the scan, and the token whose gap decays the state on the way to it."""
     token = i
     fading = i
     if backward:
@@ -33,7 +33,7 @@ def _tokens(i, n_tokens, backward: tl.constexpr):
 
 @triton.jit
 def _gap(gaps, i, inside, n_tokens, backward: tl.constexpr):
-    """Of these steps; nothing comes before the first step of a backward scan."""
+    """The gap at each step; zero at the first step of a backward scan, which has no step before it."""
     _, fading = _tokens(i, n_tokens, backward)
     there = inside & (i < n_tokens) & (fading < n_tokens)
     return tl.minimum(tl.load(gaps + fading, mask=there, other=0.0), 1e30, propagate_nan=tl.PropagateNan.ALL)
@@ -44,7 +44,7 @@ def ends(
     u, gaps, rates, found, spans, n_tokens, n_chunks, channels: tl.constexpr, width: tl.constexpr,
     backward: tl.constexpr, chunk: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
-    """What is left of a chunk's own inputs at its end, and how long it is."""
+    """The last state of a chunk that begins at zero, and the duration of the chunk."""
     b = tl.program_id(1).to(tl.int64)
     step = tl.arange(0, chunk)
     i = tl.program_id(0) * chunk + step
@@ -67,7 +67,7 @@ def begins(
     ends, spans, rates, state, found, n_chunks, channels: tl.constexpr, width: tl.constexpr,
     block_n: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
-    """What each chunk of a sequence begins with, `block_n` of them at a time."""
+    """The state before each chunk of a sequence, for `block_n` chunks at a time."""
     b = tl.program_id(0).to(tl.int64)
     inner = tl.arange(0, block_n)
     w = tl.program_id(1) * block_w + tl.arange(0, block_w)
@@ -93,7 +93,7 @@ def within(
     n_tokens, n_chunks, channels: tl.constexpr, width: tl.constexpr,
     backward: tl.constexpr, chunk: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
-    """All states of a chunk; backward, what these say of gaps and rates."""
+    """All states of a chunk; in a backward scan also the gradients of gaps and rates."""
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * chunk + tl.arange(0, chunk)
     w = tl.program_id(2) * block_w + tl.arange(0, block_w)

@@ -1,1 +1,1 @@
-"""Choosing some tokens of each sequence, and putting them back."""
+"""Selecting some tokens of each sequence, gathering their entries and scattering them back."""

@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false
-"""The Triton kernels of `selection`. A program owns a block of tokens of one sequence.
+"""The Triton kernels for selecting tokens. A program processes a block of tokens of one sequence.
 
-Numbers of tokens are (B, T) or (B, R), their entries (B, T, D) or (B, R, D).
+Scalars of tokens are (B, T) or (B, R), their entries (B, T, D) or (B, R, D).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["most"])
 def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: tl.constexpr, wide: tl.constexpr):
-    """Running sums of x into `total`, and, to `select`, the numbers of the first tokens where x is not zero.
+    """Cumulative sums of x into `total`, and with `select` the indices of the first tokens where x is not zero.
 
-    Every program sums by itself what comes before its block, which costs less than waiting for the others.
+    Every program sums what comes before its block itself, which costs less than waiting for the other programs.
     """
     b, begin = tl.program_id(1).to(tl.int64), tl.program_id(0) * block
     row = x + b * n_tokens
@@ -38,7 +38,7 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
         tl.store(token + slot, at.to(tl.int64), mask=chosen)
         tl.store(there + slot, tl.full([block], 1, tl.int8), mask=chosen)
         n_chosen = n_before + tl.sum(after, axis=0)
-        # What is left over is filled up, by each program a part.
+        # Each program writes a part of the fillers.
         share = tl.cdiv(most, tl.num_programs(0))
         end = tl.minimum((tl.program_id(0) + 1) * share, most)
         for start in range(tl.program_id(0) * share, end, block):
@@ -50,7 +50,7 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
 
 @triton.jit(do_not_specialize=["absent"])
 def take(x, token, there, found, n_tokens, n_chosen, absent, d, block: tl.constexpr, block_d: tl.constexpr):
-    """The entries (B, T, D) of chosen tokens, (B, R, D), and another number where there is none."""
+    """Gathers the entries (B, T, D) of chosen tokens into (B, R, D), and writes `absent` in place of fillers."""
     b = tl.program_id(1).to(tl.int64)
     row, channel = tl.program_id(0) * block + tl.arange(0, block), tl.program_id(2) * block_d + tl.arange(0, block_d)
     inside = row < n_chosen
@@ -67,7 +67,7 @@ def put(
     rank, found, onto, y, n_tokens, n_chosen, d,
     has_found: tl.constexpr, has_onto: tl.constexpr, block: tl.constexpr, block_d: tl.constexpr,
 ):  # fmt: skip
-    """Entries (B, R, D) at the tokens that were chosen, others elsewhere, (B, T, D); zero where they are missing."""
+    """Scatters `found` (B, R, D) to the chosen tokens and copies `onto` (B, T, D) elsewhere; zero if one is missing."""
     b = tl.program_id(1).to(tl.int64)
     token, channel = tl.program_id(0) * block + tl.arange(0, block), tl.program_id(2) * block_d + tl.arange(0, block_d)
     inside = token < n_tokens

@@ -1,0 +1,64 @@
+"""The buffer of the episodic memory, and what the tokens of a call can read from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Buffer(NamedTuple):
+    """Entries that have been written and not yet evicted, oldest first.
+
+    Attributes:
+        keys: (B, S, D).
+        values: (B, S, D).
+        times: time since the entry was written, (B, S).
+        filled: false on empty places, bool (B, S).
+    """
+
+    keys: Tensor
+    values: Tensor
+    times: Tensor
+    filled: Tensor
+
+    @property
+    def n_places(self) -> int:
+        """Number of places, filled or empty, in each sequence: S."""
+        return self.keys.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in bytes, of all sequences together."""
+        return sum(part.numel() * part.element_size() for part in self)
+
+
+class Written(NamedTuple):
+    """What the tokens of a call can read: the buffer after their writes, before any eviction.
+
+    Attributes:
+        buffer: entries from before the call and of the call.
+        last: newest place that each token of the call may see, int64 (B, T); -1: none.
+        gapless: all places up to any `last` are known to be filled, without waiting for the device.
+        full: all places are known to be filled, without waiting for the device.
+        one_each: every token of the call has a place, filled or empty: its `last`.
+    """
+
+    buffer: Buffer
+    last: Tensor
+    gapless: bool = False
+    full: bool = False
+    one_each: bool = False
+
+    @property
+    def filled(self) -> Tensor | None:
+        """`buffer.filled`; None if all places up to any `last` are known to be filled."""
+        return None if self.gapless else self.buffer.filled
+
+    def is_causal(self, capacity: int | None) -> bool:
+        """True if token t sees exactly the places 0 to t. May wait for the device."""
+        if not self.one_each or self.buffer.n_places != self.last.shape[1]:
+            return False
+        if capacity is not None and capacity < self.buffer.n_places:
+            return False
+        return self.gapless or bool(self.buffer.filled.all())
