@@ -1,6 +1,6 @@
 """Mixture of depths: a token enters attention if its router score exceeds a threshold, and skips it otherwise.
 
-Source: Raposo et al., "Mixture-of-Depths", arXiv 2404.02258. Differs: the threshold is causal (their top-k is not, as it
+Source: Raposo et al., "Mixture-of-Depths", arXiv 2404.02258. Differs: the threshold is causal (their top-k is not: it
 cannot route one token at a time), so a hinge loss holds the share at the capacity; and the MLP is not skipped, since
 all models here share it.
 """

@@ -1,4 +1,4 @@
-"""The method: three memories, consolidation between them, and the routers that choose."""
+"""The method of the paper: three memories, consolidation between them, and routers that choose among them."""
 
 from cramlab.memory.episodic import EpisodicMemoryConfig
 from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState

@@ -1,4 +1,4 @@
-"""Consolidation: how well the semantic memory reproduces what the episodic one returned, and the loss that makes it."""
+"""Consolidation teaches the semantic memory what the episodic memory returned: the match of both, and the loss."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _EPS = 1e-6
 
 
 def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
-    """`q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (...), without gradient.
+    """Match of both answers, `q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (...), without gradient.
 
     Args:
         answer: f_sem, (..., D).
         retrieved: r_E, (..., D).
-        sigma: tolerance, as a share of the size of what this token retrieved. Differs: the paper's sigma is an
-            absolute number, which means nothing when the size of r_E drifts in training. The token's own size keeps q
-            causal; a mean over the batch would let the future in.
+        sigma: tolerance, relative to the norm of the token's r_E. Differs: the paper's sigma is absolute, which means
+            little as the norm of r_E drifts in training. The token's own norm keeps q causal; a mean over the batch
+            would depend on future tokens.
     """
     with torch.no_grad():
         power = retrieved.square().sum(dim=-1).clamp(min=_EPS)
@@ -24,13 +24,13 @@ def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
 
 
 def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None = None) -> Tensor:
-    """Mean over the tokens that read of `||f_sem - stopgrad(r_E)||^2` (Eq. 5), over the mean power of r_E. Scalar.
+    """Mean of `||f_sem - stopgrad(r_E)||^2` over the tokens that read (Eq. 5), over the mean power of r_E. Scalar.
 
     Args:
-        answer: f_sem, (..., D). The caller computes it from a detached input: a gradient into the shared input keeps
-            in-context retrieval from ever being learned.
+        answer: f_sem, (..., D). The caller computes it from a detached input: with a gradient into the shared input,
+            in-context retrieval is never learned.
         retrieved: r_E, (..., D); detached here.
-        present: which of the rows are tokens that read, bool (...), perhaps none; None: all, and there are some.
+        present: true for rows of tokens that read, bool (...), possibly none; None: all rows, at least one.
     """
     target = retrieved.detach()
     power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)
@@ -43,16 +43,16 @@ def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None
 def consolidation_sums(
     answer: Tensor, retrieved: Tensor, sequence: Tensor, n_sequences: int, present: Tensor | None = None
 ) -> Tensor:
-    """`consolidation_loss` of each sequence on its own, times its tokens that read, (B,); zero where none did.
+    """`consolidation_loss` of each sequence times the number of its tokens that read, (B,); zero if none did.
 
-    A sum over tokens, so that the sums of the parts of a batch are those of the whole. Source: ours.
+    As sums over tokens, the values of the parts of a batch are those of the whole batch. Source: ours.
 
     Args:
         answer: f_sem, (..., D).
         retrieved: r_E, (..., D); detached here.
-        sequence: of each row, int64 (...).
-        n_sequences: B.
-        present: as for `consolidation_loss`.
+        sequence: index of each row's sequence, int64 (...).
+        n_sequences: number of sequences, B.
+        present: as in `consolidation_loss`.
     """
     target = retrieved.detach()
     power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)

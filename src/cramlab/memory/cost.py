@@ -1,36 +1,57 @@
-"""What a CRAM layer computes and holds: arithmetic over its matrix products, checked by tests against a counter."""
+"""FLOPs and bytes of a CRAM layer, computed from its sizes. Tests compare them with a counter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from cramlab.memory.episodic import EpisodicMemory
+from cramlab.memory.router import RouterConfig
+from cramlab.memory.semantic import SemanticMemory
+from cramlab.memory.working import WorkingMemoryConfig
 from cramlab.mixer import Cost, Path
 from cramlab.ops.read.windows import tiles
 
-if TYPE_CHECKING:
-    from cramlab.memory.layer import CRAMLayer
+
+class CostedLayer(NamedTuple):
+    """The parts of a CRAM layer that have a cost.
+
+    Attributes:
+        d_model: width of the layer.
+        working: sizes of the working memory; None: there is none.
+        episodic: the episodic memory.
+        semantic: the semantic memory.
+        router: sizes of the router.
+        parameter_bytes: size of all parameters.
+    """
+
+    d_model: int
+    working: WorkingMemoryConfig | None
+    episodic: EpisodicMemory
+    semantic: SemanticMemory
+    router: RouterConfig
+    parameter_bytes: int
 
 
-def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
-    """Cost of one sequence, matrix products only: norms, activations, gathers and the scan are bytes, not FLOPs.
+def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
+    """Cost of one sequence. Only matrix products count; norms, activations, gathers and the scan are memory-bound.
 
     Args:
-        layer: for its config and parameters.
-        seq_len: tokens.
-        read_frac: share of them scored for any reason, audits included; evenly spread.
-        write_frac: share of them written; evenly spread. Taken as 1 unless a gate decides on writes.
+        layer: the parts of the layer.
+        seq_len: number of tokens.
+        read_frac: share of the tokens scored for any reason, including audits, evenly spread.
+        write_frac: share of the tokens written, evenly spread. Taken as 1 unless a gate decides on writes.
         training: forward and backward in training mode, with the consolidation loss and the labels of the write gate
-            (for which as many tokens ask as read). Backward takes twice the forward, once where the input needs no
-            gradient; that of scores in tiles two and a half times, as it computes them again. A fused kernel, which
-            serves few readers and places, or all of them, does so too, and is not charged for it.
+            (as many tokens ask as read). Backward costs twice the forward pass, or once where the input needs no
+            gradient. For scores in tiles it costs 2.5 times, as it computes them again. A fused kernel, used for few
+            readers and places or for all of them, computes them again too, which is not counted.
     """
-    d, config = layer.d_model, layer.config
+    d, capacity = layer.d_model, layer.episodic.config.capacity
     write_frac = 1.0 if layer.episodic.salience is None else write_frac
-    read_frac = 1.0 if config.router.name == "gumbel" else read_frac
+    read_frac = 1.0 if layer.router.name == "gumbel" else read_frac
     n_reads, n_writes = read_frac * seq_len, write_frac * seq_len
-    full, half = (3, 2) if training else (1, 1)  # with and without a gradient to the input
-    unused = n_reads == seq_len and config.router.name != "gumbel"  # the semantic answers: measured all the same
+    full, half = (3, 2) if training else (1, 1)  # factors with and without a gradient to the input
+    unused = n_reads == seq_len and layer.router.name != "gumbel"  # the semantic answers, computed but without gradient
     answers = 1 if unused else full
     parts = {
         "working memory": _working(layer, seq_len, full, half),
@@ -49,19 +70,20 @@ def cram_cost(layer: CRAMLayer, seq_len: int, *, read_frac: float, write_frac: f
     if training:
         parts["consolidation"] = n_reads * layer.semantic.product_flops(d, half, full)
     read_flops = parts["queries and output"] + parts["scores"]
-    held = n_writes if config.episodic.capacity is None else min(n_writes, config.episodic.capacity)
+    held = n_writes if capacity is None else min(n_writes, capacity)
     return Cost(
         projection_flops=sum(parts.values()) - read_flops,
         read_flops=read_flops,
-        state_bytes=4 * (config.working.d_state if config.working else 0) + round(held) * (2 * d * 4 + 4 + 1),
+        state_bytes=4 * (layer.working.d_state if layer.working else 0) + round(held) * (2 * d * 4 + 4 + 1),
         reads=n_reads,
-        parameter_bytes=sum(p.numel() * p.element_size() for p in layer.parameters()),
+        parameter_bytes=layer.parameter_bytes,
         parts=parts,
     )
 
 
-def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
-    work, d = layer.config.working, layer.d_model
+def _working(layer: CostedLayer, seq_len: int, full: int, half: int) -> float:
+    """FLOPs of the working memory."""
+    work, d = layer.working, layer.d_model
     if work is None:
         return 0.0
     a_token = full * 2 * d * work.d_state * 2  # in and out
@@ -70,24 +92,24 @@ def _working(layer: CRAMLayer, seq_len: int, full: int, half: int) -> float:
     return float(a_token * seq_len)
 
 
-def _router(layer: CRAMLayer, full: int, half: int) -> float:
-    """A token."""
-    d, router = layer.d_model, layer.config.router
+def _router(layer: CostedLayer, full: int, half: int) -> float:
+    """FLOPs of the router per token."""
+    d, router = layer.d_model, layer.router
     if router.name == "gumbel":
-        # As a bystander of the loss in Eq. 8: its inputs are x, and numbers of which the sizes carry a gradient.
+        # Its inputs are x and scalars, of which the size of the state carries a gradient.
         return float(full * 2 * (d + (4 + len(Path)) * router.d_hidden))
     if router.name != "benefit":
         return 0.0
     return float(2 * router.d_hidden * (half * (d + layer.semantic.rank) + full))
 
 
-def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float, training: bool) -> float:
-    """Reader and place, scored together, when reads and writes are evenly spread; times what training costs more."""
+def _pairs(layer: CostedLayer, n_reads: float, n_writes: float, training: bool) -> float:
+    """Number of pairs of reader and place that are scored, times the factor for training."""
     if not n_reads or not round(n_writes):
         return 0.0
-    capacity = layer.config.episodic.capacity
+    capacity = layer.episodic.config.capacity
     bound = n_writes if capacity is None else min(capacity, n_writes)
-    if n_reads >= n_writes and layer.episodic.salience is None:  # everybody: the causal half, or a mask over all
+    if n_reads >= n_writes and layer.episodic.salience is None:  # all read: the causal half, or a mask over all places
         return (3 if training else 1) * n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
     count = max(1, round(n_reads))
     last = [int(n_writes * (reader + 0.5) / count) for reader in range(count)]
@@ -99,16 +121,16 @@ def _pairs(layer: CRAMLayer, n_reads: float, n_writes: float, training: bool) ->
 def break_even_length(
     ours: Callable[[int], float], theirs: Callable[[int], float], *, longest: int = 1 << 24
 ) -> int | None:
-    """The least length, to 1%, from which `ours` costs no more than `theirs`; None if there is none up to `longest`.
+    """The least length, to 1%, from which `ours` costs no more than `theirs`; None if it exceeds `longest`.
 
-    Both are costs by length, and theirs grows the faster.
+    Both map a length to a cost, and `theirs` grows faster.
     """
     high = 1
     while ours(high) > theirs(high):
         high *= 2
         if high > longest:
             return None
-    low = high // 2  # ours is dearer there, or it is 0
+    low = high // 2  # ours costs more there, or it is 0
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
         low, high = (middle, high) if ours(middle) > theirs(middle) else (low, middle)

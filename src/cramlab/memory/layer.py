@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cramlab.config import checked
-from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
-from cramlab.memory.cost import cram_cost
 from cramlab.memory.buffer import Buffer, Written
+from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
+from cramlab.memory.cost import CostedLayer, cram_cost
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.readers import All, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
@@ -23,13 +23,13 @@ from cramlab.ops.select.tokens import running_sum
 
 @checked("model.mixer")
 class CRAMConfig:
-    """A CRAM layer. The defaults are our best; `CRAMConfig.paper()` is the layer as the paper writes it.
+    """Config of a CRAM layer. The defaults are our best; `CRAMConfig.paper()` is the layer of the paper.
 
     Attributes:
-        working: continuous-time recurrence; None: the token itself, an ablation.
-        episodic: buffer and attention.
+        working: config of the continuous-time recurrence; None: the token itself, an ablation.
+        episodic: config of the buffer and its attention.
         semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
-        router: who decides.
+        router: config of the router, which decides which memory answers.
     """
 
     working: WorkingMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
@@ -39,16 +39,16 @@ class CRAMConfig:
 
     @classmethod
     def paper(cls) -> CRAMConfig:
-        """Adapter of rank d/16 and the Gumbel router that sees q, to be trained with Eq. 8. See docs/method.md."""
+        """Adapter of rank d_model / 16 and Gumbel router, which sees q, to be trained with Eq. 8. See docs/method.md."""
         return cls(semantic=AdapterConfig(rank=None), router=RouterConfig(name="gumbel", d_hidden=32))
 
     def build(self, d_model: int) -> CRAMLayer:
-        """A fresh layer."""
+        """A newly initialised layer."""
         return CRAMLayer(self, d_model)
 
 
 class CRAMState(NamedTuple):
-    """Carried from call to call: working-memory state and episodic buffer."""
+    """State between calls: that of the working memory, and the episodic buffer."""
 
     working: Tensor
     buffer: Buffer
@@ -57,9 +57,9 @@ class CRAMState(NamedTuple):
 class CRAMLayer(Mixer):
     """Three memories and a router.
 
-    The working memory answers every token and prepares h. With every router but `gumbel`, a token then takes either
-    a read of the buffer or the semantic answer, added to the working memory's (ours). With `gumbel` the three answers
-    are weighted by pi and summed, and all of them look at x itself (paper).
+    The working memory answers every token and computes h. With every router but `gumbel`, the output adds to it either
+    a read of the buffer or the semantic answer (ours). With `gumbel` the output is the sum of the three answers
+    weighted by pi, and all three memories see x itself (paper).
     """
 
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
@@ -85,12 +85,12 @@ class CRAMLayer(Mixer):
     ) -> MixerOutput:
         """See `Mixer.forward`.
 
-        `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and the router terms of Eq. 8 for
-        `gumbel`.
+        In training, `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and for `gumbel` the
+        router terms of Eq. 8.
 
         Raises:
-            ValueError: when x and gaps do not fit together, or a valid token has a gap that is negative or no number
-                (not looked at in compiled code or in a recording); for bounds that cannot hold.
+            ValueError: if the shapes of x and gaps do not fit, if a valid token has a gap that is negative or not
+                finite (not checked in compiled code or while a CUDA graph is recorded), or for impossible bounds.
         """
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, CRAMState, x.shape[0])
@@ -131,7 +131,7 @@ class CRAMLayer(Mixer):
         )
 
     def _writes(self, salience: Tensor | None, valid: Tensor | None, routing: Routing) -> Tensor | None:
-        """The tokens that are written, bool (B, T); None: all. While everybody reads, everything is kept."""
+        """The tokens to write, bool (B, T); None: all. While every token is made to read, every token is written."""
         if salience is None:
             return valid
         writes = torch.ones_like(salience, dtype=torch.bool) if routing.read_all else salience.detach() > 0
@@ -142,13 +142,13 @@ class CRAMLayer(Mixer):
         return writes if routing.bounds is None else _first(writes, routing.bounds.writes)
 
     def _bounded(self, routing: Routing, x: Tensor) -> Routing:
-        """With bounds that can hold for x (B, T, D): at most T, and none where there is nothing to be bounded."""
+        """Cuts the bounds to the T tokens of x (B, T, D), and drops them if there are no tokens."""
         bounds = routing.bounds
         if bounds is None:
             return routing
         if self.config.router.name == "gumbel" or routing.read_all:
             who = "routing.read_all" if routing.read_all else 'router "gumbel"'
-            raise ValueError(f"routing.bounds = {bounds} cannot hold: with {who} every token reads; leave them out")
+            raise ValueError(f"routing.bounds = {bounds} cannot hold: with {who} every token reads; leave bounds out")
         if min(bounds) < 1:
             raise ValueError(f"routing.bounds = {bounds} must be at least 1 each")
         possible = Bounds(*(min(most, x.shape[1]) for most in bounds)) if x.numel() else None
@@ -157,7 +157,7 @@ class CRAMLayer(Mixer):
     def _mix_hard(
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
-        """Each token takes a read or the semantic answer; reads are executed for their tokens alone."""
+        """Each token takes a read or the semantic answer. Only the tokens that read are scored."""
         bounds = routing.bounds
         recognised = self.semantic.recognise(h)
         answer = self.semantic.answer(recognised)
@@ -188,7 +188,7 @@ class CRAMLayer(Mixer):
         return can_read if valid is None else valid & can_read
 
     def _decide(self, h: Tensor, gate_logit: Tensor | None, routing: Routing) -> Tensor:
-        """The tokens that read by rule, bool (B, T)."""
+        """The tokens that read by the decision of the router, bool (B, T)."""
         shape = h.shape[:2]
         name = self.config.router.name
         if name == "never":
@@ -199,7 +199,9 @@ class CRAMLayer(Mixer):
             return chance(shape, self.config.router.random_frac, routing, h.device)
         if name == "oracle":
             if routing.oracle_reads is None:
-                raise ValueError("the oracle router needs routing.oracle_reads; pass the batch's oracle_reads")
+                raise ValueError(
+                    "routing.oracle_reads = None does not suit the oracle router; pass the batch's oracle_reads"
+                )
             return routing.oracle_reads
         assert gate_logit is not None
         return gate_logit.detach() > 0
@@ -229,7 +231,7 @@ class CRAMLayer(Mixer):
         valid: Tensor | None,
         routing: Routing,
     ) -> tuple[Tensor, Trace, dict[str, Tensor]]:
-        """The paper's sum of three weighted answers to x; every token is scored, because q needs r_E."""
+        """The paper's weighted sum of the three answers to x. Every token is scored, because q needs r_E."""
         scored = self._can_read(written, valid)
         readers = All(scored) if self.episodic.salience is None else select_readers(scored)
         retrieved = readers.put_onto(self.episodic.read(x, readers, written), torch.zeros_like(x))
@@ -268,9 +270,17 @@ class CRAMLayer(Mixer):
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0, write_frac: float = 1.0, training: bool = False) -> Cost:
         """See `Mixer.cost` and `cost.cram_cost`."""
-        return cram_cost(self, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
+        layer = CostedLayer(
+            d_model=self.d_model,
+            working=self.config.working,
+            episodic=self.episodic,
+            semantic=self.semantic,
+            router=self.config.router,
+            parameter_bytes=sum(p.numel() * p.element_size() for p in self.parameters()),
+        )
+        return cram_cost(layer, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:
-    """The first so many of the chosen tokens of each sequence, bool (B, T)."""
+    """The first `most` chosen tokens of each sequence, bool (B, T)."""
     return chosen & (running_sum(chosen) <= most)

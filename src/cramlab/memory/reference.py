@@ -1,4 +1,4 @@
-"""The slow obvious twin of `CRAMLayer`: one token at a time, equation by equation. Only tests import it."""
+"""The slow twin of `CRAMLayer`: one token at a time, equation by equation. Only tests import it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from cramlab.mixer import Path
 def reference_layer(
     layer: CRAMLayer, x: Tensor, gaps: Tensor, *, valid: Tensor, reads: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `layer` should answer, computed with its weights but none of its code paths.
+    """Expected output of `layer` in evaluation mode, computed with its weights but none of its code paths.
 
     Args:
-        layer: any router but `random` and `oracle`, which `reads` can stand in for.
+        layer: with any router but `random` and `oracle`, for which `reads` can stand in.
         x: (B, T, D).
         gaps: (B, T).
-        valid: false on padding, (B, T).
-        reads: tokens that read whatever the router says, (B, T); None: none.
+        valid: false on padding, bool (B, T).
+        reads: tokens that read whatever the router decides, bool (B, T); None: none.
 
     Returns:
-        Output (B, T, D) and the tokens that read by the router's rule or by force, (B, T). Evaluation mode.
+        Output (B, T, D), and the tokens that read, by the router's decision or by `reads`, bool (B, T).
     """
     outputs, read_masks = [], []
     for b in range(x.shape[0]):
@@ -54,7 +54,7 @@ def reference_layer(
 
 
 def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`s = exp(-rate gap) s + u`, then Eq. 2."""
+    """State `s = exp(-rate gap) s + u`, then h(K) by Eq. 2, and the answer."""
     memory = layer.working
     if isinstance(memory, NoWorkingMemory):
         return state, torch.zeros(1), x
@@ -70,7 +70,7 @@ def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[T
 
 
 def _is_written(layer: CRAMLayer, h: Tensor) -> bool:
-    """The write gate's rule."""
+    """True if the write gate lets the token pass, or there is none."""
     gate = layer.episodic.salience
     if gate is None:
         return True
@@ -79,7 +79,7 @@ def _is_written(layer: CRAMLayer, h: Tensor) -> bool:
 
 
 def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Eq. 3, head by head; zero when nothing has been written."""
+    """Eq. 3, head by head; zero if nothing has been written."""
     if not entries:
         return torch.zeros_like(h)
     n_heads = layer.config.episodic.n_heads
@@ -98,7 +98,7 @@ def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]])
 
 
 def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Semantic answer (Eq. 4), and what the gate sees of it."""
+    """Semantic answer (Eq. 4), and the hidden activations that the gate uses."""
     memory = layer.semantic
     if isinstance(memory, Nothing):
         return torch.zeros_like(h), torch.zeros(0)
@@ -120,7 +120,7 @@ def _answer(
     entries: list[tuple[Tensor, Tensor]],
     forced: bool,
 ) -> tuple[Tensor, bool]:
-    """The layer's output for one token (x, gap, h(K)), and whether it used a read."""
+    """Output of the layer for one token (x, gap, h(K)), and whether it used a read."""
     value, recognised = _know(layer, h)
     name = layer.config.router.name
     if name == "gumbel":
@@ -136,7 +136,7 @@ def _answer(
 def _answer_by_path(
     layer: CRAMLayer, token: tuple[Tensor, Tensor, Tensor], working: Tensor, retrieved: Tensor, value: Tensor
 ) -> tuple[Tensor, bool]:
-    """Eq. 6 and 7 without sampling: the most probable path answers alone."""
+    """Eq. 6 and 7 without sampling: the answer is that of the most probable path."""
     x, gap, hidden_state = token
     router = layer.gumbel
     q = torch.exp(-((value - retrieved) ** 2).sum() / (retrieved**2).sum() / layer.config.router.sigma**2)

@@ -1,7 +1,7 @@
-"""Routers: which memory answers a token.
+"""Routers decide which memory answers a token.
 
-`gumbel` is the paper's (Eq. 7) and must read before it can decide. `benefit` is ours and decides from the token's own
-state. `always`, `never`, `random` and `oracle` are controls.
+`gumbel` is the paper's router (Eq. 7) and must read before it decides. `benefit` is ours and decides from the token's
+own state. `always`, `never`, `random` and `oracle` are controls.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
 
 @checked("model.mixer.router")
 class RouterConfig:
-    """Which router, and its sizes.
+    """The router and its sizes.
 
     Attributes:
-        name: "benefit" (ours), "gumbel" (paper), or a control: "always", "never", "oracle", "random".
+        name: "benefit" (ours), "gumbel" (paper), or one of the controls "always", "never", "oracle" and "random".
         d_hidden: hidden width of the benefit gate or of the paper's g.
         random_frac: share of tokens that the random router lets read, 0 to 1.
-        sigma: tolerance of Eq. 6, as a share of the size of what was retrieved.
+        sigma: tolerance of Eq. 6, relative to the norm of what was retrieved.
     """
 
     name: RouterName = "benefit"
@@ -37,13 +37,13 @@ class RouterConfig:
 
 
 class BenefitGate(nn.Module):
-    """Whether reading would lower the loss by more than its price, judged from the token's own state.
+    """Predicts from a token's own state whether a read would lower the loss by more than its price.
 
-    Trained as a weighted classification of counterfactual benefit (`gate_loss`). It sees h and what h brings to
-    the semantic memory's mind, both detached, so it never shapes what it looks at. Source: ours.
+    Trained as a weighted classification of counterfactual benefit (`gate_loss`). Its inputs are h and the hidden
+    activations of the semantic memory for h, both detached, so the gate does not shape its inputs. Source: ours.
     """
 
-    # With Adam, a fixed gain on the output works like a higher learning rate of the gate alone.
+    # With Adam, a fixed gain on the output acts like a higher learning rate for the gate.
     gain = 4.0
 
     def __init__(self, config: RouterConfig, d_model: int, rank: int) -> None:
@@ -52,9 +52,9 @@ class BenefitGate(nn.Module):
         self.out = nn.Linear(config.d_hidden, 1)
 
     def forward(self, h: Tensor, recognised: Tensor) -> Tensor:
-        """The logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
+        """Logit of reading, (B, T), from h (B, T, D) and `recognise(h)` (B, T, rank)."""
         h, recognised = h.detach(), recognised.detach()
-        if is_plain(self.hidden, nn.Linear):  # then its weight can be taken apart, and nothing long is copied
+        if is_plain(self.hidden, nn.Linear):  # splitting the weight avoids a copy of the inputs
             of_h, of_recognised = self.hidden.weight.split([h.shape[-1], recognised.shape[-1]], dim=1)
             z = F.linear(h, of_h, self.hidden.bias) + F.linear(recognised, of_recognised)
         else:
@@ -63,10 +63,10 @@ class BenefitGate(nn.Module):
 
 
 class GumbelRouter(nn.Module):
-    """`pi = softmax(g(z))` over working, episodic, semantic, with z = [gap, state size, q, uncertainty] (Eq. 7).
+    """`pi = softmax(g(z))` over working, episodic and semantic memory, z = [gap, state size, q, uncertainty] (Eq. 7).
 
-    q is known only after a read, so this router scores every token. Differs: the paper does not say what "prediction
-    uncertainty" is; ours is a learned scalar of the token.
+    q is known only after a read, so every token is scored. Differs: the paper does not define "prediction uncertainty";
+    ours is a learned scalar of the token.
     """
 
     def __init__(self, config: RouterConfig, d_model: int) -> None:
@@ -76,7 +76,7 @@ class GumbelRouter(nn.Module):
         self.out = nn.Linear(config.d_hidden, len(Path))
 
     def forward(self, x: Tensor, gaps: Tensor, hidden: Tensor, quality: Tensor) -> Tensor:
-        """The logits of the three paths, (B, T, 3), from x (B, T, D), gaps, h(K) of the working memory, and q."""
+        """Logits of the three paths, (B, T, 3), from x (B, T, D), gaps (B, T), h(K) of working memory, and q (B, T)."""
         size = hidden.square().mean(dim=-1).sqrt()
         uncertainty = F.softplus(self.uncertainty(x)).squeeze(-1)
         z = torch.stack([torch.log1p(gaps), size, quality, uncertainty], dim=-1)
@@ -84,7 +84,7 @@ class GumbelRouter(nn.Module):
 
 
 def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
-    """Path weights (B, T, 3): a soft Gumbel-softmax sample in training, the one-hot argmax without a temperature."""
+    """Path weights (B, T, 3): a Gumbel-softmax sample, or the one-hot argmax if `routing.temperature` is None."""
     if routing.temperature is None:
         return F.one_hot(logits.argmax(dim=-1), len(Path)).to(logits.dtype)
     exponential = torch.empty_like(logits).exponential_(generator=routing.generator)
@@ -93,5 +93,5 @@ def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
 
 
 def chance(shape: torch.Size | tuple[int, ...], share: float, routing: Routing, device: torch.device) -> Tensor:
-    """True with probability `share`, independently, bool of the given shape."""
+    """Independent draws, true with probability `share`, bool of the given shape."""
     return torch.rand(shape, generator=routing.generator, device=device) < share

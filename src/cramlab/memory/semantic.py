@@ -13,22 +13,22 @@ from cramlab.config import Positive, Size, checked
 
 @checked("model.mixer.semantic")
 class AdapterConfig:
-    """Low-rank adapter.
+    """Sizes of a low-rank adapter.
 
     Attributes:
-        rank: width of the bottleneck; None: d_model / 16, the paper's. 256 (ours): the paper's rank, 8 at
-            d_model = 128, cannot hold a hundred arbitrary facts.
+        rank: width of the bottleneck; None: d_model / 16 (paper). 256 is ours: the paper's rank, 8 at d_model = 128,
+            cannot hold a hundred arbitrary facts.
     """
 
     rank: Size | None = 256
 
     def build(self, d_model: int) -> Adapter:
-        """A fresh adapter."""
+        """A newly initialised adapter."""
         return Adapter(self, d_model)
 
 
 class Adapter(nn.Module):
-    """`f_sem(h) = W_up ReLU(W_down h)`, in two halves, as a gate looks at the middle. Source: paper sec. 4, Eq. 4."""
+    """`f_sem(h) = W_up ReLU(W_down h)`, in two halves, as a gate uses the hidden activations. Source: paper, Eq. 4."""
 
     def __init__(self, config: AdapterConfig, d_model: int) -> None:
         super().__init__()
@@ -37,31 +37,31 @@ class Adapter(nn.Module):
         self.w_up = nn.Linear(self.rank, d_model)
 
     def recognise(self, h: Tensor) -> Tensor:
-        """What h (..., D) brings to mind: ReLU(W_down h), (..., rank)."""
+        """Hidden activations ReLU(W_down h), (..., rank), for h (..., D)."""
         return F.relu(self.w_down(h))
 
     def answer(self, recognised: Tensor) -> Tensor:
-        """The answer to that, (..., D)."""
+        """Answer for the hidden activations, (..., D)."""
         return self.w_up(recognised)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Answers h (..., D); same shape."""
+        """Answer for h (..., D), (..., D)."""
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:
-        """FLOPs of a token's matrix products, those that take h times `first`, the others times `full`."""
+        """FLOPs of the matrix products per token: products with h times `first`, all others times `full`."""
         return float((first + full) * 2 * d_model * self.rank)
 
 
 @checked("model.mixer.semantic")
 class SlotsConfig:
-    """Learned key-value slots.
+    """Sizes of learned key-value slots.
 
     Attributes:
-        n_slots: slots; should exceed the number of patterns to be learned.
-        d_match: dimensions in which keys are compared.
-        sharpness: initial inverse temperature of the match; learned. 20: two looks at one noisy key differ by less than
-            a hundredth in their cosine, the nearest strangers by a tenth.
+        n_slots: number of slots; should exceed the number of patterns to be learned.
+        d_match: number of dimensions in which keys are compared.
+        sharpness: initial inverse temperature of the match, which is learned. Chosen because cosines of one noisy key
+            differ by less than 0.01, and those of the nearest different keys by 0.1.
     """
 
     n_slots: Size = 256
@@ -69,16 +69,16 @@ class SlotsConfig:
     sharpness: Positive = 20.0
 
     def build(self, d_model: int) -> Slots:
-        """Fresh slots."""
+        """Newly initialised slots."""
         return Slots(self, d_model)
 
 
 class Slots(nn.Module):
     """Learned keys and values; the answer is a softmax over cosine matches. Source: ours.
 
-    The bias of the query takes out what all tokens have in common, without which every slot would match every token;
-    values begin as large as answers are and share a learned size, or Adam needs thousands of steps to grow them and no
-    slot is worth finding until then.
+    The bias of the query removes what all tokens have in common; without it every slot would match every token. Values
+    begin at the size of answers and share a learned size; otherwise Adam needs thousands of steps to grow them, and
+    until then no slot is worth matching.
     """
 
     def __init__(self, config: SlotsConfig, d_model: int) -> None:
@@ -92,35 +92,35 @@ class Slots(nn.Module):
         self.log_size = nn.Parameter(torch.tensor(0.0))
 
     def recognise(self, h: Tensor) -> Tensor:
-        """How well h (..., D) matches each slot: cosines, (..., n_slots). The greatest is the match score."""
+        """Cosine between the query of h (..., D) and the key of each slot, (..., n_slots)."""
         return F.normalize(self.w_query(h), dim=-1) @ F.normalize(self.keys, dim=-1).T
 
     def answer(self, recognised: Tensor) -> Tensor:
-        """The answer to that, (..., D)."""
+        """Answer for the cosines with all slots, (..., D)."""
         weights = torch.softmax(self.log_sharpness.exp() * recognised, dim=-1)
         return self.log_size.exp() * (weights @ self.values) + self.bias
 
     def forward(self, h: Tensor) -> Tensor:
-        """Answers h (..., D); same shape."""
+        """Answer for h (..., D), (..., D)."""
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:
-        """As `Adapter.product_flops`."""
+        """See `Adapter.product_flops`."""
         n_slots, d_match = self.keys.shape
         return float(2 * d_match * (first * d_model + full * n_slots) + full * 2 * n_slots * d_model)
 
 
 @checked("model.mixer.semantic")
 class NothingConfig:
-    """No semantic memory, for the control that has the price of reads alone."""
+    """No semantic memory: the control that has only the price of reads."""
 
     def build(self, d_model: int) -> Nothing:
-        """A memory that answers zero."""
+        """A memory whose answer is zero."""
         return Nothing(d_model)
 
 
 class Nothing(nn.Module):
-    """Recognises nothing and answers zero. Source: ours, a control."""
+    """The answer is always zero. Source: ours, a control."""
 
     rank = 0
 
@@ -129,7 +129,7 @@ class Nothing(nn.Module):
         self.d_model = d_model
 
     def recognise(self, h: Tensor) -> Tensor:
-        """(..., 0)."""
+        """An empty tensor, (..., 0)."""
         return h.new_zeros(*h.shape[:-1], 0)
 
     def answer(self, recognised: Tensor) -> Tensor:
@@ -137,12 +137,13 @@ class Nothing(nn.Module):
         return recognised.new_zeros(*recognised.shape[:-1], self.d_model)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Zeros like h (..., D)."""
+        """Zeros, (..., D), for h (..., D)."""
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:  # noqa: ARG002
-        """As `Adapter.product_flops`: nothing is multiplied."""
+        """See `Adapter.product_flops`. Nothing is multiplied."""
         return 0.0
 
 
 SemanticConfig = AdapterConfig | SlotsConfig | NothingConfig
+SemanticMemory = Adapter | Slots | Nothing

@@ -1,4 +1,4 @@
-"""Working memory: leaky integrators over irregular gaps, then a few refinement steps per token (Eq. 2)."""
+"""Working memory: leaky integrators over irregular gaps, and a few refinement steps per token (Eq. 2)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cramlab.ops.scan.decay import decay_scan
 
 @checked("model.mixer.working")
 class WorkingMemoryConfig:
-    """Sizes of the working memory. All ours: the paper leaves h(0), K and dt open.
+    """Sizes of the working memory. All are ours: the paper leaves h(0), K and dt open.
 
     Attributes:
         d_state: width of the state.
         n_timescales: number of decay rates; each owns d_state / n_timescales channels.
-        longest: longest initial time constant, in time units; the shortest is 1. The rates are learned.
-        refine_steps: K, steps of Eq. 2 a token, from h(0) = the normalised state.
-        refine_dt: dt of Eq. 2.
+        longest: longest initial time constant, in time units; the shortest is 1. The decay rates are learned.
+        refine_steps: K, number of steps of Eq. 2 per token, from h(0) = the normalised state.
+        refine_dt: dt of Eq. 2, the step size.
     """
 
     d_state: Size = 64
@@ -44,7 +44,7 @@ class WorkingMemory(nn.Module):
     """A bank of leaky integrators, refined by Eq. 2. State: (B, n_timescales, d_state / n_timescales).
 
     Source: paper sec. 4, Eq. 2. Differs: h(0) is the normalised state of the integrators, which carry information
-    from token to token; the paper does not say what does.
+    from token to token; the paper leaves this open.
     """
 
     def __init__(self, config: WorkingMemoryConfig, d_model: int) -> None:
@@ -63,21 +63,21 @@ class WorkingMemory(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets the rates, its only parameters of its own, to what they are in a new memory."""
+        """Sets the decay rates to their initial values. They are the only parameters outside the submodules."""
         self.log_rate.copy_(self._initial_rates().log())
 
     def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
-        """Nothing remembered: zeros, (B, G, E), in 32 bits at least, where `like` is; None: where parameters are."""
+        """Zeros, (B, G, E), in at least 32 bits, on the device of `like`, or of the parameters if None."""
         width = self.config.d_state // self.config.n_timescales
         exact = torch.promote_types(self.log_rate.dtype, torch.float32)
         like = self.log_rate if like is None else like
         return like.new_zeros(n_batch, self.config.n_timescales, width, dtype=exact)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers every token from the recurrence.
+        """Answer of the recurrence for every token.
 
         Args:
-            x: (B, T, D); zero on padding, which then leaves the state untouched.
+            x: (B, T, D); zero on padding, which leaves the state unchanged.
             gaps: time since the previous token, (B, T); zero on padding.
             state: from `initial_state` or the previous call.
 
@@ -96,12 +96,12 @@ class WorkingMemory(nn.Module):
 
 
 class NoWorkingMemory(nn.Module):
-    """An ablation: answers with the token itself and remembers nothing. State: (B, 0)."""
+    """An ablation: the answer is the token itself. State: (B, 0)."""
 
     def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
-        """Empty, (B, 0)."""
+        """An empty state, (B, 0)."""
         return torch.zeros(n_batch, 0, device=None if like is None else like.device)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """As `WorkingMemory.forward`; h(K) is one zero a token."""
+        """See `WorkingMemory.forward`. h(K) is a single zero per token."""
         return x, torch.zeros_like(x[..., :1]), state

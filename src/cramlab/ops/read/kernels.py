@@ -69,7 +69,7 @@ def forward(
     q, keys, values, last, filled, n_filled, y, lse, n_splits, n_heads, n_readers, n_places, capacity, scale,
     masked: tl.constexpr, bounded: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_s: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a block of readers over one split of their prefix, and log-sum-exp; -inf if a reader sees nothing."""
+    """Attention of a block of readers over one split of their prefix, and log-sum-exp; -inf if they see nothing."""
     b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     split = tl.program_id(2)
     n_batch = tl.num_programs(1) // n_heads
