@@ -1,4 +1,4 @@
-"""What a task hands to a model: inputs, time gaps, targets, masks and named slices."""
+"""The input of a model from a task: inputs, time gaps, targets, masks and named slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The shape of a task's inputs and answers; all that a model must know of a task to be built.
+    """Sizes of a task's inputs and answers, which a model needs to be built.
 
     Attributes:
         vocab_sizes: number of ids in each categorical channel of `Batch.discrete`.
@@ -35,12 +35,12 @@ class Batch(NamedTuple):
         gaps: time since the previous event, in task time units, float32 (B, T), >= 0.
         horizons: time until the next event, float32 (B, T), >= 0. Known when the next level is asked for.
         valid: false on padding, bool (B, T).
-        dynamics_target: next level, float32 (B, T); read only where `dynamics_mask`.
-        dynamics_mask: bool (B, T).
-        retrieval_target: class of the answer, int64 (B, T); read only where `retrieval_mask`.
-        retrieval_mask: bool (B, T).
+        dynamics_target: next level, float32 (B, T); used only where `dynamics_mask` is true.
+        dynamics_mask: tokens with a dynamics target, bool (B, T).
+        retrieval_target: class of the answer, int64 (B, T); used only where `retrieval_mask` is true.
+        retrieval_mask: tokens with a retrieval target, bool (B, T).
         slices: named subsets of the retrieval tokens, each bool (B, T).
-        pattern: number of the recurring pattern that a token asks for, int64 (B, T); -1 elsewhere. No input.
+        pattern: index of the recurring pattern that a token asks for, int64 (B, T); -1 elsewhere. Not an input.
         oracle_reads: tokens that no memory of past sequences can answer, bool (B, T): the least attention.
     """
 
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
         return int(self.valid.sum())
 
     def with_zero_padding(self) -> Batch:
-        """The same batch with zeros in all inputs of padding, whatever stood there."""
+        """The same batch with zeros in all inputs of padding."""
         return self._replace(
             discrete=torch.where(self.valid[..., None], self.discrete, 0),
             continuous=torch.where(self.valid[..., None], self.continuous, 0.0),
@@ -73,7 +73,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        # On the way to an accelerator nobody waits; on the way back, what has not yet arrived must not be looked at.
+        # Copies to an accelerator need not be waited for; copies from it must be complete before they are used.
         at_once = torch.device(device).type == "cuda"
         moved = {n: v.to(device, non_blocking=at_once) for n, v in self._asdict().items() if isinstance(v, Tensor)}
         slices = {name: mask.to(device, non_blocking=at_once) for name, mask in self.slices.items()}
@@ -85,7 +85,7 @@ class Predictions(NamedTuple):
 
     Attributes:
         level: predicted next level, float (B, T).
-        logits: of the retrieval answer, float (B, T, n_classes).
+        logits: logits of the retrieval answer, float (B, T, n_classes).
     """
 
     level: Tensor

@@ -1,4 +1,4 @@
-"""The one contract between a model and whatever mixes tokens: `Mixer`, `Routing`, `MixerOutput`, `Cost`."""
+"""The interface between a model and its mixers: `Mixer`, `Routing`, `MixerOutput`, `Cost`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Path(enum.IntEnum):
-    """Which memory answered a token."""
+    """The memory that answered a token."""
 
     WORKING = 0
     EPISODIC = 1
@@ -21,12 +21,11 @@ class Path(enum.IntEnum):
 
 
 class Bounds(NamedTuple):
-    """What a call executes at most in each of its sequences; the first so many do.
+    """Most tokens of a sequence that read or are written in a call: the first ones do, later ones do not.
 
     Attributes:
-        reads: tokens that read, at least 1; those after them do without.
-        writes: tokens that a write gate lets pass, at least 1; those after them are not written. Without such a gate
-            all are, whatever this says.
+        reads: number of tokens that read, at least 1.
+        writes: number of tokens that pass a write gate, at least 1. Without a write gate every token is written.
     """
 
     reads: int
@@ -34,21 +33,21 @@ class Bounds(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """What the caller asks of a router on one call. The default is the router's own rule, as decoding uses it.
+    """What the caller asks of a router in one call. By default the router decides as in decoding.
 
     Attributes:
         read_all: every valid token reads (the encoding phase).
-        audits: tokens that read whatever a learning gate says, bool (B, T), so that training sees what skipping
-            costs. Other routers take no notice.
-        counterfactual: also return the output that the layer would have given without its reads, where it can.
-        temperature: of sampled routers; None means no sampling.
-        oracle_reads: bool (B, T), for the oracle router alone.
-        generator: source of every random choice in the call; None means torch's global one.
-        bounds: known beforehand, so that no size depends on a gate and a CUDA graph can record the call, gradients too.
-            For a `CRAMLayer` whose router decides before it reads; other mixers take no notice. Where they bind, the
-            last tokens of a sequence neither read nor teach the gates: in training keep them wide.
-        by_sequence: `MixerOutput.aux` holds the sum over the tokens of each sequence, (B,), instead of means over all,
-            so that the parts of a batch add up to the whole. For a `CRAMLayer`; other mixers have no such losses.
+        audits: tokens that read whatever a learned gate decides, bool (B, T), so that training sees the cost of
+            skipping. Other routers ignore it.
+        counterfactual: also return the output that the layer would have without its reads, if it can.
+        temperature: sampling temperature of a router that samples; None: no sampling.
+        oracle_reads: tokens that read with the oracle router, bool (B, T). Other routers ignore it.
+        generator: source of all random choices of the call; None: torch's global generator.
+        bounds: bounds on reads and writes, so that no size depends on a gate and a CUDA graph can record the call with
+            its gradients. For a `CRAMLayer` whose router decides before it reads; other mixers ignore it. Tokens cut
+            off by a bound neither read nor teach the gates, so set wide bounds in training.
+        by_sequence: `MixerOutput.aux` holds the sum over the tokens of each sequence, (B,), instead of the mean over
+            all tokens, so that the parts of a batch add up. For a `CRAMLayer`; other mixers have no such losses.
     """
 
     read_all: bool = False
@@ -62,16 +61,16 @@ class Routing(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a mixer did with each token. All (B, T).
+    """What a mixer did with each token. All fields are (B, T).
 
     Attributes:
-        path: `Path` chosen by the router, int64; the largest weight of a soft one.
+        path: `Path` that the router chose, int64; for a soft router, the path of largest weight.
         attended: the token's output uses attention over the buffer, bool.
         scored: the token was scored against the buffer for any reason, audits included, bool.
-        gate_prob: probability that the router gives to reading, 0 to 1.
-        gate_logit: the same before the sigmoid; None for a router that is not trained on benefit.
+        gate_prob: probability of reading according to the router, 0 to 1.
+        gate_logit: the logit of `gate_prob`; None for a router that is not trained on benefit.
         quality: how well the semantic answer matches what was read (Eq. 6), 0 to 1; NaN where unknown.
-        written: the token was put into the buffer, bool; None: all that are valid.
+        written: the token was written to the buffer, bool; None: all valid tokens were.
     """
 
     path: Tensor
@@ -84,7 +83,7 @@ class Trace(NamedTuple):
 
     @classmethod
     def of_reads(cls, attended: Tensor, dtype: torch.dtype) -> Trace:
-        """Of a mixer that scores exactly the tokens which use attention, bool (B, T); the others recur."""
+        """Trace of a mixer that scores only the tokens which use attention, bool (B, T); the others use recurrence."""
         return cls(
             path=torch.where(attended, int(Path.EPISODIC), int(Path.WORKING)),
             attended=attended,
@@ -94,16 +93,16 @@ class Trace(NamedTuple):
 
 
 class MixerOutput(NamedTuple):
-    """Everything that a call produced; nothing is left behind on the module.
+    """Everything that a call returns; nothing is stored on the module.
 
-    A named tuple, like all that passes through a model: Lightning Fabric walks tuples but refuses frozen dataclasses.
+    A named tuple, because Lightning Fabric traverses tuples but refuses frozen dataclasses.
 
     Attributes:
         y: output, (B, T, D).
-        state: to be passed to the next call on the continuation of the same sequences.
-        trace: what was done with each token.
+        state: input of the next call, on the continuation of the same sequences.
+        trace: what the mixer did with each token.
         aux: named scalar losses, unweighted; see `Routing.by_sequence`.
-        y_without_reads: the output without any read, (B, T, D); None unless asked for.
+        y_without_reads: output without any read, (B, T, D); None unless `Routing.counterfactual`.
     """
 
     y: Tensor
@@ -115,15 +114,15 @@ class MixerOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of a mixer on one sequence, multiply and add counted as two. Of a forward pass unless said otherwise.
+    """Cost of a mixer on one sequence, by default of a forward pass. A multiplication and an addition are two FLOPs.
 
     Attributes:
-        projection_flops: of all work whose amount does not depend on the reads.
-        read_flops: of scoring and mixing, when the stated share of tokens reads.
-        state_bytes: carried from token to token when decoding, at 4 bytes a number.
-        reads: tokens scored against a buffer for any reason.
-        parameter_bytes: of the mixer; 0 where it does not say.
-        parts: `flops` by what they are spent on; empty where the mixer does not say.
+        projection_flops: FLOPs that do not depend on the number of reads.
+        read_flops: FLOPs of scoring and mixing, for the given share of tokens that read.
+        state_bytes: bytes carried from token to token in decoding, at 4 bytes per number.
+        reads: number of tokens scored against a buffer for any reason.
+        parameter_bytes: bytes of the parameters; 0 if the mixer does not say.
+        parts: `flops` by purpose; empty if the mixer does not say.
     """
 
     projection_flops: float
@@ -135,7 +134,7 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """All of it."""
+        """All FLOPs."""
         return self.projection_flops + self.read_flops
 
 
@@ -152,22 +151,22 @@ class Mixer(nn.Module, ABC):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """Mixes `x` (B, T, D) given `gaps` (B, T) and what came before (`state`).
+        """Mixes `x` (B, T, D), given `gaps` (B, T) and the `state` of the tokens before.
 
-        Tokens where `valid` (B, T) is false are padding: they change no state and no other token.
+        Tokens where `valid` (B, T) is false are padding: they affect neither the state nor other tokens.
         """
 
     @abstractmethod
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """Forward cost on one sequence of `seq_len` tokens of which `read_frac` read."""
+        """Forward cost on one sequence of `seq_len` tokens, of which a share of `read_frac` reads."""
 
 
 def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) -> tuple[Tensor, Tensor]:
-    """X and gaps with zeros on padding, so that nothing that stands there, not even a NaN, can reach a valid token.
+    """X and gaps with zeros on padding, so that no value there, not even a NaN, reaches a valid token.
 
     Raises:
-        ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and not negative on valid tokens; what is in
-            the gaps is not looked at while a CUDA graph is recorded, nor when it is replayed, nor in compiled code.
+        ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and >= 0 on valid tokens. The values of gaps
+            are not checked in compiled code, nor while a CUDA graph is recorded or replayed.
     """
     if x.ndim != 3 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, tokens, {d_model})")
@@ -177,7 +176,7 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
     if valid is not None:
         x, gaps = torch.where(valid[..., None], x, 0.0), torch.where(valid, gaps, 0.0)
     if torch.compiler.is_compiling() or (gaps.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return x, gaps  # a recording cannot wait for an answer
+        return x, gaps  # a recording cannot wait for the device
     good = torch.isfinite(gaps) & (gaps >= 0)
     if not bool(good.all()):
         raise ValueError(f"gaps holds {gaps[~good][0].item()}; give times since the previous event, finite, 0 or more")
@@ -185,15 +184,15 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
 
 
 def check_state(state: Any, kind: type, n_batch: int) -> None:
-    """Refuses a state that cannot be continued.
+    """Refuses a state that the call cannot continue.
 
     Args:
-        state: carried from an earlier call; None: there was none.
-        kind: a named tuple of tensors (B, ...), or of such tuples, as the mixer returns it.
-        n_batch: sequences of this call, B.
+        state: state of an earlier call; None: there was none.
+        kind: type of the state: a named tuple of tensors (B, ...), or of such tuples.
+        n_batch: number of sequences of this call, B.
 
     Raises:
-        ValueError: for a state of another mixer, or of another number of sequences.
+        ValueError: if the state is of another mixer or another number of sequences.
     """
     if state is None:
         return
@@ -207,7 +206,7 @@ def check_state(state: Any, kind: type, n_batch: int) -> None:
 
 
 def nothing_mixed(x: Tensor, gaps: Tensor, state: Any) -> MixerOutput:
-    """The output of a call without tokens or without sequences: nothing changes."""
+    """Output of a call without tokens or without sequences; the state is unchanged."""
     return MixerOutput(
         y=x, state=state, trace=Trace.of_reads(torch.zeros_like(gaps, dtype=torch.bool), x.dtype), aux={}
     )
@@ -215,8 +214,8 @@ def nothing_mixed(x: Tensor, gaps: Tensor, state: Any) -> MixerOutput:
 
 @runtime_checkable
 class MixerConfig(Protocol):
-    """A frozen dataclass that knows how to build its mixer."""
+    """A frozen dataclass that builds its mixer."""
 
     def build(self, d_model: int) -> Mixer:
-        """A freshly initialised mixer of width `d_model`."""
+        """A newly initialised mixer of width `d_model`."""
         ...

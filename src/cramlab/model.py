@@ -1,4 +1,4 @@
-"""A sequence model: embedding, blocks of mixer and MLP, two heads. It names no concrete mixer."""
+"""A sequence model: embedding, blocks of mixer and MLP, two heads. It works with any mixer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _CACHED_TOKENS = 512
 
 @checked("model")
 class ModelConfig:
-    """Everything around the mixer is the same for all mixers.
+    """Config of a sequence model. Everything but the mixer is the same for all mixers.
 
     Attributes:
-        mixer: config of the mixer of every layer; or a pattern of several, repeated from the first layer on.
-        d_model: width.
-        n_layers: blocks.
+        mixer: config of every layer's mixer, or a pattern of several configs, repeated from the first layer on.
+        d_model: width of the model.
+        n_layers: number of blocks.
         d_mlp: hidden width of the MLP.
-        n_frequencies: sine and cosine pairs that embed a gap or horizon; learned, from 0.01 to 3 radians a time unit.
-        norm: "pre" (default) or "post", the paper's Add&Norm.
+        n_frequencies: number of sine and cosine pairs that embed a gap or horizon; learned, initially from 0.01 to 3
+            radians per time unit.
+        norm: "pre" (default) or "post" (the paper's Add&Norm).
     """
 
     mixer: MixerConfig | tuple[MixerConfig, ...]
@@ -45,21 +46,21 @@ class ModelConfig:
                 raise ConfigError(f"model.mixer = {mixer!r} is no config of a mixer; give one, such as CRAMConfig()")
 
     def mixer_of(self, layer: int) -> MixerConfig:
-        """The config of a layer's mixer, counted from 0."""
+        """Config of the mixer of a layer, counted from 0."""
         return self.mixer[layer % len(self.mixer)] if isinstance(self.mixer, tuple) else self.mixer
 
 
 class ModelOutput(NamedTuple):
-    """What one call produced.
+    """Everything that a call returns.
 
     Attributes:
-        predictions: both heads.
-        state: one a layer, for the continuation.
-        traces: one a layer.
-        counterfactual_traces: of the layers that ran a second time, above `counterfactual_layer`.
-        aux: named losses of the mixers, averaged over the layers that have them.
-        without_reads: predictions as if the layer `counterfactual_layer` had not read; None unless asked for. When it
-            is the last layer, only the tokens that read there are computed; the others are zero.
+        predictions: output of both heads.
+        state: state of each layer, for the continuation.
+        traces: trace of each layer.
+        counterfactual_traces: traces of the layers above `counterfactual_layer` that ran a second time.
+        aux: named losses of the mixers, each averaged over the layers that have it.
+        without_reads: predictions as if the layer `counterfactual_layer` had not read; None unless asked for. If it is
+            the last layer, only the tokens that read there are computed; the others are zero.
     """
 
     predictions: Predictions
@@ -71,7 +72,7 @@ class ModelOutput(NamedTuple):
 
 
 class Embedding(nn.Module):
-    """Sums the embeddings of all channels and of gap and horizon; (B, T, D)."""
+    """Sum of the embeddings of all channels and of gap and horizon, (B, T, D)."""
 
     def __init__(self, spec: InputSpec, config: ModelConfig) -> None:
         super().__init__()
@@ -104,18 +105,18 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(config.d_mlp, config.d_model)
 
     def mix(self, x: Tensor, gaps: Tensor, state: Any, valid: Tensor | None, routing: Routing | None) -> MixerOutput:
-        """The mixer's answer to x, before it is added."""
+        """Output of the mixer for x, before it is added to x."""
         return self.mixer(self.mixer_input(x), gaps, state, valid=valid, routing=routing)
 
     def mixer_input(self, x: Tensor) -> Tensor:
-        """What the mixer sees of x."""
+        """Input of the mixer for x (..., T, D)."""
         return self.mixer_norm(x) if self.pre else x
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Adds the mixer's answer, then applies the MLP; both (..., T, D)."""
+        """Adds the output of the mixer to x, both (..., T, D), then applies the MLP."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[-2] <= _CACHED_TOKENS:
             return self._finish(x, mixed)
-        y = torch.empty_like(x)  # on a CPU, a few tokens at a time: the hidden layer then never leaves the cache
+        y = torch.empty_like(x)  # on a CPU, a few tokens at a time, so that the hidden layer stays in the cache
         for part, given, answer in zip(*(t.split(_CACHED_TOKENS, dim=-2) for t in (y, x, mixed)), strict=True):
             part.copy_(self._finish(given, answer))
         return y
@@ -143,7 +144,7 @@ class SequenceModel(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers, in order."""
+        """The blocks, in order."""
         return cast("list[Block]", list(self.layers))
 
     def forward(
@@ -157,29 +158,29 @@ class SequenceModel(nn.Module):
         """Predicts next levels and answers.
 
         Args:
-            batch: inputs; targets and masks other than `valid` are not looked at.
-            state: of a previous call, to continue the same sequences.
+            batch: inputs; targets and masks other than `valid` are not used.
+            state: state of a previous call, to continue the same sequences.
             routing: see `Routing`.
-            counterfactual_layer: also predict what this layer's reads change, by running the rest of the model a
-                second time without them. Audits are this layer's alone: were all layers audited, each could rely on the
-                others to read, no read would seem worth anything, and all gates would shut.
+            counterfactual_layer: also predict without the reads of this layer, by running the rest of the model again.
+                Audits then apply to this layer alone: if all layers were audited, each could rely on the reads of
+                the others, no read would seem to be of use, and all gates would close.
         """
         valid = None if bool(batch.valid.all()) else batch.valid
         routing = routing or Routing()
         if valid is not None:
             batch = batch.with_zero_padding()
         x = self.embedding(batch.discrete, batch.continuous, batch.gaps, batch.horizons)
-        silent: Tensor | None = None  # the residual stream in which the counterfactual layer did not read
+        silent: Tensor | None = None  # residual stream as if the counterfactual layer had not read
         without_reads: Predictions | None = None
         states, traces, second_traces, auxes = [], [], [], []
         for i, block in enumerate(self.blocks):
             before = None if state is None else state[i]
             asked = routing._replace(counterfactual=i == counterfactual_layer)
-            if counterfactual_layer not in (None, i):  # what this layer's reads are worth given what the others do
+            if counterfactual_layer not in (None, i):  # measure this layer's reads given the decisions of the others
                 asked = asked._replace(audits=None)
             mixed = block.mix(x, batch.gaps, before, valid, asked)
             if mixed.y_without_reads is not None and i + 1 == len(self.blocks):
-                # Nothing after the last mixer looks at other tokens, so the tokens that read are enough.
+                # After the last mixer no token depends on another, so the tokens that read are enough.
                 without_reads = self._predict_some(mixed.trace.attended, x, mixed.y_without_reads, batch)
             elif silent is not None:
                 again = block.mix(silent, batch.gaps, before, valid, asked)

@@ -50,7 +50,7 @@ MODULES = {
     "memory.fused_read_kernels": "ops.read.kernels",
     "memory.fused_scan": "ops.scan.fused",
     "memory.fused_scan_kernels": "ops.scan.kernels",
-    "memory.launches": "ops.launches",
+    "memory.launches": "ops.dispatch",
     "memory.plain": "ops.plain",
     "memory.routing": "memory.router",
     "memory.salience": "memory.write_gate",

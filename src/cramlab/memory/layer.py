@@ -39,7 +39,7 @@ class CRAMConfig:
 
     @classmethod
     def paper(cls) -> CRAMConfig:
-        """Adapter of rank d_model / 16 and Gumbel router, which sees q, to be trained with Eq. 8. See docs/method.md."""
+        """Adapter of rank d_model / 16 and Gumbel router, to be trained with Eq. 8. See docs/method.md."""
         return cls(semantic=AdapterConfig(rank=None), router=RouterConfig(name="gumbel", d_hidden=32))
 
     def build(self, d_model: int) -> CRAMLayer:
