@@ -176,7 +176,7 @@ def test_no_field_takes_what_no_field_can_hold(kind, wrong):
         (ConsolidationConfig, "strengths", (), "consolidation.strengths = () is empty"),
         (ConsolidationConfig, "bound_factor", 1.0, "consolidation.bound_factor = 1.0 must be above 1"),
         (AuditConfig, "replaced_fracs", (), "audit.replaced_fracs"),
-        (AuditConfig, "layers", (3, 3), "each of them once"),
+        (AuditConfig, "layers", (3, 3), "no value twice"),
         (FitConfig, "encoding_epochs", 40, "fit.encoding_epochs = 40"),
         (Stage, "seq_len", 0, "training.stages[].seq_len = 0"),
     ],

@@ -6,10 +6,10 @@ import torch
 from families import BUILD, CAUSAL, build, documents
 
 from cramlab.auditing import AuditConfig, AuditError, AuditResult, audit, over_text
+from cramlab.auditing.causal import causal_contexts
 from cramlab.auditing.controls import PLANTED, PlantedModel, planted_control
 from cramlab.auditing.redundancy import CLASSES, measure, position_bins, rank_grid, token_classes
 from cramlab.auditing.resume import clear
-from cramlab.auditing.run import _causal_contexts
 from cramlab.auditing.split import split
 from cramlab.auditing.text import Corpus, Document
 from cramlab.hf.loading import Pretrained
@@ -175,7 +175,7 @@ def test_the_causal_part_goes_round_the_documents_and_sums_by_document():
     config = dataclasses.replace(SMALL, causal_tokens=80)
     result, parts = audit(build("gpt2"), documents(), config), split(documents(), SMALL, 25)
     assert result.data["text"]["parts"]["causal"] == {"documents": 3, "tokens": 80}
-    rows, contexts = _causal_contexts(parts, dataclasses.replace(SMALL, causal_tokens=10_000))
+    rows, contexts = causal_contexts(parts, dataclasses.replace(SMALL, causal_tokens=10_000))
     assert sorted(contexts.tolist()) == sorted(t for c in parts.test for t in c.tokens.tolist())
     assert rows.tolist() == [0, 1, 2, 0, 1, 2]
     for row, tokens in zip(rows.tolist(), contexts, strict=True):
@@ -216,12 +216,12 @@ def test_the_random_weights_go_on_where_they_were_cut_off(tmp_path, monkeypatch)
      ([torch.zeros(40)], r"\(40,\) of torch.float32")],
 )  # fmt: skip
 def test_documents_are_rows_of_token_ids(given, found):
-    with pytest.raises(AuditError, match=f"document 0 is no 1-D tensor of token ids but {found}"):
+    with pytest.raises(AuditError, match=f"document 0 is not a 1-D tensor of token ids but {found}"):
         audit(build("gpt2"), given, SMALL)
 
 
 def test_a_model_that_counts_from_padding_has_fewer_positions():
-    with pytest.raises(AuditError, match=r"audit\.context = 69 is longer than the model's own, 68"):
+    with pytest.raises(AuditError, match=r"audit\.context = 69 exceeds the model.s longest context, 68"):
         audit(build("roberta"), documents(12, 80), dataclasses.replace(SMALL, context=69))
     result = audit(build("roberta"), documents(12, 80), dataclasses.replace(SMALL, context=68))
     assert result.data["config"]["context"] == 68
@@ -231,9 +231,9 @@ def test_what_cannot_be_audited_is_refused_before_any_work():
     model, texts = build("gpt2"), documents()
     with pytest.raises(AuditError, match="training mode"):
         audit(build("gpt2").train(), texts, SMALL)
-    with pytest.raises(AuditError, match=r"audit\.context = 65 is longer than the model's own, 64"):
+    with pytest.raises(AuditError, match=r"audit\.context = 65 exceeds the model.s longest context, 64"):
         audit(model, texts, dataclasses.replace(SMALL, context=65))
-    with pytest.raises(AuditError, match="document 3 holds token 61, but the model knows 0 to 60"):
+    with pytest.raises(AuditError, match="document 3 holds token 61, but the model has tokens 0 to 60"):
         audit(model, [*texts[:3], torch.full((40,), 61)], SMALL)
     with pytest.raises(AuditError, match="fewer tokens than features"):
         audit(model, documents(3, 16), SMALL)
@@ -255,7 +255,7 @@ def test_a_model_that_sees_the_future_is_refused():
         return output
 
     model.transformer.forward = leaky
-    with pytest.raises(AuditError, match="no causal mask where one is needed"):
+    with pytest.raises(AuditError, match="has no causal mask"):
         audit(model, documents(), SMALL)
 
 

@@ -55,7 +55,7 @@ def test_nan_names_the_layer():
     with torch.no_grad():
         sites[1].out_proj.bias[0] = float("nan")
         with (
-            pytest.raises(AuditError, match="layer 1: the answer of attention holds NaN"),
+            pytest.raises(AuditError, match="layer 1: the output of attention holds NaN"),
             watching(sites, lambda *_: 0),
         ):
             base_model(model)(input_ids=tokens)

@@ -103,7 +103,7 @@ def test_text_without_copies_is_split_as_if_nobody_had_looked(monkeypatch):
 
 
 def test_too_few_that_differ_are_refused_with_the_number_of_copies():
-    with pytest.raises(AuditError, match=r"2 documents \(98 more are copies of them\) are too few"):
+    with pytest.raises(AuditError, match=r"2 documents \(98 further ones are copies\) are too few"):
         split([*texts(2)] * 50, CONFIG, n_features=10)
 
 

@@ -151,4 +151,4 @@ def test_a_record_of_before_can_be_read_and_is_not_taken_for_another(given, fini
             del data[part][name]
     (tmp_path / "audit.json").write_text(json.dumps(data))
     assert AuditResult.read(tmp_path / "audit.json").data == data
-    assert "of an earlier version of cramlab, which kept no digest" in refused(given, tmp_path, capsys)
+    assert "by an earlier version of cramlab, which stored no digest" in refused(given, tmp_path, capsys)

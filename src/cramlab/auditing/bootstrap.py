@@ -1,4 +1,4 @@
-"""Intervals by resampling documents: tokens of one document are no independent witnesses."""
+"""Bootstrap intervals over documents, as tokens of the same document are not independent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimates:
-    """Figures with their intervals, of any shape.
+    """Figures of any shape with their intervals.
 
     Attributes:
-        value: from all documents.
-        low: lower ends.
-        high: upper ends; NaN, like `low`, when there is one document only.
+        value: figures over all documents.
+        low: lower ends of the intervals.
+        high: upper ends of the intervals. With a single document, `low` and `high` are NaN.
     """
 
     value: Tensor
@@ -25,12 +25,12 @@ class Estimates:
     high: Tensor
 
     def tolist(self) -> list:
-        """Nested lists that end in [value, low, high]."""
+        """Returns nested lists whose innermost lists are [value, low, high]."""
         return torch.stack([self.value, self.low, self.high], dim=-1).tolist()
 
 
 class Bootstrap:
-    """Resamples of documents, the same for every figure, so that differences keep their pairing."""
+    """Resamples of documents, the same for every figure, so that differences between figures are paired."""
 
     def __init__(self, n_documents: int, n_resamples: int, confidence: float, seed: int) -> None:
         draws = np.random.default_rng(seed).multinomial(n_documents, np.full(n_documents, 1 / n_documents), n_resamples)
@@ -39,11 +39,11 @@ class Bootstrap:
         self.n_documents = n_documents
 
     def __call__(self, sums: Tensor, figure: Callable[[Tensor], Tensor]) -> Estimates:
-        """A figure of summed rows, with percentile intervals.
+        """Computes a figure from sums over documents, with percentile intervals.
 
         Args:
-            sums: a row a document, (documents, ...).
-            figure: maps the sum over documents, (..., with any leading dimensions), to the figure.
+            sums: one row per document, (documents, ...).
+            figure: maps the sum over documents to the figure; accepts additional leading dimensions.
         """
         value = figure(sums.sum(dim=0))
         if self.n_documents < 2:
@@ -55,5 +55,5 @@ class Bootstrap:
 
 
 def _quantile(spread: Tensor, q: float) -> Tensor:
-    """Over the first dimension; torch.quantile has a limit on the number of elements."""
+    """Returns the quantile over the first dimension; torch.quantile limits the number of elements."""
     return torch.from_numpy(np.quantile(spread.numpy(), q, axis=0)) if spread.ndim > 1 else spread.quantile(q)

@@ -1,4 +1,4 @@
-"""What goes into attention and what comes out, seen by plain forward hooks that are removed whatever happens."""
+"""Captures inputs and outputs of attention by forward hooks, which are always removed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cramlab.hf.attention_sites import AttentionSite
 
 @dataclass(frozen=True)
 class Seen:
-    """One site on one batch, a row a token.
+    """Inputs and outputs of one site on one batch, one row per token.
 
     Attributes:
-        stream: the residual stream before the norm, (N, D).
-        hidden: what attention sees, (N, D).
-        heads: the heads' outputs side by side, before the output projection, (N, H Dh).
-        answer: after it, (N, D).
+        stream: residual stream before the norm, (N, D).
+        hidden: input of attention, after the norm, (N, D).
+        heads: concatenated outputs of the heads before the output projection, (N, H Dh).
+        answer: output of the sub-layer, after the output projection, (N, D).
     """
 
     stream: Tensor
@@ -34,7 +34,7 @@ class Seen:
 
 @contextlib.contextmanager
 def hooked(handles: Callable[[], Iterator[RemovableHandle]]) -> Iterator[None]:
-    """Registers hooks and removes every one of them at the end, also after an error, also one of registering."""
+    """Registers hooks, and removes all of them at the end, also after an error while registering."""
     registered: list[RemovableHandle] = []
     try:
         for handle in handles():
@@ -46,7 +46,7 @@ def hooked(handles: Callable[[], Iterator[RemovableHandle]]) -> Iterator[None]:
 
 
 def input_hooks(site: AttentionSite, take: Callable[[Tensor, Tensor], None]) -> Iterator[RemovableHandle]:
-    """Calls `take(stream, hidden)`, (B, T, D) each, whenever the site's attention is about to be asked."""
+    """Registers a hook that calls `take(stream, hidden)`, (B, T, D) each, before the site's attention runs."""
     if site.norm is not None:
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
@@ -64,11 +64,11 @@ def input_hooks(site: AttentionSite, take: Callable[[Tensor, Tensor], None]) -> 
 
 @contextlib.contextmanager
 def watching(sites: Sequence[AttentionSite], look: Callable[[int, Seen], None]) -> Iterator[None]:
-    """While open, every forward pass calls `look(i, seen)` for each site i; the model's outputs are untouched.
+    """While open, every forward pass calls `look(i, seen)` for each site i. The model's outputs do not change.
 
     Raises:
-        AuditError: from the forward pass, when something seen is not finite (names the layer), or attention has
-            answered for some tokens only.
+        AuditError: from the forward pass, when a captured value is not finite (names the layer), or attention ran
+            for some of the tokens only.
     """
 
     def handles() -> Iterator[RemovableHandle]:
@@ -83,8 +83,8 @@ def watching(sites: Sequence[AttentionSite], look: Callable[[int, Seen], None]) 
             ) -> None:
                 if not inputs or inputs[0].shape != output.shape:
                     raise AuditError(
-                        f"layer {sites[i].layer}: attention answered for some of the tokens only, so it is not known "
-                        "what the others would have been told; let every token read (hf.loading.reading_all)"
+                        f"layer {sites[i].layer}: attention ran for some of the tokens only, so its output for the "
+                        "others is unknown; let every token read (hf.loading.reading_all)"
                     )
                 rows = [t.detach().flatten(0, -2).float() for t in (*inputs, args[0], output)]
                 inputs.clear()
@@ -99,7 +99,7 @@ def watching(sites: Sequence[AttentionSite], look: Callable[[int, Seen], None]) 
 
 
 def _refuse_not_finite(layer: int, rows: Sequence[Tensor]) -> None:
-    names = ("residual stream before", "normalised input of", "heads' outputs of", "answer of")
+    names = ("residual stream before", "normalised input of", "heads' outputs of", "output of")
     for name, values in zip(names, rows, strict=True):
         if not bool(torch.isfinite(values).all()):
             raise AuditError(

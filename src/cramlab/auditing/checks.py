@@ -1,4 +1,4 @@
-"""What is refused before any work is done."""
+"""Checks of model, config and text before any work is done."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cramlab.hf.attention_sites import AttentionSite, attention_sites, base_mode
 
 
 def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
-    """The sites that the config asks for.
+    """Returns the attention sites of the layers that the config selects.
 
     Raises:
-        AuditError: when it asks for a layer that the model does not have.
-        UnknownFamilyError: when the family has no entry.
+        AuditError: when the model does not have one of the layers.
+        UnknownFamilyError: when the model's family is not supported.
     """
     sites = attention_sites(model)
     for layer in config.layers or ():
@@ -27,33 +27,33 @@ def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
 
 
 def check_context(model: nn.Module, config: AuditConfig) -> None:
-    """Raises `AuditError` when the contexts are longer than the model's."""
+    """Raises AuditError when the contexts are longer than the model allows."""
     longest = longest_context(model)
     if longest is not None and config.context > longest:
-        raise AuditError(f"audit.context = {config.context} is longer than the model's own, {longest}; shorten it")
+        raise AuditError(f"audit.context = {config.context} exceeds the model's longest context, {longest}; lower it")
 
 
 @torch.inference_mode()
 def check_tokens(model: nn.Module, documents: Sequence[Tensor]) -> None:
-    """Raises `AuditError` when a document is no row of token ids, or has one that the model has no embedding for."""
+    """Raises AuditError when a document is not a 1-D tensor of token ids that the model has embeddings for."""
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     for i, tokens in enumerate(documents):
         if not isinstance(tokens, Tensor) or tokens.ndim != 1 or (len(tokens) and tokens.is_floating_point()):
             found = f"{tuple(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise AuditError(f"document {i} is no 1-D tensor of token ids but {found}; give one such tensor a document")
+            raise AuditError(f"document {i} is not a 1-D tensor of token ids but {found}; give one tensor per document")
         if len(tokens) and size is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             raise AuditError(
-                f"document {i} holds token {int(tokens.max())}, but the model knows 0 to {size - 1}; "
+                f"document {i} holds token {int(tokens.max())}, but the model has tokens 0 to {size - 1}; "
                 "use the model's own tokenizer"
             )
 
 
 @torch.inference_mode()
 def check_causal(model: nn.Module, tokens: Tensor) -> None:
-    """Changes the last token of one context (T,) and looks whether earlier tokens notice.
+    """Checks that changing the last token of a context (T,) does not change the hidden states of earlier tokens.
 
     Raises:
-        AuditError: when they do, though the family is causal.
+        AuditError: when it does, although the model's family is causal.
     """
     if not family_of(model).causal:
         return
@@ -65,6 +65,6 @@ def check_causal(model: nn.Module, tokens: Tensor) -> None:
     scale = before.square().mean().sqrt()
     if not bool((before - after).abs().max() <= 1e-3 * scale) and bool(torch.isfinite(before).all()):
         raise AuditError(
-            "there is no causal mask where one is needed: changing a token changes the hidden states of earlier ones. "
-            "A next-token loss would be meaningless; load the model as a decoder (is_decoder), or use one that is"
+            "the model has no causal mask: changing a token changes the hidden states of earlier tokens, so that a "
+            "next-token loss would be meaningless; load it as a decoder (is_decoder), or use a causal model"
         )

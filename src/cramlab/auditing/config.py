@@ -1,4 +1,4 @@
-"""What one audit is."""
+"""Settings of an audit."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 @checked("audit")
 class AuditConfig:
-    """Everything that an audit's figures depend on, besides model, text and code.
+    """Settings that an audit's figures depend on, besides model, text and code.
 
     Attributes:
-        context: tokens a context; documents are cut into whole contexts, what is left over is not used.
-        contexts_per_document: at most, from the start of the document, so that none dominates.
-        fit_tokens: tokens (at most) that the probes are fitted on.
-        validation_tokens: tokens (at most) of other documents, on which ridge strengths are chosen.
-        test_tokens: tokens (at most) of yet other documents; looked at once.
-        causal_tokens: how many of the test tokens are run again with answers replaced; 0: no causal side.
-        batch_tokens: tokens a forward pass, rounded down to whole contexts; at least one context.
-        layers: the layers to audit; None: all.
-        strengths: ridge strengths to choose from, see `RidgePath`.
-        replaced_fracs: shares of tokens whose answer is replaced, random or best-predicted.
-        ngram: a token is "repeated" when the n-gram that ends in it occurred before in its context.
-        n_bootstrap: resamples of the documents behind every interval.
-        confidence: of the intervals.
-        seed: of the split, the shuffled control, the random tokens and the bootstrap.
+        context: tokens per context. Documents are cut into whole contexts; the remainder is not used.
+        contexts_per_document: largest number of contexts per document, taken from its start.
+        fit_tokens: largest number of tokens that the probes are fitted on.
+        validation_tokens: largest number of tokens, of other documents, on which ridge strengths are selected.
+        test_tokens: largest number of tokens, of yet other documents, on which all figures are measured.
+        causal_tokens: number of test tokens on which the loss under replacements is measured; 0: not measured.
+        batch_tokens: tokens per forward pass, rounded down to whole contexts; at least one context.
+        layers: layers to audit; None: all.
+        strengths: ridge strengths to select from, see `RidgePath`.
+        replaced_fracs: shares of tokens at which attention's output is replaced, at random or the best predicted.
+        ngram: length of n-grams; a token is "repeated" when the n-gram ending in it occurred before in its context.
+        n_bootstrap: number of resamples of the documents for every interval.
+        confidence: confidence level of the intervals.
+        seed: seed of the split, the shuffled control, the random tokens and the bootstrap.
     """
 
     context: Annotated[int, Field(ge=4, le=2**20)] = 512
@@ -48,8 +48,8 @@ class AuditConfig:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Each error names the field, the value and the fix."""
+        """Raises ConfigError when a list of values is empty or holds a value twice."""
         for name in ("strengths", "replaced_fracs", "layers"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                raise ConfigError(f"audit.{name} = {values} must hold at least one value, and each of them once")
+                raise ConfigError(f"audit.{name} = {values} must hold at least one value, and no value twice")

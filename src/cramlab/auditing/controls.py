@@ -1,4 +1,4 @@
-"""A built model whose answers are known: what an audit should find, so that one can see that it does."""
+"""Controls: a constructed model with known redundancy, which shows that the audit finds what it should."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cramlab.auditing.result import AuditResult
 from cramlab.auditing.run import audit
 
 VOCAB, D_TOKEN, N_HEADS, D_HEAD = 64, 32, 2, 4
-# Of each layer: the share of its answer's variance that a linear probe can know, and whether the loss reads it.
+# Per layer: share of its output's variance that a linear probe can predict, and whether the loss depends on it.
 PLANTED = ((1.0, True), (0.8, True), (0.8, False), (0.0, False))
 
 
 class _TokenPart(nn.Module):
-    """Lets the coordinates of the token pass and silences those that attention writes to."""
+    """Keeps the coordinates of the token and sets those that attention writes to zero."""
 
     def forward(self, stream: Tensor) -> Tensor:
         kept = torch.zeros_like(stream)
@@ -27,7 +27,7 @@ class _TokenPart(nn.Module):
 
 
 class _PlantedAttention(nn.Module):
-    """Answers `sqrt(share) A h + sqrt(1 - share) e(earlier tokens)`, both of variance 1 in every dimension."""
+    """Returns `sqrt(share) A h + sqrt(1 - share) e(earlier tokens)`; both terms have variance 1 per dimension."""
 
     def __init__(self, share: float, embedding: Tensor, d_model: int, first: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class _PlantedBlock(nn.Module):
 
 
 class PlantedModel(nn.Module):
-    """A causal language model with planted attention; see `PLANTED`.
+    """A causal language model whose attention has planted redundancy, see `PLANTED`.
 
-    Layer 0 is known entirely: its probe costs nothing. Of layer 1 most is known, but the rest matters to the loss:
-    predictable, not removable. Layers 2 and 3, known or not, are not read by the head: removable.
+    Layer 0 is fully predictable, so its probe costs no loss. Layer 1 is mostly predictable, but the loss depends on the
+    rest: predictable, not removable. The head does not use layers 2 and 3: removable, whether predictable or not.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -83,12 +83,12 @@ class PlantedModel(nn.Module):
                 self.head.weight[:, first : first + d_heads] *= float(read)
 
     def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        """Logits of the next token."""
+        """Returns an object with the logits of the next token, (B, T, vocabulary)."""
         return SimpleNamespace(logits=self.head(self.transformer(input_ids)[0]))
 
     @torch.no_grad()
     def write(self, n_documents: int, n_tokens: int, seed: int) -> list[Tensor]:
-        """Texts drawn from this model itself, which is thus the best model of them: replacing costs, if it matters."""
+        """Samples documents (n_tokens,) from this model, so that it is their best possible model."""
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(VOCAB, (n_documents, n_tokens), generator=generator)
         for t in range(1, n_tokens):
@@ -98,13 +98,13 @@ class PlantedModel(nn.Module):
 
     @torch.no_grad()
     def planted_r2(self, texts: list[Tensor]) -> list[float]:
-        """Centred R^2 of the best linear probe of each layer, as the shares and the tokens of these texts make it."""
+        """Returns the centred R^2 of the best linear probe of each layer on these documents."""
         hidden = self.transformer.embedding[torch.cat(texts), :D_TOKEN]
-        found = []
+        planted = []
         for attention in self.transformer.attentions:
             known = attention.share * float((hidden @ attention.signal).var(dim=0, correction=0).mean())
-            found.append(known / (known + 1 - attention.share))
-        return found
+            planted.append(known / (known + 1 - attention.share))
+        return planted
 
 
 class _PlantedBase(nn.Module):
@@ -128,7 +128,7 @@ class _PlantedBase(nn.Module):
 
 
 def planted_control(seed: int = 0) -> dict[str, Any]:
-    """Audits the planted model; what was planted stands beside what was found."""
+    """Audits the planted model; returns the planted values beside the measured ones, by layer."""
     model = PlantedModel(seed).eval()
     config = AuditConfig(
         context=64, fit_tokens=16_000, validation_tokens=3_000, test_tokens=8_000, causal_tokens=4_096, seed=seed,
@@ -154,7 +154,7 @@ def planted_control(seed: int = 0) -> dict[str, Any]:
 
 
 def summary(result: AuditResult) -> dict[str, Any]:
-    """What a control that is an audit of its own leaves in the main record."""
+    """Returns what the main record keeps of a control that is itself an audit."""
     return {
         "parts": result.data["text"]["parts"],
         "probes": {

@@ -1,8 +1,7 @@
-"""Copies among documents, exact and near, so that what is split or promised counts independent ones.
+"""Finds exact and near copies among documents, so that splits and guarantees rest on independent documents.
 
 Two contexts are copies when the Jaccard similarity of their shingles, all runs of 5 tokens, is 0.5 or more. MinHash
-finds the candidates (Broder 1997; the library is datasketch), and each is then compared exactly, so a pair that is
-called a copy is one.
+finds candidates (Broder 1997, by the library datasketch), which are then compared exactly: there are no false copies.
 """
 
 from __future__ import annotations
@@ -21,42 +20,42 @@ if TYPE_CHECKING:
 SHINGLE_TOKENS = 5
 SIMILARITY = 0.5
 _N_PERMUTATIONS = 128
-_BANDS, _ROWS = 42, 3  # finds 99.6% of pairs at 0.5, and more the more alike they are
+_BANDS, _ROWS = 42, 3  # find 99.6% of the pairs of similarity 0.5, and more at higher similarity
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Shingles = NDArray[np.uint64]
 
 
 def shingles_of(tokens: Tensor) -> Shingles:
-    """Hashes of all runs of `SHINGLE_TOKENS` tokens of a context (T,), each once, ascending; or of all its tokens."""
+    """Returns sorted distinct hashes of all runs of `SHINGLE_TOKENS` tokens in a context (T,), or of its T tokens."""
     ids = tokens.cpu().numpy().astype(np.uint64)
     runs = np.lib.stride_tricks.sliding_window_view(ids, min(SHINGLE_TOKENS, len(ids)))
     hashes = np.zeros(len(runs), dtype=np.uint64)
-    for column in runs.T:  # wraps around, as a hash may
+    for column in runs.T:  # integer overflow is intended
         hashes = (hashes ^ (column + np.uint64(1))) * _FACTOR
         hashes ^= hashes >> np.uint64(29)
     return np.unique(hashes)
 
 
 def similarity(a: Shingles, b: Shingles) -> float:
-    """The Jaccard similarity of two sets of shingles: those that both have over those that either has."""
+    """Returns the Jaccard similarity of two sets of shingles: the size of intersection over union."""
     n_both = len(np.intersect1d(a, b, assume_unique=True))
     return n_both / (len(a) + len(b) - n_both)
 
 
 class Originals:
-    """The documents that have been taken so far, none of which is a copy of another.
+    """Documents added so far, none of which is a copy of another.
 
     Attributes:
-        n_copies: documents that were not taken, as a context of theirs is a copy of one that was.
+        n_copies: number of documents that were rejected as copies.
 
     Raises:
-        AuditError: when datasketch is missing.
+        AuditError: when datasketch is not installed.
     """
 
     def __init__(self) -> None:
         try:
-            from datasketch import MinHashLSH  # here, as it comes with the extra "hf"
+            from datasketch import MinHashLSH  # imported here, as only the extra "hf" installs it
         except ImportError as error:
             raise AuditError('finding copies among documents needs datasketch; pip install "cramlab[hf]"') from error
         self.n_copies = 0
@@ -64,7 +63,7 @@ class Originals:
         self._index = MinHashLSH(num_perm=_N_PERMUTATIONS, params=(_BANDS, _ROWS))
 
     def take(self, *contexts: Tensor) -> bool:
-        """Takes a document, given as its contexts (T,), unless it is a copy of one taken before; returns whether."""
+        """Adds a document, given as contexts (T,), unless one is a copy; returns whether it was added."""
         sketched = [_sketched(context) for context in contexts]
         if any(self._knows(*one) for one in sketched):
             self.n_copies += 1
@@ -75,7 +74,7 @@ class Originals:
         return True
 
     def knows(self, *contexts: Tensor) -> bool:
-        """Whether any of these contexts is a copy of one that was taken."""
+        """Returns whether any of these contexts is a copy of one added before."""
         return any(self._knows(*_sketched(context)) for context in contexts)
 
     def _knows(self, shingles: Shingles, sketch: MinHash) -> bool:

@@ -1,4 +1,4 @@
-"""The audit of a loaded model on named text, with its controls: what `cramlab audit` runs."""
+"""Audits a loaded model on named text, with controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from cramlab.auditing.checks import checked_sites
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.controls import planted_control, summary
-from cramlab.auditing.result import AuditResult, peak_memory_bytes
+from cramlab.auditing.figures import peak_memory_bytes
+from cramlab.auditing.result import AuditResult
 from cramlab.auditing.resume import Identity, Progress
 from cramlab.auditing.run import audit, digests
 from cramlab.auditing.text import Corpus
@@ -22,19 +23,19 @@ from cramlab.records import RecordError
 
 
 def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> list[Tensor]:
-    """The documents as token ids, no longer than the audit looks at."""
+    """Returns the documents as token ids (T,), cut to the length that the audit uses."""
     longest = config.context * config.contexts_per_document
-    # No tokenizer makes more than one token of a byte, few make one of more than 16 characters.
+    # 16 characters per token leave enough text, as tokens are seldom longer.
     return [torch.tensor(pretrained.encode(d.text[: 16 * longest])[:longest]) for d in corpus.documents]
 
 
 def described(corpus: Corpus, other: Corpus | None) -> dict[str, Any]:
-    """The text of an audit, as its record names it."""
+    """Returns the description of an audit's text that its record holds."""
     return corpus.described() | {"other": None if other is None else other.described()}
 
 
 def sized(config: AuditConfig, pretrained: Pretrained) -> AuditConfig:
-    """The config with a context that the model allows."""
+    """Returns the config with its context shortened to the model's longest."""
     return dataclasses.replace(config, context=min(config.context, pretrained.context))
 
 
@@ -47,29 +48,29 @@ def unlike(
     other: Corpus | None = None,
     controls: bool = False,
 ) -> list[str]:
-    """In what a finished audit is not the one asked for: fields of the config, or other things by name.
+    """Returns names of what differs between a finished audit and a request: fields of the config, "text" and so on.
 
     Args:
-        result: the finished one.
-        pretrained: asked for, as all that follows.
-        corpus: see `audit_text`.
-        config: see `audit_text`.
-        other: see `audit_text`.
-        controls: see `audit_text`.
+        result: the finished audit.
+        pretrained: as for `audit_text`.
+        corpus: as for `audit_text`.
+        config: as for `audit_text`.
+        other: as for `audit_text`.
+        controls: as for `audit_text`.
 
     Raises:
-        RecordError: when the audit is of a version that kept no digests, so that nobody can tell.
+        RecordError: when the audit was written by a version that stored no digests, so it cannot be compared.
     """
     config, data = sized(config, pretrained), result.data
     documents = [tokenised(pretrained, one, config) for one in (corpus, other) if one is not None]
     model, text = digests(Identity.of(pretrained.model, [*documents, []][:2]))
     if missing := model.keys() - data["model"].keys() | text.keys() - data["text"].keys():
         raise RecordError(
-            f"this audit of {data['model']['name']} is of an earlier version of cramlab, which kept no digest of model "
-            f"and tokens ({', '.join(sorted(missing))}), so nobody can tell whether it is the one asked for. It can be "
-            "read as before; choose another --out"
+            f"this audit of {data['model']['name']} was written by an earlier version of cramlab, which stored no "
+            f"digests of model and tokens ({', '.join(sorted(missing))}), so it cannot be compared with this request. "
+            "AuditResult.read still reads it; choose another --out"
         )
-    # An audit over training does not name the other text, as it has none.
+    # A record of an audit over training has no other text and does not name it.
     same_text = all(data["text"].get(name) == value for name, value in described(corpus, other).items())
     changed = {
         "model": any(data["model"][name] != value for name, value in model.items()),
@@ -90,19 +91,19 @@ def audit_text(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> AuditResult:
-    """`audit` on the documents of a corpus; the result names model, text and documents.
+    """Audits a model on the documents of a corpus; the result names model, text and documents.
 
     Args:
-        pretrained: the model with its tokenizer.
-        corpus: what to audit it on.
-        config: sizes and choices; a context longer than the model's is shortened to it.
-        other: text of another domain.
-        controls: also audit the planted model, and this model with random weights on a quarter of the text.
-        out: folder for the state of an unfinished audit.
-        progress: see `audit`.
+        pretrained: model with its tokenizer.
+        corpus: text to audit the model on.
+        config: settings; a context longer than the model's is shortened.
+        other: text of another domain, for the probe that is trained there; None: no such probe.
+        controls: whether to also audit the planted model, and this model with random weights on a quarter of the text.
+        out: folder for the state of an unfinished audit; None: it cannot be continued.
+        progress: as for `audit`.
     """
     config = sized(config, pretrained)
-    checked_sites(pretrained.model, config)  # before the tokenizer is put to work
+    checked_sites(pretrained.model, config)  # before the text is tokenised, which takes long
     documents = tokenised(pretrained, corpus, config)
     result = audit(
         pretrained.model,
@@ -136,7 +137,7 @@ def _random_weights(
     out: Path | None,
     progress: Progress | None,
 ) -> AuditResult:
-    """The same shape with nothing learned; redundancy only."""
+    """Audits the same architecture with random weights, without the causal side."""
     smaller = dataclasses.replace(
         config,
         fit_tokens=config.fit_tokens // 4,

@@ -1,11 +1,8 @@
-"""The audit of one model after another over its training: does redundancy fall (claim C2)?"""
+"""Audits the checkpoints of a training run: does redundancy fall during training (claim C2)?"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.resources
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -19,22 +16,29 @@ from cramlab import records
 from cramlab.auditing.bootstrap import Bootstrap
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.over_text import sized, tokenised, unlike
-from cramlab.auditing.result import AuditResult, schema_error
+from cramlab.auditing.result import AuditResult
 from cramlab.auditing.run import audit
+from cramlab.auditing.schemas import validate
 from cramlab.auditing.text import Corpus
 from cramlab.config import to_dict
 from cramlab.errors import AuditError
-from cramlab.files import write_json
-from cramlab.hf.loading import load
+from cramlab.files import refuse_changed, write_json
+from cramlab.hf.loading import Pretrained, load
 
-SCHEMA_VERSION = 1
+KIND, SCHEMA_VERSION = "over_training", 1
 FILE = "over_training.json"
 STEP_FILE = "step.json"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A saved model: the run that it belongs to (the folder above its own), its step, its folder."""
+    """A saved model.
+
+    Attributes:
+        run: name of its run, the folder above its own.
+        step: training step.
+        folder: folder of the model.
+    """
 
     run: str
     step: int
@@ -42,10 +46,10 @@ class Checkpoint:
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Models saved under a folder, by run and step; the step is the number that ends a folder's name.
+    """Finds the models saved under a folder, sorted by run and step; the step is the number that ends a folder's name.
 
     Raises:
-        AuditError: when there are none.
+        AuditError: when there is none.
     """
     found = []
     for config in sorted(folder.rglob("config.json")):
@@ -55,8 +59,8 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
             found.append(Checkpoint(run.as_posix() if run.parts else folder.name, int(step[1]), config.parent))
     if not found:
         raise AuditError(
-            f"--checkpoints {folder} holds no saved models; give a folder with folders such as step-1000, each "
-            "with a config.json, weights and a tokenizer"
+            f"--checkpoints {folder} holds no saved models; give a folder with subfolders such as step-1000, each "
+            "with config.json, weights and tokenizer"
         )
     return sorted(found)
 
@@ -71,46 +75,29 @@ def audit_checkpoints(
     out: Path | None = None,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """One audit a checkpoint, all on the same documents and with the same split.
+    """Audits every checkpoint on the same documents with the same split.
 
     Args:
-        checkpoints: see `find_checkpoints`.
+        checkpoints: as returned by `find_checkpoints`.
         corpus: text that the models were not trained on.
-        config: of every audit; a context longer than a model's is shortened.
-        allow_pickle: see `hf.loading.load`.
-        device: where the models are run; None: the CPU.
-        out: folder in which finished audits are kept, so that the same call goes on where it was cut off.
-        log: called with a line a checkpoint.
+        config: settings of every audit; a context longer than a model's is shortened.
+        allow_pickle: as for `hf.loading.load`.
+        device: device of the computation; None: the CPU.
+        out: folder for finished audits, from which the same call continues; None: nothing is kept.
+        log: called with one line per checkpoint.
 
     Returns:
-        The document of `over_training.schema.json`.
+        The document, which meets `over_training.schema.json`.
 
     Raises:
-        FileExistsError: when an audit that is kept there is one of another model, text or config.
+        FileExistsError: when a kept audit is of another model, text or config.
     """
     points, results = [], {}
     for checkpoint in checkpoints:
-        kept = None if out is None else out / checkpoint.run / f"audit-{checkpoint.step:08d}.json"
-        work = None if kept is None else kept.with_suffix("")
         pretrained = load(str(checkpoint.folder), allow_pickle=allow_pickle)
         pretrained.model.to(device)
-        if kept is not None and kept.exists():
-            result = AuditResult.read(kept)
-            if changed := unlike(result, pretrained, corpus, config):
-                raise FileExistsError(
-                    f"{kept} is an audit of another model, text or config ({', '.join(changed)}); choose another --out"
-                )
-        else:
-            fitting = sized(config, pretrained)
-            result = audit(pretrained.model, tokenised(pretrained, corpus, fitting), fitting, out=work)
-            name = f"{checkpoint.run}, step {checkpoint.step}"
-            result = result.described({"name": name}, corpus.described()).rounded()  # as one that is kept is read
-            if kept is not None:
-                result.write(kept)
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+        result = results[checkpoint] = _audited(checkpoint, pretrained, corpus, config, out)
         points.append(_point(checkpoint, result))
-        results[checkpoint] = result
         if log is not None:
             r, r2 = ("-" if v is None else f"{v:.3f}" for v in (result.overall("r")[0], result.overall("r2")[0]))
             done = f"{len(points)} of {len(checkpoints)}"
@@ -120,7 +107,7 @@ def audit_checkpoints(
         {name: last[name] for name in ("date", "revision", "versions", "hardware", "text", "config")}
         | {
             "schema_version": SCHEMA_VERSION,
-            "kind": "over_training",
+            "kind": KIND,
             "config": to_dict(config),
             "points": points,
             "trends": _trends(results, config),
@@ -128,23 +115,45 @@ def audit_checkpoints(
     )
 
 
-def _trends(results: dict[Checkpoint, AuditResult], config: AuditConfig) -> list[dict[str, Any]]:
-    """Of each run, to its last checkpoint: from its first trained one, and from the first after a tenth of the steps.
+def _audited(
+    checkpoint: Checkpoint, pretrained: Pretrained, corpus: Corpus, config: AuditConfig, out: Path | None
+) -> AuditResult:
+    """Returns the audit of one checkpoint: the one kept in `out` or a new one, which is then kept there."""
+    kept = None if out is None else out / checkpoint.run / f"audit-{checkpoint.step:08d}.json"
+    work = None if kept is None else kept.with_suffix("")
+    if kept is not None and kept.exists():
+        result = AuditResult.read(kept)
+        refuse_changed(kept, unlike(result, pretrained, corpus, config))
+    else:
+        fitting = sized(config, pretrained)
+        result = audit(pretrained.model, tokenised(pretrained, corpus, fitting), fitting, out=work)
+        name = f"{checkpoint.run}, step {checkpoint.step}"
+        result = result.described({"name": name}, corpus.described()).rounded()  # equals what is read from a file
+        if kept is not None:
+            result.write(kept)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
 
-    The very first finds attention that is not yet used and returns nearly a constant.
+
+def _trends(results: dict[Checkpoint, AuditResult], config: AuditConfig) -> list[dict[str, Any]]:
+    """Returns the trends of each run to its last checkpoint, from two starts.
+
+    One start is the first trained checkpoint, at which attention may still return nearly a constant; the other is the
+    first checkpoint after a tenth of the steps.
     """
-    found = []
+    trends = []
     for run in sorted({checkpoint.run for checkpoint in results}):
         trained = [checkpoint for checkpoint in sorted(results) if checkpoint.run == run and checkpoint.step > 0]
         used = [checkpoint for checkpoint in trained if checkpoint.step >= trained[-1].step / 10]
         for first in sorted({*trained[:1], *used[:1]} - {*trained[-1:]}):
             last = trained[-1]
-            found.append(_trend(run, results[first], results[last], (first.step, last.step), config))
-    return found
+            trends.append(_trend(run, results[first], results[last], (first.step, last.step), config))
+    return trends
 
 
 def _point(checkpoint: Checkpoint, result: AuditResult) -> dict[str, Any]:
-    """What of an audit goes into the table over training."""
+    """Returns the part of an audit that goes into the table over training."""
     own = checkpoint.folder / STEP_FILE
     loss = result.data["loss"]
     return {
@@ -162,7 +171,7 @@ def _point(checkpoint: Checkpoint, result: AuditResult) -> dict[str, Any]:
 def _trend(
     run: str, first: AuditResult, last: AuditResult, steps: tuple[int, int], config: AuditConfig
 ) -> dict[str, Any]:
-    """How redundancy changes between two checkpoints, averaged over layers; documents are resampled in pairs."""
+    """Returns the change of R and R^2 between two checkpoints, averaged over layers, paired by document."""
     sums = torch.stack([_by_document(result) for result in (first, last)], dim=1)  # (documents, 2, layers, 4)
     bootstrap = Bootstrap(len(sums), config.n_bootstrap, config.confidence, config.seed)
 
@@ -180,7 +189,7 @@ def _trend(
 
 
 def _by_document(result: AuditResult) -> Tensor:
-    """R, squared error, that of the mean, and tokens; (documents, layers, 4)."""
+    """Returns R, squared error, that of the mean, and number of tokens; (documents, layers, 4)."""
     rows = result.data["by_document"]
     r, error, mean_error = (torch.tensor(rows[name], dtype=torch.float64) for name in ("r", "error", "mean_error"))
     tokens = torch.tensor(rows["tokens"], dtype=torch.float64)[:, None].expand_as(r)
@@ -188,34 +197,24 @@ def _by_document(result: AuditResult) -> Tensor:
 
 
 def _direction(low: float, high: float) -> str:
-    """What an interval of a change leaves open."""
+    """Returns the direction of a change that its interval supports."""
     if low > 0:
         return "rises"
     return "falls" if high < 0 else "undecided"
 
 
-@functools.cache
-def schema() -> dict[str, Any]:
-    """The JSON Schema of the document."""
-    text = (
-        importlib.resources.files("cramlab.auditing").joinpath("over_training.schema.json").read_text(encoding="utf-8")
-    )
-    return json.loads(text)
-
-
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Writes the validated document, whole or not at all."""
-    validate(data, str(path))
+    """Validates and writes the document, completely or not at all."""
+    validate(data, KIND, SCHEMA_VERSION, str(path))
     write_json(path, data)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads what `write` wrote; raises `RecordError` when it is something else."""
+    """Reads a document that `write` wrote.
+
+    Raises:
+        RecordError: when the file is not such a document.
+    """
     data = records.read_json(path)
-    validate(data, str(path))
+    validate(data, KIND, SCHEMA_VERSION, str(path))
     return data
-
-
-def validate(data: Any, name: str) -> None:
-    """Raises `RecordError` unless this is such a document."""
-    schema_error(data, schema(), "over_training", SCHEMA_VERSION, name)

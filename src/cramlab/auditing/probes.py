@@ -1,4 +1,4 @@
-"""The probes of an audit: what each sees, how its sums are gathered, how it is fitted."""
+"""The probes of an audit: their inputs, their sums, and how they are fitted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PULLS = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1e9)
 
 
 class Inputs(NamedTuple):
-    """What probes may look at; a row a token.
+    """Possible inputs of probes, one row per token.
 
     Attributes:
-        hidden: what attention sees (after the norm), (N, D).
-        stream: the residual stream before the norm, (N, D).
-        token: number of the token's type among the frequent ones, 0 for all others, (N,).
+        hidden: input of attention, after the norm, (N, D).
+        stream: residual stream before the norm, (N, D).
+        token: group of the token's type: 1 and up for frequent types, 0 for all others, (N,).
         position: position in the context, (N,).
-        nothing: zeros, (N,).
+        nothing: zeros, the input of the probe that predicts the mean, (N,).
     """
 
     hidden: Tensor
@@ -38,12 +38,12 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class TableProbe:
-    """Answers a group number with that group's vector; table (G, M)."""
+    """Maps a group to that group's vector; table (G, M)."""
 
     table: Tensor
 
     def __call__(self, groups: Tensor) -> Tensor:
-        """Answers groups (N,); (N, M)."""
+        """Returns the vectors of groups (N,), (N, M)."""
         return self.table[groups]
 
 
@@ -52,9 +52,9 @@ class SiteProbe:
     """One probe of one site.
 
     Attributes:
-        sees: the field of `Inputs` that it is given.
+        sees: name of the field of `Inputs` that is its input.
         heads: predicts the heads' outputs before the output projection, (N, H Dh).
-        layer: predicts the sub-layer's answer after it, (N, D).
+        layer: predicts the sub-layer's output after the projection, (N, D).
     """
 
     sees: str
@@ -62,20 +62,20 @@ class SiteProbe:
     layer: LinearProbe | TableProbe
 
     def answers(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Predicted heads and layer."""
+        """Returns the predicted outputs of the heads and of the layer."""
         given = getattr(inputs, self.sees)
         return self.heads(given), self.layer(given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFit:
-    """All that was fitted for one site.
+    """All probes of one site.
 
     Attributes:
-        probes: by name. "hidden" is the main one.
-        reduced: main probe of the layer's answer, by rank.
-        strengths: ridge strength that validation chose, by name of a linear probe: the layer's, then each head's.
-        validation_r2: centred R^2 of the main probe of the layer's answer on the validation part.
+        probes: probes by name; "hidden" is the main one.
+        reduced: main probe of the layer's output at every rank.
+        strengths: ridge strengths selected on validation, by name of the probe: the layer's, then each head's.
+        validation_r2: centred R^2 of the main probe of the layer's output on the validation part.
     """
 
     probes: Mapping[str, SiteProbe]
@@ -85,7 +85,7 @@ class SiteFit:
 
 
 class Statistics:
-    """The sums of one site over one part of the text. Memory: a few D^2, however many tokens."""
+    """Sums of one site over one part of the text. Memory: a few D^2, for any number of tokens."""
 
     def __init__(self, site: AttentionSite, n_types: int, n_positions: int, *, controls: bool = True) -> None:
         d_in, d_out, device = site.d_model, site.d_heads, site.device
@@ -101,10 +101,10 @@ class Statistics:
             self.position = GroupMeans(n_positions, d_out, device)
 
     def update(self, seen: Seen, inputs: Inputs, generator: torch.Generator) -> None:
-        """Adds a batch. Shuffled, its tokens are given answers of the batch before at random.
+        """Adds a batch. For the shuffled control, its tokens get random outputs of the previous batch.
 
-        Within a document answers are alike, so that shuffling there would leave something to predict. Only the very
-        first batch has nothing but its own.
+        Outputs within a document are similar, so that shuffling within it would leave something to predict. Only the
+        first batch gets its own outputs.
         """
         heads = seen.heads.double()
         hidden = seen.hidden.double()
@@ -130,14 +130,14 @@ class Statistics:
         return parts
 
     def state(self) -> dict[str, Tensor]:
-        """What `load` takes back."""
+        """Returns the state that `load` restores."""
         own = {"answer_square": self.answer_square}
         if self.controls:
             own |= {"shuffled_xy": self.shuffled_xy, "shuffled_y": self.shuffled_y, "earlier": self.earlier}
         return own | {f"{n}.{k}": v for n, part in self._parts().items() for k, v in part.state().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continues from `state`."""
+        """Restores the sums from a `state`."""
         self.answer_square.copy_(state["answer_square"])
         if self.controls:
             self.shuffled_xy.copy_(state["shuffled_xy"])
@@ -147,7 +147,7 @@ class Statistics:
             part.load({k: state[f"{name}.{k}"] for k in part.FIELDS})
 
     def shuffled(self) -> Moments:
-        """The sums of `hidden` with the truth handed to the wrong tokens."""
+        """Returns the sums of `hidden` with the outputs of other tokens."""
         moments = Moments(*self.shuffled_xy.shape, device=self.shuffled_xy.device)
         moments.n, moments.x, moments.y, moments.xx = self.hidden.n, self.hidden.x, self.shuffled_y, self.hidden.xx
         moments.xy = self.shuffled_xy
@@ -161,16 +161,16 @@ def fit_site(
     config: AuditConfig,
     other: tuple[Statistics, Statistics] | None = None,
 ) -> SiteFit:
-    """Fits every probe of one site; each strength is chosen on validation.
+    """Fits every probe of one site; ridge strengths are selected on validation.
 
-    The output projection is affine, so the sums for the layer's answer follow from those for the heads.
+    The output projection is affine, so the sums for the layer's output follow from those for the heads.
 
     Args:
         site: the site.
-        fit: sums of the fitted part.
+        fit: sums of the part for fitting.
         validation: sums of the validation part.
-        config: the grid of strengths.
-        other: both, of another domain, for the probe trained there.
+        config: settings, with the strengths to select from.
+        other: sums of both parts of another domain, for the probe trained there; None: no such probe.
     """
     projection = affine_map(site)
     pairs = {"hidden": (fit.hidden, validation.hidden), "shuffled": (fit.shuffled(), validation.shuffled())}
@@ -209,12 +209,12 @@ def fit_site(
 
 
 def _energy_about(mean: Tensor, statistics: Statistics, moments: Moments) -> float:
-    """Squared distance of a part's answers from a mean, summed."""
+    """Returns the summed squared distance of a part's outputs from a mean."""
     return float(statistics.answer_square - 2 * mean @ moments.y + moments.n * mean.square().sum())
 
 
 def _tables(fit: Statistics, validation: Statistics) -> dict[str, Tensor]:
-    """Predicted heads for every group: by token type, by position, and the mean alone."""
+    """Returns predicted heads' outputs for every group: by token type, by position, and the mean alone."""
     tables = {"mean": (fit.hidden.y / fit.hidden.n)[None]}
     for name in ("token", "position"):
         train, held_out = getattr(fit, name), getattr(validation, name)
@@ -223,19 +223,19 @@ def _tables(fit: Statistics, validation: Statistics) -> dict[str, Tensor]:
 
 
 def frequent_types(contexts: Sequence[Tensor], n_types: int) -> Tensor:
-    """The most frequent token ids, at most `n_types`, sorted: the i-th is group i + 1, everything else group 0."""
+    """Returns the `n_types` most frequent token ids, sorted; the i-th is group i + 1, all others are group 0."""
     ids, counts = torch.cat([c.flatten() for c in contexts]).unique(return_counts=True)
     return ids[counts.argsort(descending=True, stable=True)[:n_types]].sort().values
 
 
 def type_groups(tokens: Tensor, types: Tensor) -> Tensor:
-    """Group numbers of tokens (N,) under `frequent_types`."""
+    """Returns the groups of tokens (N,), given `frequent_types`."""
     places = torch.searchsorted(types, tokens).clamp(max=len(types) - 1)
     return torch.where(types[places] == tokens, places + 1, 0)
 
 
 def make_inputs(seen: Seen, tokens: Tensor, types: Tensor) -> Inputs:
-    """What probes may look at in a batch of tokens (B, T)."""
+    """Returns the inputs of probes for a batch of tokens (B, T)."""
     n_contexts, length = tokens.shape
     flat = tokens.flatten()
     return Inputs(

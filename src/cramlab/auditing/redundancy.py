@@ -1,4 +1,4 @@
-"""How well the probes predict: per token, summed by document, by position, by class of token and by rank."""
+"""Measures how well probes predict: per token, summed by document, position, class of token and rank."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SHOWN_TOKENS = 12
 
 
 class Measures(NamedTuple):
-    """Of each token and unit (the heads, then the layer's answer), (N, U) each.
+    """Measures of each token and unit (the heads, then the layer's output), (N, U) each.
 
     Attributes:
-        r: `1 - |a - a_hat| / |a|`, the paper's; 0 where a is zero.
-        cosine: of a and a_hat; 0 where either is zero.
-        error: `|a - a_hat|^2`.
-        energy: `|a|^2`.
+        r: the paper's R, `1 - |a - a_hat| / |a|`; 0 where a is zero.
+        cosine: cosine of a and a_hat; 0 where either is zero.
+        error: squared error `|a - a_hat|^2`.
+        energy: squared norm `|a|^2`.
     """
 
     r: Tensor
@@ -38,7 +38,7 @@ class Measures(NamedTuple):
 
 
 def measure(truth: Tensor, predicted: Tensor) -> Measures:
-    """Measures of vectors along the last dimension."""
+    """Returns the measures of vectors along the last dimension."""
     energy = truth.square().sum(dim=-1)
     error = (truth - predicted).square().sum(dim=-1)
     lengths = (energy * predicted.square().sum(dim=-1)).sqrt()
@@ -49,7 +49,7 @@ def measure(truth: Tensor, predicted: Tensor) -> Measures:
 
 
 def _units(site: AttentionSite, heads: Tensor, answer: Tensor, truth: tuple[Tensor, Tensor]) -> Measures:
-    """Measures of all heads and, last, of the layer's answer; (N, H + 1)."""
+    """Returns the measures of all heads and, last, of the layer's output; (N, H + 1)."""
     by_head = (-1, site.n_heads, site.d_head)
     each = measure(truth[0].view(by_head), heads.view(by_head))
     whole = measure(truth[1], answer)
@@ -57,7 +57,7 @@ def _units(site: AttentionSite, heads: Tensor, answer: Tensor, truth: tuple[Tens
 
 
 def position_bins(length: int) -> list[tuple[int, int]]:
-    """Positions 0, 1, 2-3, 4-7, ... as (first, last)."""
+    """Returns the bins of positions 0, 1, 2-3, 4-7, ... as (first, last)."""
     bins, first = [(0, 0)], 1
     while first < length:
         bins.append((first, min(2 * first, length) - 1))
@@ -66,7 +66,7 @@ def position_bins(length: int) -> list[tuple[int, int]]:
 
 
 def token_classes(tokens: Tensor, ngram: int) -> Tensor:
-    """Index into `CLASSES` of every token of (B, T): first of its context, end of a repeated n-gram, or neither."""
+    """Returns the index into `CLASSES` of every token of (B, T): first in context, end of a repeated n-gram, novel."""
     classes = torch.full_like(tokens, CLASSES.index("novel"))
     for row, ids in enumerate(tokens.tolist()):
         before: set[tuple[int, ...]] = set()
@@ -81,7 +81,7 @@ def token_classes(tokens: Tensor, ngram: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Example:
-    """One token, how well its answers are predicted, and the text around it."""
+    """One token with its R, averaged over layers, and the token ids around it."""
 
     r: float
     document: int
@@ -92,15 +92,16 @@ class Example:
 
 
 class Tally:
-    """Sums over the test part; a row a document, so that documents can be resampled. Memory: documents x layers.
+    """Sums over the test part, one row per document, so that documents can be resampled.
 
     Attributes:
         sums: r, cosine, error, energy and number of tokens; (documents, probes, layers, units, 5), float64.
-        groups: r, error, error of the mean, tokens, of the main probe of the layer's answer; (documents, layers,
-            positions bins then classes, 4).
-        ranks: squared error of the layer's answer by rank; (documents, layers, ranks).
-        histogram: tokens by r of the main probe, from -1 to 1; (layers, units, bins).
-        best: the best predicted tokens, averaged over layers; `worst` likewise.
+        groups: r, error, error of the mean and number of tokens of the main probe of the layer's output; (documents,
+            layers, bins of positions then classes, 4).
+        ranks: squared error of the layer's output by rank; (documents, layers, ranks).
+        histogram: number of tokens by r of the main probe, from -1 to 1; (layers, units, bins).
+        best: the best predicted tokens by R averaged over layers.
+        worst: the worst predicted tokens.
     """
 
     TENSORS = ("sums", "groups", "ranks", "histogram")
@@ -123,7 +124,7 @@ class Tally:
         self._mean_r: Tensor | None = None
 
     def add(self, document: int, layer: int, seen: Seen, inputs: Inputs, fit: SiteFit, tokens: Tensor) -> None:
-        """Adds one layer's view of a batch of contexts (B, T) of one document."""
+        """Adds the measures of one layer on a batch of contexts (B, T) of one document."""
         truth = (seen.heads, seen.answer)
         measured = {}
         for i, name in enumerate(self.probes):
@@ -158,7 +159,7 @@ class Tally:
             self.groups[document, layer].index_add_(0, groups, rows)
 
     def close_batch(self, document: int, tokens: Tensor) -> None:
-        """Once all layers have been added: keeps the batch's best and worst tokens, averaged over layers."""
+        """Ends a batch after its last layer: updates the best and worst predicted tokens."""
         assert self._mean_r is not None
         mean_r = self._mean_r.view(tokens.shape)
         self._mean_r = None
@@ -176,7 +177,7 @@ class Tally:
                     heapq.heappop(kept)
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes back."""
+        """Returns the state that `load` restores."""
         examples = {
             name: [(value, order, *vars(example).values()) for value, order, example in getattr(self, name)]
             for name in ("best", "worst")
@@ -184,7 +185,7 @@ class Tally:
         return {name: getattr(self, name) for name in self.TENSORS} | examples | {"n_examples": self._n_examples}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state`."""
+        """Restores the sums from a `state`."""
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         for name in ("best", "worst"):
@@ -193,7 +194,7 @@ class Tally:
 
 
 def rank_grid(d_model: int) -> list[int]:
-    """0, 1, 2, 4, ... and d_model."""
+    """Returns the ranks 0, 1, 2, 4, ... and d_model."""
     ranks = [0]
     while (ranks[-1] or 1) < d_model:
         ranks.append(1 if ranks[-1] == 0 else 2 * ranks[-1])

@@ -1,6 +1,6 @@
 """Linear regression from streamed sums: ridge for every strength, reduced rank for every rank.
 
-Source: ours; ridge and reduced-rank regression (Izenman 1975) are textbook.
+Source: textbook ridge and reduced-rank regression (Izenman 1975); the streamed form is ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Moments:
     """Sums over rows (x, y) from which the regression of y on x follows exactly; float64, memory D^2 + D M.
 
     Attributes:
-        n: rows.
+        n: number of rows.
         x: sum of x, (D,).
         y: sum of y, (M,).
         xx: sum of outer products of x with itself, (D, D).
@@ -43,16 +43,16 @@ class Moments:
         self.xy.addmm_(x.T, y)
 
     def state(self) -> dict[str, Tensor]:
-        """What `load` takes back."""
+        """Returns the state that `load` restores."""
         return {name: getattr(self, name) for name in self.FIELDS}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continues from `state`."""
+        """Restores the sums from a `state`."""
         for name in self.FIELDS:
             getattr(self, name).copy_(state[name])
 
     def through(self, weight: Tensor, bias: Tensor) -> Moments:
-        """The sums for y @ weight + bias in place of y; weight (M, K), bias (K,)."""
+        """Returns the sums for y @ weight + bias in place of y; weight (M, K), bias (K,)."""
         mapped = Moments(len(self.x), weight.shape[1], device=self.x.device)
         mapped.n, mapped.x, mapped.xx = self.n, self.x, self.xx
         mapped.y = self.y @ weight + self.n * bias
@@ -60,7 +60,7 @@ class Moments:
         return mapped
 
     def about(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor]:
-        """`xx` and `xy` of rows from which the given means have been taken."""
+        """Returns `xx` and `xy` of the rows after subtracting the given means."""
         cross = torch.outer(self.x, x_mean)
         xx = self.xx - cross - cross.T + self.n * torch.outer(x_mean, x_mean)
         xy = self.xy - torch.outer(self.x, y_mean) - torch.outer(x_mean, self.y) + self.n * torch.outer(x_mean, y_mean)
@@ -69,25 +69,25 @@ class Moments:
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """`y = x @ weight + bias`; weight (D, M), bias (M,)."""
+    """The map `y = x @ weight + bias`; weight (D, M), bias (M,)."""
 
     weight: Tensor
     bias: Tensor
 
     def float(self) -> LinearProbe:
-        """The same in float32."""
+        """Returns the probe in float32."""
         return LinearProbe(self.weight.float(), self.bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Answers x (..., D); (..., M)."""
+        """Maps x (..., D) to y (..., M)."""
         return x @ self.weight + self.bias
 
 
 class RidgePath:
     """Ridge regression with an unpenalised bias, for every strength from one eigendecomposition.
 
-    Minimises `|y - x w - b|^2 + alpha |w|^2` with `alpha = strength * trace(S) / D`, S being the centred sum of outer
-    products of x: a strength means the same whatever the scale and the number of tokens.
+    Minimises `|y - x w - b|^2 + alpha |w|^2` with `alpha = strength * trace(S) / D`, where S is the centred sum of
+    outer products of x, so that a strength does not depend on scale and number of tokens.
     """
 
     def __init__(self, moments: Moments) -> None:
@@ -99,7 +99,7 @@ class RidgePath:
         self._rotated = self._basis.T @ self.xy
 
     def towards(self, moments: Moments) -> RidgePath:
-        """The path for another y over the same rows of x; the eigendecomposition is shared."""
+        """Returns the path for another y over the same rows of x, sharing the eigendecomposition."""
         path = copy.copy(self)
         path.y_mean = moments.y / moments.n
         _, path.xy = moments.about(self.x_mean, path.y_mean)
@@ -107,15 +107,15 @@ class RidgePath:
         return path
 
     def alpha(self, strength: float) -> float:
-        """The penalty on the squared weights."""
+        """Returns the penalty on the squared weights."""
         return float(strength * self._scale)
 
     def _solution(self, strength: float) -> Tensor:
-        """The weight in the basis of eigenvectors."""
+        """Returns the weight in the basis of eigenvectors."""
         return self._rotated / (self._values + self.alpha(strength))[:, None]
 
     def probe(self, strengths: Sequence[float]) -> LinearProbe:
-        """The solution; one strength for all columns of y, or one for each of several equal groups of columns."""
+        """Returns the solution for one strength, or for one strength per equal group of columns of y."""
         groups = self.xy.shape[1] // len(strengths)
         columns = []
         for i, strength in enumerate(strengths):
@@ -126,11 +126,10 @@ class RidgePath:
     def choose(
         self, held_out: Moments, strengths: Sequence[float], n_groups: int = 1
     ) -> tuple[list[float], list[float]]:
-        """The strength with the least squared error on other rows, for each of `n_groups` equal groups of columns.
+        """Selects the strength with the lowest squared error on other rows, for each of `n_groups` groups of columns.
 
         Returns:
-            The strengths, and how much each changes the squared error against predicting the mean of the fitted rows;
-            below zero is better than the mean.
+            The strengths, and the squared error of each minus that of predicting the mean of the fitted rows.
         """
         xx, xy = held_out.about(self.x_mean, self.y_mean)
         xx, xy = self._basis.T @ xx @ self._basis, self._basis.T @ xy
@@ -145,12 +144,12 @@ class RidgePath:
 class ReducedRank:
     """Reduced-rank ridge regression for every rank from one decomposition.
 
-    Among all weights of rank r, `B V_r V_r^T` minimises the ridge objective, where B is its unrestricted solution and
-    V_r holds the r leading eigenvectors of `B^T (S + alpha) B = B^T C`, C being the centred sum of x y^T.
+    Among all weights of rank r, `B V_r V_r^T` minimises the ridge objective, where B is the full-rank solution, V_r
+    holds the r leading eigenvectors of `B^T (S + alpha) B = B^T C`, and C is the centred sum of x y^T.
 
     Attributes:
-        directions: V, (M, M), columns from the strongest to the weakest.
-        coordinates: the probe that answers in these directions: full-rank answer minus mean of y, times V.
+        directions: V, (M, M), columns from the largest to the smallest eigenvalue.
+        coordinates: full-rank probe in these directions: prediction minus mean of y, times V.
         y_mean: mean of y over the fitted rows, (M,).
     """
 
@@ -164,23 +163,23 @@ class ReducedRank:
         self.coordinates = LinearProbe(weight, -path.x_mean @ weight)
 
     def factors(self, rank: int) -> tuple[LinearProbe, Tensor]:
-        """A map down to `rank` numbers and the matrix (rank, M) that takes them up to y minus its mean."""
+        """Returns the map from x to `rank` numbers, and the matrix (rank, M) from these to y minus its mean."""
         down = LinearProbe(self.coordinates.weight[:, :rank], self.coordinates.bias[:rank])
         return down, self.directions[:, :rank].T
 
     def probe(self, rank: int) -> LinearProbe:
-        """The probe of that rank as one matrix."""
+        """Returns the probe of this rank as one matrix."""
         down, up = self.factors(rank)
         return LinearProbe(down.weight @ up, down.bias @ up + self.y_mean)
 
 
 def squared_errors_by_rank(coordinates: Tensor, residual: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Squared error of each row under each rank, (N, R).
+    """Returns the squared error of each row at each rank, (N, R).
 
     Args:
-        coordinates: answers of `ReducedRank.coordinates`, (N, M).
-        residual: the truth minus `y_mean`, in the same directions, (N, M).
-        ranks: ranks asked for; 0 is the mean alone.
+        coordinates: outputs of `ReducedRank.coordinates`, (N, M).
+        residual: y minus `y_mean`, in the same directions, (N, M).
+        ranks: the ranks; 0 is the mean alone.
     """
     gained = (coordinates * (coordinates - 2 * residual)).cumsum(dim=1)
     gained = torch.cat([torch.zeros_like(gained[:, :1]), gained], dim=1)
@@ -188,10 +187,10 @@ def squared_errors_by_rank(coordinates: Tensor, residual: Tensor, ranks: Sequenc
 
 
 class GroupMeans:
-    """Means of y by group, pulled towards the overall mean: the best that the group alone can predict.
+    """Means of y by group, shrunk towards the overall mean: the best prediction from the group alone.
 
     Attributes:
-        n: rows of each group, (G,).
+        n: number of rows in each group, (G,).
         y: sum of y of each group, (G, M).
     """
 
@@ -207,21 +206,21 @@ class GroupMeans:
         self.y.index_add_(0, groups, y.double())
 
     def state(self) -> dict[str, Tensor]:
-        """What `load` takes back."""
+        """Returns the state that `load` restores."""
         return {name: getattr(self, name) for name in self.FIELDS}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continues from `state`."""
+        """Restores the sums from a `state`."""
         for name in self.FIELDS:
             getattr(self, name).copy_(state[name])
 
     def means(self, pull: float) -> Tensor:
-        """(G, M): each group's mean over its rows and `pull` more that sit at the overall mean."""
+        """Returns (G, M): each group's mean over its rows and `pull` further rows at the overall mean."""
         overall = self.y.sum(dim=0) / self.n.sum()
         return (self.y + pull * overall) / (self.n + pull).clamp(min=1e-9)[:, None]
 
     def choose(self, held_out: GroupMeans, pulls: Sequence[float]) -> float:
-        """The pull with the least squared error on other rows."""
+        """Returns the pull with the lowest squared error on other rows."""
         errors = []
         for pull in pulls:
             means = self.means(pull)

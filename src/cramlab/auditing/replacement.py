@@ -1,4 +1,4 @@
-"""What the loss says when something else answers in place of attention."""
+"""Replaces the output of attention during a forward pass, and measures the loss that follows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ KINDS = ("probe", "mean", "zero")
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """One way to answer in place of attention.
+    """One replacement of attention's output.
 
     Attributes:
-        kind: who answers: the main "probe", the "mean" answer, or nobody ("zero": the sub-layer is dropped).
+        kind: what replaces it: the main "probe", the "mean" output, or "zero" (the sub-layer is removed).
         sites: indices of the sites.
-        share: of the tokens of every context, in every one of these sites.
-        choice: which tokens: "all", at "random", or the "best" predicted ones. The latter compares the probe with
-            what attention returns at that very moment: an oracle, as good as a gate can get that knows the error.
+        share: share of the tokens of every context that is replaced in each of these sites.
+        choice: which tokens: "all", "random" ones, or those that the probe predicts "best". The latter is an oracle,
+            as it compares the probe with attention's actual output: no gate can select better by the error.
     """
 
     kind: Literal["probe", "mean", "zero"]
@@ -41,10 +41,10 @@ class Replacement:
 
 
 def plan(fits: Sequence[SiteFit], config: AuditConfig) -> dict[str, list[Replacement]]:
-    """The replacements to try, by family; each list holds the kinds of `KINDS` in turn.
+    """Returns the replacements to try, by family; each list holds the kinds of `KINDS` in turn.
 
-    "alone": every layer by itself. "cumulative": the 2, 4, 8, ... layers that validation calls best predicted, and all.
-    "partial": in all layers, a share of the tokens.
+    "alone": each layer by itself. "cumulative": the 2, 4, 8, ... layers that are best predicted on validation, and all
+    layers. "partial": a share of the tokens in all layers.
     """
     n_sites = len(fits)
     order = sorted(range(n_sites), key=lambda i: -fits[i].validation_r2)
@@ -64,9 +64,9 @@ def plan(fits: Sequence[SiteFit], config: AuditConfig) -> dict[str, list[Replace
 
 @contextlib.contextmanager
 def replacing(sites: Sequence[AttentionSite], answers: Mapping[int, Answerer]) -> Iterator[None]:
-    """While open, `answers[i](hidden, answer)` stands in for the answer of site i; both (B, T, D), as is the result.
+    """While open, `answers[i](hidden, answer)` replaces the output of site i; all are (B, T, D).
 
-    `hidden` is what attention sees, `answer` what it would have said.
+    `hidden` is the input of attention, `answer` its actual output.
     """
 
     def handles() -> Iterator[RemovableHandle]:
@@ -89,7 +89,7 @@ def replacing(sites: Sequence[AttentionSite], answers: Mapping[int, Answerer]) -
 
 
 def answerers(replacement: Replacement, fits: Sequence[SiteFit], seed: int) -> dict[int, Answerer]:
-    """The stand-ins for one forward pass; random tokens are a function of the seed and the site."""
+    """Returns the functions that replace outputs in one forward pass; random tokens depend on seed and site alone."""
     return {i: _answerer(replacement, fits[i], seed * 1_009 + i) for i in replacement.sites}
 
 
@@ -115,16 +115,16 @@ def _answerer(replacement: Replacement, fit: SiteFit, seed: int) -> Answerer:
 
 
 def _top(scores: Tensor, share: float) -> Tensor:
-    """True at the highest `share` of each row of scores (B, T)."""
+    """Returns a mask that is true at the highest `share` of each row of scores (B, T)."""
     n = round(share * scores.shape[1])
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return chosen.scatter_(1, scores.topk(n, dim=1).indices, True)
 
 
 class Remembered:
-    """Outputs of all blocks on one batch, so that runs that only differ in later layers need not compute the earlier.
+    """Caches the outputs of all blocks on one batch, for runs that differ in later layers only.
 
-    A block of a remembered layer answers with its remembered output; its own forward is put back afterwards.
+    While the cache is used, the forward methods of earlier blocks return cached outputs; they are restored afterwards.
     """
 
     def __init__(self, sites: Sequence[AttentionSite]) -> None:
@@ -133,7 +133,7 @@ class Remembered:
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:
-        """While open, forward passes are remembered."""
+        """While open, forward passes fill the cache."""
 
         def handles() -> Iterator[RemovableHandle]:
             for i, site in enumerate(self._sites):
@@ -148,7 +148,7 @@ class Remembered:
 
     @contextlib.contextmanager
     def up_to(self, n_sites: int) -> Iterator[None]:
-        """While open, the blocks of the first `n_sites` sites answer from memory."""
+        """While open, the blocks of the first `n_sites` sites return their cached outputs."""
         before: list[tuple[nn.Module, Any]] = []
         try:
             for site, output in zip(self._sites[:n_sites], self._outputs, strict=False):
@@ -163,9 +163,9 @@ class Remembered:
 
 
 def memory_serves(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tensor) -> bool:
-    """Whether blocks hand on nothing but their outputs, so that `Remembered` may stand in for them; tried on (B, T).
+    """Returns whether blocks pass on only their outputs, so that `Remembered` gives the same result; tried on (B, T).
 
-    In Gemma 3n, for one, later layers use the keys and values of earlier ones, which must be computed each time.
+    A counterexample is Gemma 3n, in which later layers use keys and values of earlier ones.
     """
     base, memory = base_model(model), Remembered(sites)
     options = {"use_cache": False} if family_of(model).causal else {}
@@ -175,7 +175,7 @@ def memory_serves(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tens
         try:
             with memory.up_to(n_sites):
                 after = base(input_ids=tokens, **options)[0]
-        except Exception:  # whatever a block misses that an earlier one should have left
+        except Exception:  # any error of a block that needs what an earlier block computes
             return False
         if not torch.allclose(before, after, rtol=1e-5, atol=1e-6, equal_nan=True):
             return False
@@ -183,23 +183,23 @@ def memory_serves(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tens
 
 
 class NextToken:
-    """Loss of a causal model: nats of each token but the first."""
+    """Loss of a causal model: cross-entropy, in nats, of each token but the first."""
 
     kind = "next-token"
 
     def __call__(self, model: nn.Module, tokens: Tensor, _seed: int) -> Tensor:
-        """Nats summed by context, (B,)."""
+        """Returns the summed loss of each context, (B,), nats."""
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
         nats = [F.cross_entropy(row.float(), ids[1:], reduction="sum") for row, ids in zip(logits, tokens, strict=True)]
         return torch.stack(nats).double()
 
     def n_tokens(self, tokens: Tensor, _seed: int) -> Tensor:
-        """Tokens with a loss, by context, (B,)."""
+        """Returns the number of tokens with a loss in each context, (B,)."""
         return torch.full((len(tokens),), tokens.shape[1] - 1, dtype=torch.float64)
 
 
 class MaskedToken:
-    """Loss of an encoder: nats of 15% of the tokens, hidden behind the mask token."""
+    """Loss of an encoder: cross-entropy, in nats, of 15% of the tokens, which are masked."""
 
     kind = "masked-token"
 
@@ -211,14 +211,14 @@ class MaskedToken:
         return _top(scores.to(tokens.device), 0.15)
 
     def __call__(self, model: nn.Module, tokens: Tensor, seed: int) -> Tensor:
-        """Nats summed by context, (B,)."""
+        """Returns the summed loss of each context, (B,), nats."""
         hidden = self._hidden(tokens, seed)
         logits = model(input_ids=tokens.masked_fill(hidden, self.mask_token)).logits.float()
         nats = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         return (nats * hidden).sum(dim=1).double()
 
     def n_tokens(self, tokens: Tensor, seed: int) -> Tensor:
-        """Tokens with a loss, by context, (B,)."""
+        """Returns the number of tokens with a loss in each context, (B,)."""
         return self._hidden(tokens, seed).sum(dim=1).double()
 
 
@@ -236,15 +236,15 @@ def losses(
     *,
     remember: bool = True,
 ) -> Tensor:
-    """Nats of each context of (B, T), untouched and then under every replacement; (B, 1 + replacements).
+    """Returns the loss of each context of (B, T), unchanged and under every replacement, (B, 1 + replacements), nats.
 
-    With `remember`, blocks before the first that is replaced are not run again; see `memory_serves`.
+    With `remember`, blocks before the first replaced one are not computed again; requires `memory_serves`.
     """
     memory = Remembered(sites)
     with memory.remembering():
-        found = [loss(model, tokens, seed)]
+        nats = [loss(model, tokens, seed)]
     for replacement in replacements:
         stand_ins = answerers(replacement, fits, seed)
         with memory.up_to(min(replacement.sites) if remember else 0), replacing(sites, stand_ins):
-            found.append(loss(model, tokens, seed))
-    return torch.stack(found, dim=1)
+            nats.append(loss(model, tokens, seed))
+    return torch.stack(nats, dim=1)

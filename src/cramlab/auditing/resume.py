@@ -1,4 +1,4 @@
-"""Work done document by document, saved now and then, so that it can go on where it was cut off."""
+"""Runs work document by document and saves its state periodically, so that interrupted work can be continued."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Progress = Callable[[str, int, int, float], None]
 
 
 class Resumable(Protocol):
-    """What a stage fills."""
+    """The sums or table that a stage fills."""
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain data."""
+        """Returns tensors and plain data, from which `load` continues."""
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
+        """Restores a `state`."""
         ...
 
 
 @dataclass(frozen=True)
 class Identity:
-    """SHA-256 of what the figures of a work depend on, besides the settings.
+    """Digests (SHA-256) of what the results depend on, besides the settings.
 
     Attributes:
-        weights: see `hf.weights.weights_digest`.
-        config: see `hf.weights.config_digest`.
-        tokens: of all documents, as the tokenizer has cut them.
+        weights: digest of the model's weights, `hf.weights.weights_digest`.
+        config: digest of the model's config, `hf.weights.config_digest`.
+        tokens: digest of the token ids of all documents.
     """
 
     weights: str
@@ -49,26 +49,26 @@ class Identity:
 
     @classmethod
     def of(cls, model: nn.Module, documents: Sequence[Sequence[Tensor]]) -> Identity:
-        """From a model and groups of documents.
+        """Computes the digests of a model and groups of documents.
 
         Raises:
-            LoadError: when a weight's values are not to be had.
+            LoadError: when the values of a weight cannot be read.
         """
         return cls(weights_digest(model), config_digest(model), tokens_digest(documents))
 
     def with_settings(self, config: object) -> str:
-        """SHA-256 of all, settings included."""
+        """Returns one SHA-256 of the digests and the settings."""
         parts = (self.weights, self.config, self.tokens, config_hash(config))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def identity(model: nn.Module, documents: Sequence[Sequence[Tensor]], config: object) -> str:
-    """A digest of everything that sums depend on; see `Identity`."""
+    """Returns a SHA-256 of model, documents and settings, on which all sums depend."""
     return Identity.of(model, documents).with_settings(config)
 
 
 def tokens_digest(documents: Sequence[Sequence[Tensor]]) -> str:
-    """SHA-256 of groups of documents as a tokenizer cut them."""
+    """Returns the SHA-256 of the token ids of groups of documents."""
     sha = hashlib.sha256()
     for group in documents:
         sha.update(b"group")
@@ -78,9 +78,9 @@ def tokens_digest(documents: Sequence[Sequence[Tensor]]) -> str:
 
 
 class Stages:
-    """Runs stages over documents; with a folder, a stage that was cut off goes on after its last saved document."""
+    """Runs stages over documents. With a folder, an interrupted stage continues after its last saved document."""
 
-    # Sums of a large model are large files: saving must take at most a twentieth of the time.
+    # Sums of a large model are large files: saving takes at most this share of the time.
     saving_frac = 0.05
 
     def __init__(
@@ -92,20 +92,23 @@ class Stages:
         still_held: Callable[[], None] | None = None,
     ) -> None:
         self._folder, self._identity, self._progress, self._save_every_s = folder, identity, progress, save_every_s
-        self._still_held = still_held or (lambda: None)  # see `files.only_process_in`
+        self._still_held = still_held or (lambda: None)  # from `files.only_process_in`
         self.seconds: dict[str, float] = {}
 
     def run(
         self, stage: str, items: Sequence[Item], step: Callable[[Item], int], into: Resumable, n_tokens: int
     ) -> None:
-        """Calls `step` on each item in turn; `into` holds what the steps have summed.
+        """Calls `step` on each item in turn.
 
         Args:
-            stage: name of the stage, and of its file.
-            items: one a document.
-            step: takes a document into account; returns its number of tokens.
-            into: saved and loaded.
-            n_tokens: of all items, for the progress.
+            stage: name of the stage and of its file.
+            items: the documents.
+            step: adds a document to `into` and returns its number of tokens.
+            into: the sums, which are saved and restored.
+            n_tokens: total number of tokens, for the progress.
+
+        Raises:
+            FileExistsError: when the folder holds unfinished work on another model, text or config.
         """
         done, tokens_done, before_s = self._load(stage, into)
         start = saved = time.perf_counter()
@@ -127,7 +130,7 @@ class Stages:
         saved = load_checkpoint(path)
         if saved.get("identity") != self._identity:
             raise FileExistsError(
-                f"{self._folder} holds unfinished work on another model, text or config, or of an earlier version of "
+                f"{self._folder} holds unfinished work on another model, text or config, or by an earlier version of "
                 "cramlab; choose another --out, or remove it"
             )
         into.load(saved["state"])
@@ -144,7 +147,7 @@ class Stages:
 
 
 def clear(out: Path) -> None:
-    """Removes the saved sums of an audit whose result has been written."""
+    """Removes the saved sums in `out/state`, once the result has been written."""
     shutil.rmtree(out / "state", ignore_errors=True)
 
 
@@ -155,9 +158,9 @@ class TensorRows:
         self.rows = torch.full((n_rows, n_columns), torch.nan, dtype=torch.float64)
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes back."""
+        """Returns the state that `load` restores."""
         return {"rows": self.rows}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
+        """Restores the rows from a `state`."""
         self.rows.copy_(state["rows"])

@@ -1,4 +1,4 @@
-"""Tokens cut into contexts and split by document."""
+"""Cuts documents into contexts and splits them into parts."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ class Contexts:
     """The contexts of one document.
 
     Attributes:
-        document: index among the documents given.
-        tokens: int64 (C, T).
+        document: index of the document.
+        tokens: token ids, int64 (C, T).
     """
 
     document: int
     tokens: Tensor
 
     def batches(self, batch_tokens: int) -> Sequence[Tensor]:
-        """The contexts, as many at once as `batch_tokens` allows, at least one; (B, T) each."""
+        """Returns batches (B, T) of at most `batch_tokens` tokens, at least one context each."""
         return self.tokens.split(max(1, batch_tokens // self.tokens.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Documents for fitting, for choosing ridge strengths and for the figures; disjoint, in random order.
+    """Disjoint parts of the documents, in random order.
 
     Attributes:
-        fit: see above.
-        validation: see above.
-        test: see above.
-        n_copies: documents that were left out as copies of others, see `auditing.copies`.
+        fit: documents for fitting probes.
+        validation: documents for selecting ridge strengths.
+        test: documents for measuring all figures.
+        n_copies: number of documents that were left out as copies of others, see `auditing.copies`.
     """
 
     fit: tuple[Contexts, ...]
@@ -48,46 +48,48 @@ class Split:
 
 
 def count_tokens(part: Sequence[Contexts]) -> int:
-    """Tokens in a part."""
+    """Returns the number of tokens in a part."""
     return sum(contexts.tokens.numel() for contexts in part)
 
 
 def cut(documents: Sequence[Tensor], config: AuditConfig) -> list[Contexts]:
-    """Whole contexts of every document that has one, at most `contexts_per_document` each.
+    """Cuts every document into whole contexts, at most `contexts_per_document`; shorter documents are dropped.
 
     Raises:
-        AuditError: when no document is as long as a context.
+        AuditError: when every document is shorter than a context.
     """
-    found = []
+    cut_documents = []
     for i, tokens in enumerate(documents):
         n = min(len(tokens) // config.context, config.contexts_per_document)
         if n:
-            found.append(Contexts(document=i, tokens=tokens[: n * config.context].long().view(n, config.context)))
-    if not found:
+            cut_documents.append(
+                Contexts(document=i, tokens=tokens[: n * config.context].long().view(n, config.context))
+            )
+    if not cut_documents:
         longest = max((len(tokens) for tokens in documents), default=0)
         raise AuditError(
-            f"the text is shorter than a context: its longest document has {longest} tokens, audit.context is "
+            f"every document is shorter than a context: the longest has {longest} tokens, audit.context is "
             f"{config.context}; give longer documents or a shorter context"
         )
-    return found
+    return cut_documents
 
 
 def split(
     documents: Sequence[Tensor], config: AuditConfig, n_features: int, apart_from: Sequence[Contexts] = ()
 ) -> Split:
-    """Splits documents at random into test, validation and fit, in that order, each up to its number of tokens.
+    """Splits documents at random into test, validation and fit, filling the parts in this order.
 
-    When there are fewer documents than asked for, each part keeps its share of what there is. Of documents that are
-    copies of each other, the first in the random order is used alone.
+    When the text has fewer tokens than requested, all parts shrink by the same factor. Of documents that are copies of
+    each other, only the first in the random order is used.
 
     Args:
-        documents: token ids, one 1-D tensor a document.
+        documents: token ids, one 1-D tensor per document.
         config: sizes of the parts, and the seed.
-        n_features: of the probes.
-        apart_from: documents of which copies are left out as well.
+        n_features: number of features of the probes.
+        apart_from: documents whose copies are left out as well.
 
     Raises:
-        AuditError: when a part would be empty, or fitting would have fewer tokens than features.
+        AuditError: when a part would be empty, or the part for fitting has fewer tokens than features.
     """
     contexts = cut(documents, config)
     order = torch.randperm(len(contexts), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -97,7 +99,7 @@ def split(
         originals.take(*one.tokens)
     kept: list[Contexts] = []
     n_kept = 0
-    # A part ends with the document that fills it.
+    # A part ends with the document that fills it, so each may exceed its number of tokens by one document.
     enough = sum(wanted.values()) + len(wanted) * config.context * config.contexts_per_document
     for i in order:
         if n_kept >= enough:
@@ -111,17 +113,17 @@ def split(
     for name, n_tokens in wanted.items():
         while count_tokens(parts[name]) < shrink * n_tokens and (one := next(remaining, None)) is not None:
             parts[name].append(one)
-    left_out = f" ({originals.n_copies} more are copies of them)" if originals.n_copies else ""
+    left_out = f" ({originals.n_copies} further ones are copies)" if originals.n_copies else ""
     for name, part in parts.items():
         if not part:
             raise AuditError(
-                f"{len(kept)} documents{left_out} are too few to split into fit, validation and test ({name} got "
-                "none); give at least three documents as long as a context, better a hundred"
+                f"{len(kept)} documents{left_out} are too few to split into fit, validation and test ({name} is "
+                "empty); give at least three documents as long as a context, 100 recommended"
             )
     if (n_fit := count_tokens(parts["fit"])) < n_features:
         raise AuditError(
-            f"fewer tokens than features: {n_fit} tokens to fit {n_features} features (hidden width and bias) from "
-            f"{len(kept)} documents{left_out}; give more text, or raise audit.fit_tokens or "
+            f"{len(kept)} documents{left_out} give {n_fit} tokens for fitting, fewer tokens than features "
+            f"({n_features}, hidden width and bias); give more text, or raise audit.fit_tokens or "
             "audit.contexts_per_document"
         )
     return Split(**{name: tuple(part) for name, part in parts.items()}, n_copies=originals.n_copies)

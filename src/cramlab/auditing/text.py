@@ -1,4 +1,4 @@
-"""Text as documents: Python's own sources, its prose, or the user's files."""
+"""Reads text as documents: the sources of Python's library, its help topics, or the user's files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Document:
-    """One text; documents are what is split, cut and resampled."""
+    """One text with its name: the unit of splitting and resampling."""
 
     name: str
     text: str
@@ -29,13 +29,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents and where they are from.
+    """Documents and their source.
 
     Attributes:
-        name: as the user gave it, without the folders above it.
-        documents: in order of name.
-        version: what the text depends on besides its name.
-        digest: first 16 hex digits of the SHA-256 of all names and texts.
+        name: name of the source, without the folders above it.
+        documents: documents in order of name.
+        version: version of the source, such as that of Python; None: it has none.
     """
 
     name: str
@@ -44,26 +43,26 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """See the class."""
+        """First 16 hex digits of the SHA-256 of all names and texts."""
         sha = hashlib.sha256()
         for document in self.documents:
             sha.update(f"{document.name}\0{document.text}\0".encode())
         return sha.hexdigest()[:16]
 
     def described(self) -> dict[str, str | None]:
-        """Name, version and digest."""
+        """Returns name, version and digest, as records hold them."""
         return {"name": self.name, "version": self.version, "digest": self.digest}
 
 
 def read_corpus(source: str) -> Corpus:
-    """The documents of `stdlib` (sources of Python's library), `prose` (its help topics), a folder or a file.
+    """Reads the documents of `stdlib` (sources of Python's library), `prose` (its help topics), a folder or a file.
 
-    A folder holds one document a file (.txt, .md, .rst, .py); links to other folders are not followed. A .jsonl file
-    holds one a line, under "text". Any other file holds documents parted by lines that say <|endoftext|>. Blank
-    documents are left out. All is read at once: what is used is what the digest is of, whatever happens to the files.
+    In a folder, each .txt, .md, .rst and .py file is a document; links to other folders are not followed. In a .jsonl
+    file, each line is a document, under "text". In any other file, <|endoftext|> separates documents. Blank documents
+    are left out. Everything is read into memory at once, so later changes of the files have no effect.
 
     Raises:
-        AuditError: when nothing is there, or a file is not text; the message names file and line.
+        AuditError: when the source does not exist or holds no document, or a file is not text; names file and line.
         OSError: when a file or folder cannot be read.
     """
     if source == "stdlib":
@@ -90,10 +89,10 @@ def read_corpus(source: str) -> Corpus:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Text files in a folder and the folders in it, by path."""
+    """Returns the text files in a folder and its subfolders, sorted by path."""
 
     def refuse(error: OSError) -> None:
-        raise error  # or a folder that cannot be read would be passed over without a word
+        raise error  # os.walk skips unreadable folders by default
 
     found = [
         Path(below) / name
@@ -107,22 +106,22 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _refuse_special(path: Path) -> None:
-    """What is no file with an end, such as a pipe, would be waited for."""
+    """Raises AuditError for a path that is not a regular file, as reading a pipe would block."""
     if not path.is_file():
-        raise AuditError(f"{path} is no regular file but a pipe, a device, or a link to nothing; remove it")
+        raise AuditError(f"{path} is not a regular file but a pipe, a device or a broken link; remove it")
 
 
 def _refuse_too_large(path: Path, files: Sequence[Path]) -> None:
     n_bytes = sum(file.stat().st_size for file in files)
     if n_bytes > MOST_BYTES:
         raise AuditError(
-            f"{path} holds {n_bytes / 2**30:.1f} GiB of text, and what is audited is held in memory; give a part of at "
-            f"most {MOST_BYTES / 2**30:g} GiB"
+            f"{path} holds {n_bytes / 2**30:.1f} GiB of text, which is read into memory at once; give at most "
+            f"{MOST_BYTES / 2**30:g} GiB"
         )
 
 
 def _text_of(data: bytes, path: Path, first_line: int = 1) -> str:
-    """Bytes as text: UTF-8, without a byte-order mark, lines ending in a line feed as Python reads them."""
+    """Decodes UTF-8, removes a byte-order mark and ends lines in a line feed, as Python's text mode does."""
 
     def refuse(at: int, why: str) -> AuditError:
         line = first_line + data.count(b"\n", 0, at)
@@ -133,7 +132,7 @@ def _text_of(data: bytes, path: Path, first_line: int = 1) -> str:
     except UnicodeDecodeError as error:
         raise refuse(error.start, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
     if (at := data.find(b"\0")) >= 0:
-        raise refuse(at, f"holds a NUL at byte {at}, which no text does")
+        raise refuse(at, f"holds a NUL at byte {at}, which text does not contain")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -142,7 +141,7 @@ def _from_file(path: Path) -> list[Document]:
     if path.suffix != ".jsonl":
         return [Document(f"{name}:{i}", part) for i, part in enumerate(_text_of(data, path).split(END_OF_TEXT))]
     documents = []
-    # At line feeds alone: within strings, JSON allows other ends of lines.
+    # Lines end at line feeds alone, as strings in JSON may contain other line separators.
     for i, line in enumerate(data.removeprefix("\ufeff".encode()).split(b"\n")):
         if line.strip():
             documents.append(Document(f"{name}:{i}", _text_in(_text_of(line, path, i + 1), path, i + 1)))
@@ -150,18 +149,18 @@ def _from_file(path: Path) -> list[Document]:
 
 
 def _text_in(line: str, path: Path, number: int) -> str:
-    """The text that a line of JSON holds."""
+    """Returns the text that a line of JSON holds."""
 
     def refuse(what: str) -> AuditError:
         return AuditError(f"{path}, line {number}: {what}")
 
     def no_number(name: str) -> None:
-        raise ValueError(f"{name} is no number there")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         found = json.loads(line, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        raise refuse(f"is no JSON ({error})") from error
+        raise refuse(f"is not JSON ({error})") from error
     if not isinstance(found, dict) or "text" not in found:
         given = f"only {', '.join(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise refuse(f'is not a JSON object with a field "text" but has {given}')
@@ -169,7 +168,7 @@ def _text_in(line: str, path: Path, number: int) -> str:
     if not isinstance(text, str):
         raise refuse(f'"text" is {json.dumps(text)[:40]} and not a string')
     if not _is_unicode(text):
-        raise refuse('"text" holds half a pair of surrogates, which no text does')
+        raise refuse('"text" holds half of a surrogate pair, which text does not contain')
     return text
 
 
@@ -182,12 +181,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    """A file's name; bytes in it that are no UTF-8 as escapes, so that it can be written down."""
+    """Returns a file's name with bytes that are not UTF-8 escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _stdlib() -> Sequence[Document]:
-    """Python's library without tests, generated tables and installed packages."""
+    """Returns the sources of Python's library without tests, generated tables and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
     documents = []
@@ -199,6 +198,6 @@ def _stdlib() -> Sequence[Document]:
 
 
 def _prose() -> Sequence[Document]:
-    from pydoc_data.topics import topics  # the one module of prose in Python's library
+    from pydoc_data.topics import topics
 
     return [Document(name, text) for name, text in sorted(topics.items())]
