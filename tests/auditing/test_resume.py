@@ -94,7 +94,7 @@ def command(given, out, *more, model="A/model", no_controls=True):
     sets = [part for name, value in sizes.items() for part in ("--set", f"{name}={value}")]
     argv = ["audit", str(given / model), "--text", str(given / "texts"), "--other-text", "none", "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cramlab.cli.audit.render_audit", lambda _: "")  # drawing takes longer than all else
+        patch.setattr("cramlab.pretrained.render_audit", lambda _: "")  # drawing takes longer than all else
         return main([*argv, *sets, *(["--no-controls"] if no_controls else []), *more])
 
 
