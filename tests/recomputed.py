@@ -24,6 +24,8 @@ def runs():
     found = []
     for folder in ("bounds", "srcd", "srcd_table", "srcd_sweeps", "transfer", "transition"):
         for path in sorted((RESULTS / folder).rglob("*.json")):
+            if path.parent.name == "quick":  # a first look, no evidence
+                continue
             run = json.loads(path.read_text())
             if run["status"] == "finished" and run["metrics"]["test"] is not None:
                 found.append(run)

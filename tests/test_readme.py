@@ -12,9 +12,9 @@ import pytest
 from cramlab import records
 from cramlab.catalog import MIXERS
 from cramlab.cli.main import _parser
-from cramlab.config import overridden
-from cramlab.consolidation import rules
+from cramlab.config import config_hash, overridden
 from cramlab.consolidation.patch import FarReads
+from cramlab.consolidation.rules import baselines, learned
 from cramlab.experiments.srcd import run_config
 from reproduction.pages import readme
 
@@ -43,8 +43,9 @@ def test_readme_is_short_and_its_catalogue_is_whole():
     catalogue = README.partition("## Catalogue")[2].partition("## The tree")[0]
     named = set(re.findall(r"`([A-Za-z-]+)`", catalogue))
     assert named >= MIXERS.keys()
-    own = {name for name, rule in vars(rules).items() if isinstance(rule, type) and issubclass(rule, FarReads)}
-    assert named >= own - {"FarReads"}
+    classes = {**vars(learned), **vars(baselines)}
+    own = {name for name, rule in classes.items() if isinstance(rule, type) and issubclass(rule, FarReads)}
+    assert {"ConsolidatedAttention", "WindowOnly"} <= own - {"FarReads"} <= named
     tree = README.partition("## The tree")[2].partition("```\n\n")[0]
     rooms = [path.parent.name for path in (ROOT / "src" / "cramlab").glob("*/__init__.py")]
     assert [room for room in rooms if f"\n  {room}/" not in tree] == []
@@ -95,6 +96,17 @@ def test_every_record_is_valid_and_in_its_place():
         parts = (record["mixer"], record.get("variant"), f"seed{record['seed']}")
         expected = Path(record["experiment"], record["size"], "-".join(part for part in parts if part) + ".json")
         assert path.relative_to(ROOT / "results") == expected
+
+
+def test_the_first_look_learns():
+    """What README says of the size quick: novel retrieval at least 0.95, attention at most 1.5 times the optimum."""
+    found = [records.read(path) for path in records.find([ROOT / "results" / "srcd" / "quick"])]
+    crams = [record for record in found if record["mixer"] == "cram"]
+    assert {record["seed"] for record in crams} == {0, 1, 2}
+    for record in crams:
+        assert record["metrics"]["test"]["retrieval_acc_novel"] >= 0.95
+        assert record["metrics"]["test"]["attention_frac"] <= 1.5 * record["oracle"]["attention_frac"]
+        assert record["config_hash"] == config_hash(run_config(mixer="cram", size="quick", seed=record["seed"]))
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])
