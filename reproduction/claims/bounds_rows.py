@@ -96,7 +96,7 @@ def points(evidence: Evidence) -> list[BoundPoint]:
 
 def _runs(evidence: Evidence) -> list[dict[str, Any]]:
     experiments = ("bounds", "transition", "srcd", "srcd_table", "srcd_sweeps", "srcd_routers")
-    runs = [run for name in experiments for run in evidence.of(name) if run["size"] != "quick"]  # a first look
+    runs = [run for name in experiments for run in evidence.of(name)]
     return runs + [run for run in evidence.of("transfer") if run["variant"].endswith("-scratch")]
 
 

@@ -25,8 +25,8 @@ PAGE = ROOT / "docs" / "claims.md"
 
 
 def evidence(results: Path) -> Evidence:
-    """Everything under a folder of results."""
-    runs = [records.read(path) for path in records.find([results])]
+    """Everything under a folder of results but the runs of size quick, which are a first look."""
+    runs = [run for run in map(records.read, records.find([results])) if run["size"] != "quick"]
     audits = {
         path.parent.name: AuditResult.read(path).data for path in sorted((results / "audit").glob("*/audit.json"))
     }
