@@ -38,6 +38,6 @@ def test_the_command_exits_with_the_code_of_the_error(name, code, monkeypatch, c
     def fail(_):
         raise error("no luck")
 
-    monkeypatch.setattr(importlib.import_module("cramlab.cli.main"), "_ls", fail)
+    monkeypatch.setattr(importlib.import_module("cramlab.cli.run"), "_ls", fail)
     assert main(["ls"]) == code
     assert capsys.readouterr().err == "cramlab: no luck\n"

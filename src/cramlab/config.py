@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -15,7 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform,
 import pydantic
 import pydantic.dataclasses
 
-from cramlab.errors import UsageError
+from cramlab.errors import ConfigError
+from cramlab.names import Fields, nearest, shown, split_assignment
 
 T = TypeVar("T")
 
@@ -30,10 +30,6 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Positive = Annotated[float, pydantic.Field(ge=1e-12, le=1e30)]
 Weight = Annotated[float, pydantic.Field(ge=0, le=1e30)]
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.=+-]*)?$", max_length=128)]
-
-
-class ConfigError(UsageError, ValueError):
-    """A field does not exist or cannot take the value."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -89,7 +85,7 @@ def _explained(error: pydantic.ValidationError, kind: Any, values: dict[str, Any
         return f'field "{path}" is unknown: {kind.__name__} has no "{field}"{nearest(field, hints)}'
     if cause == "missing":
         return f"{path} is missing; give {_asked_for(hints[field])}"
-    given = f"{path} = {_shown(values[field])}"
+    given = f"{path} = {shown(values[field])}"
     must_be = "must each be" if isinstance(values[field], tuple) else "must be"
     if len(found) == 1 and cause in _LIMITS:
         word, limit = _LIMITS[cause]
@@ -100,19 +96,6 @@ def _explained(error: pydantic.ValidationError, kind: Any, values: dict[str, Any
     if cause in ("string_pattern_mismatch", "string_too_long"):
         return f"{given} is no plain name; give letters, digits and . _ - = + in it"
     return f"{given} does not fit; give {_asked_for(hints[field])}"
-
-
-def _shown(value: Any) -> str:
-    """A value as a message shows it, in one short line of plain characters."""
-    text = json.dumps(value) if isinstance(value, str) else ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean "x"?` for the known name nearest to a wrong one, or the list of all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
 def replaced(config: T, settings: dict[str, Any]) -> T:
@@ -172,7 +155,7 @@ def _restore(data: Any, like: Any, path: str) -> Any:
     is_group = dataclasses.is_dataclass(like) and not isinstance(like, type)
     if is_group and (data is not None or not path):  # whether a group may be left out, the class around it knows
         if not isinstance(data, dict) or data.get("type") != _type_in_records(like):
-            found = data.get("type") if isinstance(data, dict) else _shown(data)
+            found = data.get("type") if isinstance(data, dict) else shown(data)
             raise ConfigError(f"{path or 'config'} is a {found}, not a {_type_in_records(like)}")
         fields = {f.name: f for f in dataclasses.fields(like)}
         for name in sorted(data.keys() - fields.keys() - {"type"}):
@@ -184,7 +167,7 @@ def _restore(data: Any, like: Any, path: str) -> Any:
         return dataclasses.replace(like, **values)  # type: ignore[type-var]
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):
         if not isinstance(data, list):
-            raise ConfigError(f"{path} = {_shown(data)} does not fit; give a list")
+            raise ConfigError(f"{path} = {shown(data)} does not fit; give a list")
         kinds = like if len(like) == len(data) else like[:1] * len(data)  # of one kind, or one for each place
         return tuple(_restore(data[i], kind, f"{path}[{i}]") for i, kind in enumerate(kinds))
     return tuple(data) if isinstance(data, list) else data
@@ -216,35 +199,35 @@ def assigned(config: Any, assignments: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: when a path is no field, or a value is not of the field's type.
     """
-    changes: dict[str, Any] = {}
+    fields, changes = fields_of(config), dict[str, Any]()
     for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            raise ConfigError(
-                f"--set {_shown(assignment)} is no assignment; write path=value, as in training.learning_rate=1e-3"
-            )
-        *groups, last = path.split(".")
+        (*groups, last), text = split_assignment(assignment, fields)
         group, within = config, changes
-        for i, name in enumerate(groups):
-            group, within = _field(group, groups[: i + 1], path), within.setdefault(name, {})
-            if not dataclasses.is_dataclass(group):
-                raise ConfigError(f'field "{path}" is unknown: "{name}" has no fields of its own')
-        if dataclasses.is_dataclass(inner := _field(group, [*groups, last], path)):
-            names = ", ".join(f.name for f in dataclasses.fields(inner))
-            raise ConfigError(f'field "{path}" is a group; set one of its fields: {names}')
-        within[last] = _parse(text, typing.get_type_hints(type(group))[last], path)
+        for name in groups:
+            group, within = getattr(group, name), within.setdefault(name, {})
+        within[last] = _parse(text, typing.get_type_hints(type(group))[last], ".".join((*groups, last)))
     return changes
 
 
-def _field(group: Any, names: list[str], path: str) -> Any:
-    """The value of the last of `names` in its group."""
-    fields = {f.name for f in dataclasses.fields(group)}
-    if names[-1] not in fields:
-        raise ConfigError(
-            f"field {_shown(path)} is unknown: {type(group).__name__} has no {_shown(names[-1])}"
-            f"{nearest(names[-1], fields)}"
-        )
-    return getattr(group, names[-1])
+def fields_of(config: Any) -> Fields:
+    """The names of a config's fields."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    groups = {name: fields_of(value) if dataclasses.is_dataclass(value) else None for name, value in values.items()}
+    return Fields(type(config).__name__, groups)
+
+
+def leaves(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every field that `--set` can change: its path, the name of the class it belongs to, and its value as text."""
+    found: list[tuple[str, str, str]] = []
+    for field in dataclasses.fields(config):
+        path, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found += leaves(value, f"{path}.")
+        elif not isinstance(value, tuple):
+            found.append((path, type(config).__name__, str(value)))
+        elif not any(map(dataclasses.is_dataclass, value)):
+            found.append((path, type(config).__name__, ",".join(map(str, value))))
+    return found
 
 
 def _changed(config: Any, changes: dict[str, Any]) -> Any:
@@ -274,7 +257,7 @@ def _parse(text: str, kind: Any, path: str) -> Any:
                 return tuple(_parse(part.strip(), entry, path) for part in text.split(",") if part.strip())
             except ConfigError:
                 continue
-    raise ConfigError(f"{path} = {_shown(text)} does not fit; give {_asked_for(kind)}")
+    raise ConfigError(f"{path} = {shown(text)} does not fit; give {_asked_for(kind)}")
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

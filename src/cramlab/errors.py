@@ -1,7 +1,7 @@
 """Errors of the library: one base class, two kinds, and the errors that several packages raise.
 
-An error that a single module raises is defined there (`ConfigError` in `cramlab.config`, `RecordError` in
-`cramlab.records`, ...). All derive from `CramlabError` and, as before, from a built-in class such as `ValueError`.
+An error that a single module raises is defined there, such as `RecordError` in `cramlab.records`. All
+derive from `CramlabError` and from a built-in class such as `ValueError`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class UsageError(CramlabError):
     """A name, value, model or text that cannot be used. Raised before the work begins."""
 
     exit_code = 2
+
+
+class ConfigError(UsageError, ValueError):
+    """A field of a config does not exist or cannot take its value."""
 
 
 class LoadError(UsageError, ValueError):

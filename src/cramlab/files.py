@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cramlab.errors import CramlabError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -166,6 +164,8 @@ def _is_alive(process: int) -> bool:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Saves tensors and plain data atomically."""
+    import torch
+
     written = io.BytesIO()  # a full disk fails in Python, not in torch, whose error names neither cause nor file
     torch.save(state, written)
     write_bytes(path, written.getvalue())
@@ -178,6 +178,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DamagedFileError: when the file is cut, altered, or no checkpoint at all. Every byte is compared with its
             checksum, which `torch.load` does not do.
     """
+    import torch
+
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:

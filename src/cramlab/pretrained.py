@@ -6,6 +6,7 @@ transformers; the first call does.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -244,7 +245,5 @@ def _on(device: torch.device | None, pretrained: Pretrained) -> Pretrained:
 
 
 def _need_transformers() -> None:
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"') from error
+    if importlib.util.find_spec("transformers") is None:
+        raise LoadError('consolidating needs transformers; pip install "cramlab[hf]"')

@@ -86,7 +86,7 @@ def test_report_writes_one_page(runs, tmp_path, capsys):
     page = tmp_path / "deep" / "page.html"
     assert main(["report", str(runs), "--out", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>")
-    assert "should end in .html" in refused(capsys, "report", str(runs), "--out", str(tmp_path / "page.pdf"))
+    assert "must end in .html" in refused(capsys, "report", str(runs), "--out", str(tmp_path / "page.pdf"))
 
 
 def test_what_is_not_there_fails(tmp_path, capsys):
@@ -121,15 +121,15 @@ def test_ls_and_show(runs, capsys):
         (("run", "srcd", "--out", "x", "--set", "training.weight_decay=-1"), "training.weight_decay"),
         (("run", "srcd", "--out", __file__), "is a file"),
         (("run", "srcd", "--out", f"{__file__}/deeper/x"), "is a file"),
-        (("run", "srcd", "--out", ""), "is no path"),
-        (("run", "srcd", "--out", "x\0y"), "is no path"),
+        (("run", "srcd", "--out", ""), "is not a path"),
+        (("run", "srcd", "--out", "x\0y"), "is not a path"),
         (("run", "", "--out", "x"), 'experiment "" is unknown'),
         (("run", "srcd/", "--out", "x"), 'mixer "" is unknown'),
         (("run", "srcd/../x", "--out", "x"), 'mixer "../x" is unknown'),
         (("run", "srcd/cram,cram", "--out", "x"), 'mixer "cram" is named twice'),
         (("run", "srcd", "--seed", str(2**63), "--out", "x"), "--seed 9223372036854775808 must be"),
-        (("run", "srcd", "--seed", "1.5", "--out", "x"), "--seed '1.5' is no whole number"),
-        (("run", "srcd", "--jobs", "1e9", "--out", "x"), "--jobs '1e9' is no whole number"),
+        (("run", "srcd", "--seed", "1.5", "--out", "x"), "--seed '1.5' is not a whole number"),
+        (("run", "srcd", "--jobs", "1e9", "--out", "x"), "--jobs '1e9' is not a whole number"),
         (("run", "srcd", "--out", "x", "--set", "training.accelerator=mps"), "training.accelerator"),
         (("run", "srcd", "--out", "x", "--set", "training.n_threads=1000000"), "training.n_threads = 1000000"),
         (("run", "srcd", "--out", "x", "--set", "training.test_seq_lens=0"), "training.test_seq_lens = (0,)"),
@@ -142,9 +142,9 @@ def test_ls_and_show(runs, capsys):
         (("consolidate", "x", "--text", "stdlib", "--out", "x", "--max-loss-increase", "inf"), "above 0 and finite"),
         (("consolidate", "x", "--text", "stdlib", "--out", "x", "--max-loss-increase", "nan"), "above 0 and finite"),
         (("irregular", "--data", "pbcseq", "--seeds", "0", "--out", "x"), "--seeds 0 must be 1 or more"),
-        (("report", "x", "--out", ""), "is no path"),
+        (("report", "x", "--out", ""), "is not a path"),
         (("report", "x", "--out", f"{__file__}/page.html"), "is a file"),
-        (("eval", ""), "is no path"),
+        (("eval", ""), "is not a path"),
         (("show", "srd"), 'did you mean "srcd"'),
     ],
 )

@@ -1,4 +1,4 @@
-"""Values of flags, checked where they are read: each function here makes a `type` for argparse."""
+"""Checks of arguments while they are parsed: each function makes a `type` for argparse."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from pathlib import Path
 
 from cramlab.errors import UsageError
 
+_TEXTS = ("stdlib", "prose")  # see `auditing.text.PACKAGED`
+_MODELS = ("smollm2", "glassllm")  # see `hf.loading.PACKAGED`
+
 
 def whole(flag: str, least: int, most: int) -> Callable[[str], int]:
-    """A whole number between two others."""
+    """A whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError as error:
-            raise UsageError(f"{flag} {text!a} is no whole number") from error
+            raise UsageError(f"{flag} {text!a} is not a whole number") from error
         if not least <= value <= most:
             raise UsageError(f"{flag} {text} must be {least} or more, and at most {most:,}")
         return value
@@ -31,7 +34,7 @@ def positive(flag: str, unit: str) -> Callable[[str], float]:
         try:
             value = float(text)
         except ValueError as error:
-            raise UsageError(f"{flag} {text!a} is no number; give {unit}") from error
+            raise UsageError(f"{flag} {text!a} is not a number; give {unit}") from error
         if not 0 < value < math.inf:
             raise UsageError(f"{flag} {text} must be above 0 and finite, in {unit}")
         return value
@@ -39,30 +42,60 @@ def positive(flag: str, unit: str) -> Callable[[str], float]:
     return read
 
 
-def text_of(flag: str) -> Callable[[str], str]:
-    """The name of a text: packaged, a file or a folder; a path without a name would be the current folder."""
+def text_of(flag: str, *others: str) -> Callable[[str], str]:
+    """A text: packaged, a file or a folder that exists, or one of `others`."""
 
     def read(text: str) -> str:
-        if not text.strip() or "\0" in text:
-            raise UsageError(f"{flag} {text!a} names no text; give stdlib, prose, a folder of text files, or a file")
+        if text in _TEXTS or text in others:
+            return text
+        if not text.strip() or "\0" in text or not Path(text).exists():
+            raise UsageError(
+                f"{flag} {text!a} does not exist; give {', '.join(_TEXTS)}, a folder of text files, or a file"
+            )
+        return text
+
+    return read
+
+
+def model_of(flag: str) -> Callable[[str], str]:
+    """A model: packaged, a folder or file that exists, or a name that the Hugging Face hub may have."""
+
+    def read(text: str) -> str:
+        is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".gguf")
+        if not text or "\0" in text or (is_path and not Path(text).exists()):
+            raise UsageError(
+                f"{flag} {text!a} does not exist; give a folder, a name of the hub, or one of {', '.join(_MODELS)}"
+            )
         return text
 
     return read
 
 
 def path_of(flag: str) -> Callable[[str], Path]:
-    """A path that a system can have."""
+    """A path that the system can have."""
 
     def read(text: str) -> Path:
         if not text or "\0" in text:
-            raise UsageError(f"{flag} {text!a} is no path")
+            raise UsageError(f"{flag} {text!a} is not a path")
         return Path(text)
 
     return read
 
 
+def existing(flag: str) -> Callable[[str], Path]:
+    """A path that exists."""
+
+    def read(text: str) -> Path:
+        found = path_of(flag)(text)
+        if not found.exists():
+            raise UsageError(f"{flag} {text} does not exist")
+        return found
+
+    return read
+
+
 def folder_of(flag: str) -> Callable[[str], Path]:
-    """A folder that is there or can be made."""
+    """A folder that exists or can be made."""
 
     def read(text: str) -> Path:
         found = path_of(flag)(text)
@@ -75,12 +108,12 @@ def folder_of(flag: str) -> Callable[[str], Path]:
 
 
 def page_of(flag: str) -> Callable[[str], Path]:
-    """A page to be written."""
+    """An HTML file to write."""
 
     def read(text: str) -> Path:
         found = path_of(flag)(text)
         if found.suffix not in (".html", ".htm") or found.is_dir():
-            raise UsageError(f"{flag} {text} should end in .html, and be no folder")
+            raise UsageError(f"{flag} {text} must end in .html and must not be a folder")
         folder_of(flag)(str(found.parent))
         return found
 

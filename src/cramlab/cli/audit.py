@@ -5,39 +5,38 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from cramlab.cli.arguments import existing, folder_of, model_of, text_of, whole
+from cramlab.cli.settings import check_fields, help_text
+from cramlab.errors import AuditError
+from cramlab.files import finished
 
-from cramlab.auditing import AuditConfig, AuditError, AuditResult, over_training, read_corpus
-from cramlab.auditing.result import FILE
-from cramlab.cli.arguments import folder_of, path_of, text_of, whole
-from cramlab.cli.display import Display
-from cramlab.config import assigned, replaced
-from cramlab.files import only_process_in, write_text
-from cramlab.hf.loading import device_named
-from cramlab.pretrained import audit
-from cramlab.report.audit_page import render_over_training
+if TYPE_CHECKING:
+    from cramlab.auditing import AuditConfig, AuditResult
 
 
-def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_audit(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "audit",
         help="which attention of a pretrained model is predictable, and which is removable",
-        description="Fits linear probes that predict what each attention sub-layer and head returns, and measures the "
-        f"loss when they answer instead. Writes DIR/{FILE} and DIR/audit.html. Unfinished work goes on with --resume.",
-        epilog="examples: cramlab audit glassllm --text stdlib --out runs/glass | cramlab audit gpt2 --text my/folder "
-        "--out runs/gpt2 --set context=1024 | cramlab audit --checkpoints runs/pretrain --text stdlib --out runs/c2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Fits linear probes that predict what each attention sub-layer and head returns, and measures the\n"
+        "loss when they answer instead. Writes DIR/audit.json and DIR/audit.html. --resume continues unfinished work.",
+        epilog=help_text(
+            "audit",
+            "cramlab audit glassllm --text stdlib --out runs/glass",
+            "cramlab audit gpt2 --text my/folder --out runs/gpt2 --set context=1024",
+            "cramlab audit --checkpoints runs/pretrain --text stdlib --out runs/c2",
+        ),
     )
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?",
+        "model", type=model_of("MODEL"), metavar="MODEL", nargs="?",
         help="smollm2 or glassllm (packaged), a local folder, or a hub name",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoints", type=path_of("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
+        "--checkpoints", type=existing("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
     )
     parser.add_argument(
         "--text",
@@ -48,7 +47,7 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     parser.add_argument(
         "--other-text",
-        type=text_of("--other-text"),
+        type=text_of("--other-text", "none"),
         default="prose",
         metavar="TEXT",
         help="another domain (default: prose), or none",
@@ -59,7 +58,7 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a forward pass (default: 1024)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-        help="change a field of AuditConfig, as in context=256; may be repeated",
+        help="change a setting, see below; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
@@ -76,7 +75,10 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `AuditConfig` that the flags set."""
     if args.layers is not None and not re.fullmatch(r"\d+(,\d+)*", args.layers):
-        raise AuditError(f'--layers "{args.layers}" is no list of layer numbers, as in 0,5,11')
+        raise AuditError(f'--layers "{args.layers}" is not a list of layer numbers, as in 0,5,11')
+    from cramlab.auditing import AuditConfig
+    from cramlab.config import assigned
+
     flags = {"fit_tokens": args.tokens, "batch_tokens": args.batch_tokens, "layers": args.layers}
     return assigned(AuditConfig(), [*(f"{n}={v}" for n, v in flags.items() if v is not None), *args.overrides])
 
@@ -85,6 +87,16 @@ def _audit(args: argparse.Namespace) -> None:
     """One model, or all checkpoints of a training run."""
     if (args.model is None) == (args.checkpoints is None):
         raise AuditError("give a MODEL or --checkpoints DIR, one of the two")
+    check_fields("audit", args.overrides)
+    if args.checkpoints is None:
+        finished(args.out / "audit.json", resume=args.resume)
+    import torch
+
+    from cramlab.auditing import AuditConfig
+    from cramlab.cli.display import Display
+    from cramlab.config import replaced
+    from cramlab.pretrained import audit
+
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.checkpoints is not None:
@@ -104,11 +116,18 @@ def _audit(args: argparse.Namespace) -> None:
             **_settings(args),
         )
     _print(result)
-    print(f"record: {args.out / FILE}\nreport: {args.out / 'audit.html'}")
+    print(f"record: {args.out / 'audit.json'}\nreport: {args.out / 'audit.html'}")
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
     """All checkpoints; each finished audit is kept in the folder and not made again with --resume."""
+    import torch
+
+    from cramlab.auditing import over_training, read_corpus
+    from cramlab.files import only_process_in, write_text
+    from cramlab.hf.loading import device_named
+    from cramlab.report.audit_page import render_over_training
+
     path = args.out / over_training.FILE
     if args.out.exists() and any(args.out.iterdir()) and not args.resume:
         raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
@@ -135,6 +154,9 @@ def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
 
 def _print(result: AuditResult) -> None:
     """The figures that matter most."""
+    from rich.console import Console
+    from rich.table import Table
+
     data = result.data
     table = Table(
         "layer", "R", "R of the mean", "centred R2", "nats: probe", "mean", "zero", title=data["model"]["name"]

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from cramlab.cli.arguments import folder_of, path_of, positive, text_of, whole
-from cramlab.cli.display import Display
-from cramlab.config import assigned
-from cramlab.consolidation.config import ConsolidationConfig
-from cramlab.pretrained import consolidate
+from cramlab.cli.arguments import existing, folder_of, model_of, positive, text_of, whole
+from cramlab.cli.settings import check_fields, help_text
+from cramlab.files import finished
 
 
-def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_consolidate(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "consolidate",
         help="let a pretrained model skip far attention within a guaranteed loss increase",
-        description="Learns gates that choose which tokens of a pretrained language model attend to far keys, small "
-        "adapters that answer for the others, and a threshold for which the expected increase of the loss is at most "
-        "--max-loss-increase with confidence 1 - delta. Writes a few MB into DIR; the model's weights are not changed. "
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Learns gates that choose which tokens of a pretrained language model attend to far keys, small\n"
+        "adapters that answer for the others, and a threshold for which the expected increase of the loss is at most\n"
+        "--max-loss-increase with confidence 1 - delta. Writes a few MB into DIR and changes no weight of the model.\n"
         "cramlab.load_consolidated(MODEL, DIR) loads both.",
-        epilog="examples: cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass "
-        "--set context=128 --set window=16 | cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 "
-        "--out runs/llama --set context=4096 | cramlab consolidate my/llama --text my/texts --from runs/llama "
-        "--max-loss-increase 0.01 --out runs/llama-safer",
+        epilog=help_text(
+            "consolidate",
+            "cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass --set context=128 "
+            "--set window=16",
+            "cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 --out runs/llama --set context=4096",
+            "cramlab consolidate my/llama --text my/texts --from runs/llama --max-loss-increase 0.01 "
+            "--out runs/llama-safer",
+        ),
     )
     parser.add_argument(
         "model",
+        type=model_of("MODEL"),
         metavar="MODEL",
         help="smollm2 or glassllm (packaged), a folder, a GGUF file, or a hub name",
     )
@@ -48,7 +49,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="other text for gradient steps; nothing is measured on it",
     )
     parser.add_argument(
-        "--from", type=path_of("--from"), metavar="FOLDER", dest="start",
+        "--from", type=existing("--from"), metavar="FOLDER", dest="start",
         help="learn nothing: calibrate the gates of this folder for another --max-loss-increase or --text",
     )  # fmt: skip
     parser.add_argument(
@@ -61,7 +62,7 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-        help="change a field of ConsolidationConfig, as in window=128; may be repeated",
+        help="change a setting, see below; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
@@ -75,6 +76,15 @@ def add_consolidate(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _consolidate(args: argparse.Namespace) -> None:
+    check_fields("consolidate", args.overrides)
+    finished(args.out / "consolidation.json", resume=args.resume)
+    import torch
+
+    from cramlab.cli.display import Display
+    from cramlab.config import assigned
+    from cramlab.consolidation.config import ConsolidationConfig
+    from cramlab.pretrained import consolidate
+
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with Display() as display:
@@ -97,6 +107,9 @@ def _consolidate(args: argparse.Namespace) -> None:
 
 def _print(record: dict) -> None:
     """Prints the tested thresholds, the guarantee, and the figures on the test documents."""
+    from rich.console import Console
+    from rich.table import Table
+
     guarantee, test = record["promise"], record["test"]
     table = Table("far reads skipped", "loss increase", "smallest guarantee", "p-value", title=record["name"])
     for row in record["tested"]:

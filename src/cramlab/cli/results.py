@@ -1,0 +1,92 @@
+"""The subcommands `eval`, `cost` and `report`, which read finished runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cramlab.cli.arguments import page_of, path_of
+from cramlab.cli.cost import print_cost
+
+
+def add_eval(commands: Any) -> None:
+    """Adds the subcommand `eval`."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure trained runs again from their checkpoints",
+        description="Loads each run under DIR from its checkpoint and measures it on the test split with the "
+        "routing rule that decoding uses. Changes no file.",
+    )
+    parser.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder, or a folder of runs")
+    parser.set_defaults(command=_eval)
+
+
+def add_cost(commands: Any) -> None:
+    """Adds the subcommand `cost`."""
+    parser = commands.add_parser(
+        "cost",
+        help="where a trained model's compute goes",
+        description="Measures how many tokens a run's model reads and writes on its validation split, and prints the "
+        "FLOPs, parameter and state bytes that follow, layer by layer and part by part, with the length below which "
+        "full attention is cheaper. Changes no file.",
+    )
+    parser.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder")
+    parser.set_defaults(command=_cost)
+
+
+def add_report(commands: Any) -> None:
+    """Adds the subcommand `report`."""
+    parser = commands.add_parser(
+        "report",
+        help="one self-contained HTML page from records",
+        description="Draws attention, retrieval, losses, routing and forecasts of all records found, and the table "
+        "with intervals over seeds. The page needs no network.",
+    )
+    parser.add_argument(
+        "dirs", type=path_of("DIR"), nargs="+", metavar="DIR", help="run folders, folders of records, or records"
+    )
+    parser.add_argument(
+        "--out", type=page_of("--out"), required=True, metavar="PAGE.html", help="where to write the page"
+    )
+    parser.set_defaults(command=_report)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    folders = sorted(path.parent for path in args.dir.rglob("checkpoint.pt")) if args.dir.is_dir() else []
+    if not folders:
+        from cramlab.records import RecordError
+
+        raise RecordError(f"{args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
+    from rich.console import Console
+    from rich.table import Table
+
+    from cramlab.training.evaluate import evaluate_checkpoint
+
+    table = Table("run", "metric", "value")
+    for folder in folders:
+        name, metrics = evaluate_checkpoint(folder)
+        for metric, value in metrics.items():
+            text = f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
+            table.add_row(name, metric, text)
+        table.add_section()
+    Console().print(table)
+
+
+def _cost(args: argparse.Namespace) -> None:
+    for name in ("config.json", "checkpoint.pt"):
+        if not (args.dir / name).exists():
+            from cramlab.records import RecordError
+
+            raise RecordError(f"{args.dir} holds no {name}; give the folder of one run")
+    print_cost(args.dir)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from cramlab import records
+
+    paths = records.find(args.dirs)
+    from cramlab.files import write_text
+    from cramlab.report.page import render
+
+    write_text(args.out, render([records.read(path) for path in paths]))
+    print(f"report: {args.out}")
