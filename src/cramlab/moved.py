@@ -92,6 +92,7 @@ ATTRIBUTES = {
     "cramlab.consolidation.guarantee": {"Promise": ("cramlab.consolidation.guarantee", "Guarantee")},
     "cramlab.consolidation.learn.gradients": {"batches": ("cramlab.consolidation.learn.steps", "batches")},
     "cramlab.consolidation.measure": {
+        "Rows": ("cramlab.auditing.resume", "TensorRows"),
         "at_threshold": ("cramlab.consolidation.rules.learned", "at_threshold"),
         "original_loss": ("cramlab.consolidation.measure", "mean_loss"),
     },
@@ -115,6 +116,41 @@ ATTRIBUTES = {
             "remove",
         )
     },
+    "cramlab.tasks.srcd": {"SRCDDataset": ("cramlab.tasks.task", "BatchStream")},
+    "cramlab.tasks.copying": {"CopyingDataset": ("cramlab.tasks.task", "BatchStream")},
+    "cramlab.tasks.relabelling": {"RelabellingDataset": ("cramlab.tasks.task", "BatchStream")},
+    "cramlab.cli.cost": {
+        "Shares": ("cramlab.training.cost", "Shares"),
+        "Measured": ("cramlab.training.cost", "Measured"),
+        "surroundings": ("cramlab.training.cost", "surroundings"),
+        "mixer_cost": ("cramlab.training.cost", "mixer_cost"),
+        "measured_shares": ("cramlab.training.cost", "measured_shares"),
+    },
+    "cramlab.tasks.irregular.sources": {
+        "outcome": ("cramlab.tasks.irregular.survival", "outcome"),
+        "PBC_CHANNELS": ("cramlab.tasks.irregular.survival", "PBC_CHANNELS"),
+        "NAFLD_CHANNELS": ("cramlab.tasks.irregular.survival", "NAFLD_CHANNELS"),
+    },
+    "cramlab.tasks.irregular.series": {
+        "Scaling": ("cramlab.tasks.irregular.batches", "Scaling"),
+        "collate": ("cramlab.tasks.irregular.batches", "collate"),
+        "cut_off": ("cramlab.tasks.irregular.batches", "cut_off"),
+        "VISITS_KEPT": ("cramlab.tasks.irregular.batches", "VISITS_KEPT"),
+    },
+    "cramlab.training.irregular.study": {
+        "KIND": ("cramlab.training.irregular.documents", "KIND"),
+        "VERSION": ("cramlab.training.irregular.documents", "VERSION"),
+        "FILE": ("cramlab.training.irregular.documents", "FILE"),
+        "read": ("cramlab.training.irregular.documents", "load"),
+    },
+    "cramlab.ops.dispatch": {"bind": ("cramlab.ops.dispatch", "few_launches")},
+    "cramlab.auditing.result": {
+        "assemble": ("cramlab.auditing.figures", "assemble"),
+        "Measured": ("cramlab.auditing.figures", "Measured"),
+        "peak_memory_bytes": ("cramlab.auditing.figures", "peak_memory_bytes"),
+        "CausalSums": ("cramlab.auditing.causal", "CausalSums"),
+    },
+    "cramlab.auditing.run": {"loss_of": ("cramlab.auditing.causal", "loss_of")},
     "cramlab.training.irregular": {
         name: ("cramlab.training.irregular.fit", name)
         for name in ("MODELS", "FitConfig", "Start", "fresh_config", "label_metrics", "measure", "training_loss")
