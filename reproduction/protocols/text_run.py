@@ -104,7 +104,8 @@ def main() -> int:
             for model in args.models
             for rate in args.rates
         ]  # fmt: skip
-        rates = best_rates(run(tuning)) if len(args.rates) > 1 else dict.fromkeys(args.models, args.rates[0])
+        first: float = args.rates[0]
+        rates = best_rates(run(tuning)) if len(args.rates) > 1 else dict.fromkeys(args.models, first)
         print(rates, file=sys.stderr)
         if diverged := set(args.models) - rates.keys():
             print(f"{', '.join(diverged)}: diverged at all of --rates; give lower ones", file=sys.stderr)
