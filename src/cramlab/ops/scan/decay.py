@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cramlab.ops.scan import chunked, fused, naive
+from cramlab.ops.scan import chunked, fused
 
 
 def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: int = 32) -> tuple[Tensor, Tensor]:
@@ -28,8 +28,8 @@ def decay_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor, *, chunk: 
     # A decay close to 1 does not survive in 16 bits, nor does a state that is rounded at every token.
     exact = torch.promote_types(u.dtype, torch.float32)
     gaps, rates, state = (t.to(exact) for t in (gaps, rates, state))
-    if u.shape[1] == 1:  # a decoding step
-        s = naive.decay_scan(u.to(exact), gaps.clamp(max=chunked.LONGEST_GAP), rates, state)
+    if u.shape[1] == 1:  # a decoding step: the definition itself
+        s = (torch.exp(-rates * gaps.clamp(max=chunked.LONGEST_GAP))[..., None] * state + u[:, 0].to(exact))[:, None]
     elif fused.usable(u):
         s = fused.decay_scan(u, gaps, rates, state)
     else:
