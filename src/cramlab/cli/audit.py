@@ -20,10 +20,10 @@ def add_audit(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "audit",
-        help="which attention of a pretrained model is predictable, and which is removable",
+        help="measure which attention of a pretrained model is predictable, and which is removable",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fits linear probes that predict what each attention sub-layer and head returns, and measures the\n"
-        "loss when they answer instead. Writes DIR/audit.json and DIR/audit.html. --resume continues unfinished work.",
+        description="Fits linear probes that predict the output of each attention sub-layer and head, and measures\n"
+        "the loss when they replace it. Writes DIR/audit.json and DIR/audit.html. --resume continues unfinished work.",
         epilog=help_text(
             "audit",
             "cramlab audit glassllm --text stdlib --out runs/glass",
@@ -50,12 +50,12 @@ def add_audit(commands: Any) -> None:
         type=text_of("--other-text", "none"),
         default="prose",
         metavar="TEXT",
-        help="another domain (default: prose), or none",
+        help="text of another domain (default: prose), or none",
     )
     parser.add_argument("--out", type=folder_of("--out"), required=True, metavar="DIR", help="folder of the result")
     parser.add_argument("--layers", metavar="I,J,...", help="layers to audit, from 0 (default: all)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="tokens to fit on (default: 100000)")
-    parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a forward pass (default: 1024)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens for fitting probes (default: 100000)")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward pass (default: 1024)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change a setting, see below; may be repeated",
@@ -64,7 +64,7 @@ def add_audit(commands: Any) -> None:
         "--threads", type=whole("--threads", 1, 1024), metavar="N", help="CPU threads (default: torch's)"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda; needs float64")
-    parser.add_argument("--no-controls", action="store_true", help="leave out planted model and random weights")
+    parser.add_argument("--no-controls", action="store_true", help="do not audit the planted model and random weights")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="load weights stored as pickles, which can run code"
     )
@@ -86,7 +86,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _audit(args: argparse.Namespace) -> None:
     """One model, or all checkpoints of a training run."""
     if (args.model is None) == (args.checkpoints is None):
-        raise AuditError("give a MODEL or --checkpoints DIR, one of the two")
+        raise AuditError("give either MODEL or --checkpoints DIR")
     check_fields("audit", args.overrides)
     if args.checkpoints is None:
         finished(args.out / "audit.json", resume=args.resume)
@@ -120,7 +120,7 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
-    """All checkpoints; each finished audit is kept in the folder and not made again with --resume."""
+    """Audits all checkpoints; finished audits are kept in the folder and reused with --resume."""
     import torch
 
     from cramlab.auditing import over_training, read_corpus
@@ -130,7 +130,7 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
 
     path = args.out / over_training.FILE
     if args.out.exists() and any(args.out.iterdir()) and not args.resume:
-        raise FileExistsError(f"{args.out} is not empty; go on with --resume, or choose another --out")
+        raise FileExistsError(f"{args.out} is not empty; continue with --resume, or choose another --out")
     data = over_training.audit_checkpoints(
         over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
         allow_pickle=args.allow_pickle, device=device_named(args.device, torch.float64), out=args.out, log=print,
@@ -145,7 +145,7 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
 
 
 def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
-    """A value and its interval; "-" for what has no number."""
+    """Returns a value with its interval; "-" when it is None."""
     value, low, high = estimate
     if value is None:
         return "-"
@@ -153,7 +153,7 @@ def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
 
 
 def _print(result: AuditResult) -> None:
-    """The figures that matter most."""
+    """Prints the main figures."""
     from rich.console import Console
     from rich.table import Table
 
