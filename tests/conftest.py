@@ -1,5 +1,8 @@
 """Every test computes on one thread, from the same seed, and reads NaN from memory that nothing has written."""
 
+import dataclasses
+import multiprocessing
+
 import pytest
 import torch
 
@@ -19,3 +22,24 @@ def _strict_for_shared_fixtures():
 @pytest.fixture(autouse=True)
 def _strict_for_each_test():
     _strict()
+
+
+@pytest.fixture(scope="module")
+def short_stdlib():
+    """The text `stdlib` with every third document, cut off after 6,000 characters.
+
+    Reading and tokenising all of it takes a command seconds.
+    """
+    from cramlab.auditing import text
+
+    documents = tuple(dataclasses.replace(d, text=d.text[:6000]) for d in text._stdlib()[::3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_stdlib", lambda: documents)
+        yield
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Runs side by side are forked, so that they import nothing; `make srcd` in tests/test_readme.py spawns them."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr("cramlab.training.jobs.multiprocessing.get_context", lambda _: context)

@@ -4,18 +4,25 @@ import re
 import huggingface_hub.constants
 import pytest
 
-from cramlab.auditing import AuditResult
+from cramlab.auditing import AuditConfig, AuditResult, controls
 from cramlab.cli.main import main
 
 pytest.importorskip("glassllm")
+pytestmark = pytest.mark.usefixtures("short_stdlib")
 SMALL = ["--tokens", "2000", "--set", "validation_tokens=600", "--set", "test_tokens=1500",
          "--set", "causal_tokens=256", "--set", "context=64", "--set", "n_bootstrap=100", "--threads", "1"]  # fmt: skip
 
 
+FEWER = {"fit_tokens": 1600, "validation_tokens": 320, "test_tokens": 640, "causal_tokens": 256, "n_bootstrap": 100}
+
+
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+def audited(tmp_path_factory, short_stdlib):
+    """An audit whose planted control is a tenth as large; tests/auditing/test_audit.py tests it at its own size."""
     out = tmp_path_factory.mktemp("audit") / "glassllm"
-    assert main(["audit", "glassllm", "--text", "stdlib", "--out", str(out), *SMALL]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "AuditConfig", lambda **sizes: AuditConfig(**sizes | FEWER))
+        assert main(["audit", "glassllm", "--text", "stdlib", "--out", str(out), *SMALL]) == 0
     return out
 
 

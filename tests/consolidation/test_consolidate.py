@@ -236,28 +236,27 @@ def test_finished_work_is_kept(folder, capsys):
     assert "guaranteed: at most +0.1 nats" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stage", ["sensitivity", "end", "calibration-original"])
-def test_work_cut_off_goes_on_to_the_same_result(stage, folder, tmp_path, monkeypatch, capsys):
+def test_work_cut_off_again_and_again_goes_on_to_the_same_result(folder, tmp_path, monkeypatch, capsys):
     from cramlab.auditing.resume import Stages
 
-    run = Stages.run
+    run, out = Stages.run, tmp_path / "out"
+    for stage in ("sensitivity", "end", "calibration-original"):
 
-    def cut_off(self, name, items, step, into, n_tokens):
-        def failing(item):
-            if name == stage and item[0] == 2:
-                raise KeyboardInterrupt
-            return step(item)
+        def cut_off(self, name, items, step, into, n_tokens, stage=stage):
+            def failing(item):
+                if name == stage and item[0] == 2:
+                    raise KeyboardInterrupt
+                return step(item)
 
-        return run(self, name, items, failing, into, n_tokens)
+            return run(self, name, items, failing, into, n_tokens)
 
-    monkeypatch.setattr(Stages, "run", cut_off)
-    out = tmp_path / "out"
-    assert main(command(out)) == 1
-    assert "--resume continues" in capsys.readouterr().err
+        monkeypatch.setattr(Stages, "run", cut_off)
+        assert main(command(out, *(["--resume"] if out.exists() else []))) == 1
+        assert "--resume continues" in capsys.readouterr().err
     monkeypatch.setattr(Stages, "run", run)
-    if (out / "state").exists():  # something had been saved already
-        assert main(command(out)) == 1
-        assert "unfinished" in capsys.readouterr().err
+    assert (out / "state").exists()
+    assert main(command(out)) == 1
+    assert "unfinished" in capsys.readouterr().err
     assert main(command(out, "--resume")) == 0
     ours, theirs = (json.loads((path / RECORD).read_text()) for path in (out, folder))
     for record in (ours, theirs):

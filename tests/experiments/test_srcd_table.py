@@ -66,7 +66,7 @@ def test_ablations_change_what_they_say():
     assert TRAINING["small"].loss.no_read_floor == 0
 
 
-def test_a_tiny_table_is_trained_and_resumed(tmp_path):
+def test_a_tiny_table_is_trained_and_resumed(tmp_path, forked):
     study = srcd_table(size="tiny", seed=0, mixers=("memorizer",))
     found = run_jobs(next(study), tmp_path, resume=False, n_jobs=1)
     assert all(record["metrics"]["test"] is None and record["samples"] == [] for record in found)

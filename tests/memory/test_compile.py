@@ -33,7 +33,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize("write", [pytest.param("all", marks=pytest.mark.slow), "salience"])
 @pytest.mark.parametrize(
     "backend",
     [
@@ -58,8 +58,15 @@ def test_without_bounds_one_graph_is_out_of_reach_because_what_is_computed_depen
         compiled(torch.randn(2, 12, D), torch.rand(2, 12))
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("write", ["all", "salience"])
+@pytest.mark.parametrize(
+    ("write", "training"),
+    [
+        ("all", False),
+        ("salience", True),
+        pytest.param("all", True, marks=pytest.mark.slow),
+        pytest.param("salience", False, marks=pytest.mark.slow),
+    ],
+)
 def test_with_bounds_one_graph_holds_the_layer_and_its_gradients(write, training):
     layer = make(write).train(training)
     if layer.episodic.salience is not None:  # else writes are drawn, each time others

@@ -43,12 +43,6 @@ def tiny(mixer="cram", seed=0, *overrides):
     return dataclasses.replace(config, training=dataclasses.replace(config.training, stages=(Stage(batch_size=4),)))
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Jobs are forked, so that they import nothing; `make srcd` in tests/test_readme.py spawns them."""
-    monkeypatch.setattr("cramlab.training.jobs.multiprocessing.get_context", lambda _: FORK)
-
-
 def curve(record):
     return [(row["step"], row["loss"], row["validation"]) for row in record["series"]]
 
