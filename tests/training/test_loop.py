@@ -17,17 +17,12 @@ from cramlab.experiments.srcd import run_config
 from cramlab.files import load_checkpoint, only_process_in, save_checkpoint
 from cramlab.memory import CRAMConfig
 from cramlab.model import SequenceModel
-from cramlab.training import RunFailedError, Stage, train
+from cramlab.objective import batch_terms
+from cramlab.training import RunFailedError, Stage, schedule, train
 from cramlab.training.evaluate import evaluate_checkpoint
 from cramlab.training.jobs import run_jobs
-from cramlab.training.loop import (
-    _learning_rate,
-    _loss_terms,
-    _parameter_groups,
-    _training_batch,
-    _training_routing,
-    new_progress,
-)
+from cramlab.training.progress import Progress
+from cramlab.training.state import parameter_groups
 
 FORK = multiprocessing.get_context("fork")
 SMALLER = (
@@ -52,7 +47,7 @@ def test_gates_have_an_optimizer_of_their_own_and_nothing_is_left_out(mixer):
     config = tiny(mixer, 0, *(["model.mixer.episodic.write=salience"] if mixer == "cram" else []))
     config = overridden(config, ["training.semantic_rate=10"])
     model = SequenceModel(config.model, config.task.input_spec)
-    together, *apart = _parameter_groups(model, config.training)
+    together, *apart = parameter_groups(model, config.training)
     gates = {id(p) for name, p in model.named_parameters() if ".gate." in name or ".salience." in name}
     assert {id(p) for group in apart for part in group for p in part["params"]} == gates
     assert len(apart) == (1 if mixer == "cram" else 0)
@@ -71,13 +66,13 @@ def test_every_parameter_has_a_gradient_on_every_step(mixer, opened, encoding):
         episodic = ("model.mixer.episodic.write=salience", "model.mixer.episodic.write_audit_frac=0")
         config = overridden(config, episodic)
     torch.manual_seed(0)
-    model, run = SequenceModel(config.model, config.task.input_spec).train(), new_progress({}, encoding=encoding)
+    model, progress = SequenceModel(config.model, config.task.input_spec).train(), Progress.begun({}, encoding=encoding)
     for name, gate in model.named_modules():
         if name.endswith((".gate", ".salience")):
             gate.out.bias.data.fill_(opened)
-    batch = _training_batch(config, config.training.stages[0], run)
-    output = model(batch, routing=_training_routing(config, run, batch), counterfactual_layer=0)
-    torch.stack(list(_loss_terms(config, run | {"encoding_ended_step": 0}, output, batch).values())).sum().backward()
+    batch = schedule.training_batch(config, progress)
+    output = model(batch, routing=schedule.routing(config, progress, batch), counterfactual_layer=0)
+    torch.stack(list(batch_terms(output, batch, config.training.loss, layer=0).values())).sum().backward()
     idle = ["layers.0.mixer.norm.weight"] if mixer in ("cram-paper", "cram-gumbel") else []  # they look at x itself
     assert [name for name, p in model.named_parameters() if p.grad is None] == idle
 
@@ -293,7 +288,7 @@ def test_learning_rate_warms_up_stays_and_falls():
     full = config.training.learning_rate
 
     def rate(step, **changes):
-        return _learning_rate(config, new_progress({}) | {"step": step} | changes)
+        return schedule.learning_rate(config, Progress(header={}, step=step, **changes))
 
     assert rate(0) == pytest.approx(full / 10)
     assert rate(9) == rate(50) == rate(79) == full

@@ -13,7 +13,9 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from cramlab.config import ConfigError
 from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
+from cramlab.objective import LossConfig
 
 
 class BringsModel:
@@ -44,7 +46,12 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
             of recurrence and attention.
         read_price: nats that a read must save to be worth it.
-        audit_frac: share of the tokens that reads in training whatever the gate says, in the layer taught at a step.
+        audit_frac: share of the tokens that read in training whatever the gate says, in the layer judged at a step.
+        benefit_cap: see `LossConfig`, like the fields after it.
+        gate_weight: see `LossConfig`.
+        no_read_weight: see `LossConfig`.
+        no_read_floor: see `LossConfig`.
+        consolidation_weight: see `LossConfig`.
         initializer_range: of the embedding.
     """
 
@@ -64,6 +71,11 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     router: str | list[str] = "benefit"
     read_price: float = 0.1
     audit_frac: float = 0.1
+    benefit_cap: float = 2.0
+    gate_weight: float = 1.0
+    no_read_weight: float = 0.5
+    no_read_floor: float = 1.0
+    consolidation_weight: float = 1.0
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -80,6 +92,18 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             if name not in ("benefit", "always", "never"):
                 raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
         return names
+
+    def objective(self) -> LossConfig:
+        """Weights and prices of the loss.
+
+        Raises:
+            ConfigError: for one that is out of range, naming the field.
+        """
+        names = ("read_price", "benefit_cap", "gate_weight", "no_read_weight", "no_read_floor", "consolidation_weight")
+        try:
+            return LossConfig(retrieval_emphasis=1.0, **{name: getattr(self, name) for name in names})
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("training.loss.", "")) from error
 
     def mixer(self, router: str) -> CRAMConfig:
         """The config of a layer's mixer; refuses what a layer cannot be built with."""

@@ -1,7 +1,7 @@
 """A causal language model of CRAM layers with the interface of transformers: Auto classes, cache, generate, Trainer.
 
-Importing this module registers the model type "cram" with the Auto classes; so does `import cramlab` when transformers
-is used.
+Importing this module registers the model type "cram" with the Auto classes; `import cramlab` does the same as soon as
+transformers is imported.
 """
 
 from __future__ import annotations
@@ -11,93 +11,69 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.generic import can_return_tuple
 
 from cramlab.language_model import inputs
+from cramlab.language_model.block import CRAMBlock, Passed, Tokens
 from cramlab.language_model.cache import CRAMCacheLayer, checked_cache, new_cache
 from cramlab.language_model.configuration import CRAMForCausalLMConfig
 from cramlab.language_model.fresh_weights import keep_fresh, reset_missing
 from cramlab.language_model.packed_rows import Documents, Packing, Past, documents, silent_tokens
-from cramlab.memory import CRAMLayer, CRAMState
-from cramlab.memory.episodic import Buffer
-from cramlab.mixer import MixerOutput, Routing
-from cramlab.model import Block, ModelConfig
-from cramlab.ops.plain import is_plain
+from cramlab.memory import CRAMLayer
+from cramlab.mixer import Routing
+from cramlab.model import ModelConfig
+from cramlab.objective import Judged, next_token_losses, terms
 
 
-class Tokens(NamedTuple):
-    """What a pass knows of its tokens beside the residual stream; see `Mixer.forward`."""
-
-    gaps: Tensor
-    valid: Tensor | None
-    documents: Documents | None
-
-
-class Passed(NamedTuple):
-    """What a block returns: tensors alone and on one level, as gradient checkpointing asks.
+class Call(NamedTuple):
+    """A call of the model whose arguments have been checked.
 
     Attributes:
-        x: residual stream, (B, T, D).
-        silent: the same if one layer had not read; None: no layer so far has been asked to do without.
-        aux: losses of the memories, summed over sequences; None outside of training.
-        gate_logit: of the read gate, (B, T); None: it has none.
-        scored: tokens that read, bool (B, T).
-        working: state of the working memory.
-        keys: of the buffer, like the parts after it.
-        values: see `Buffer`.
-        times: see `Buffer`.
-        filled: see `Buffer`.
+        valid: false on padding, bool (B, T); None: all tokens are valid.
+        documents: the documents of packed rows; None: each row is one.
+        target: token that each is to predict, int64 (B, T), -100 where there is none; None: no loss was asked for.
+        labels: the labels, if the targets are simply these shifted by one; else None.
+        cache: state of the tokens before, which is continued in place; None: no state is kept.
+        use_cache: whether the cache is returned.
+        n_items: see `num_items_in_batch` in `CRAMForCausalLM.forward`.
+    """
+
+    valid: Tensor | None
+    documents: Documents | None
+    target: Tensor | None
+    labels: Tensor | None
+    cache: Cache | None
+    use_cache: bool
+    n_items: int | Tensor | None
+
+
+class Stacked(NamedTuple):
+    """What the blocks returned.
+
+    Attributes:
+        x: residual stream after the last block, (B, T, D).
+        hidden: residual stream before each block.
+        aux: losses of the memories by name, one for each layer that has them, summed over sequences.
+        silent: residual stream in which the judged layer has not read, (B, T, D); None: no layer is judged.
+        judged: what the judged layer's block returned; None: no layer is judged.
+        waiting: mean gate logit of every other layer with a gate.
     """
 
     x: Tensor
+    hidden: tuple[Tensor, ...]
+    aux: dict[str, list[Tensor]]
     silent: Tensor | None
-    aux: Tensor | None
-    gate_logit: Tensor | None
-    scored: Tensor
-    working: Tensor
-    keys: Tensor
-    values: Tensor
-    times: Tensor
-    filled: Tensor
-
-
-class CRAMBlock(Block, GradientCheckpointingLayer):
-    """A block that also carries the residual stream in which one of the layers has not read."""
-
-    def forward(
-        self, x: Tensor, silent: Tensor | None, tokens: Tokens, routing: Routing, *state: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        """One pass over x and, where there is one, the silent stream; returns a `Passed`, as a tuple."""
-        before = CRAMState(state[0], Buffer(*state[1:])) if state else None
-        mixed = self._mixed(x, tokens, before, routing)
-        if mixed.y_without_reads is not None:
-            silent = self.finish(x, mixed.y_without_reads)
-        elif silent is not None:
-            silent = self.finish(silent, self._mixed(silent, tokens, before, routing).y)
-        aux = torch.stack([loss.sum() for loss in mixed.aux.values()]) if mixed.aux else None
-        y = self.finish(x, mixed.y)
-        return y, silent, aux, mixed.trace.gate_logit, mixed.trace.scored, mixed.state.working, *mixed.state.buffer
-
-    def _mixed(self, x: Tensor, tokens: Tokens, state: CRAMState | None, routing: Routing) -> MixerOutput:
-        if tokens.documents is None:
-            return self.mix(x, tokens.gaps, state, tokens.valid, routing)
-        return tokens.documents.mix(self.mixer, self.mixer_input(x), tokens.gaps, tokens.valid, routing)
-
-    @property
-    def steps(self) -> bool:
-        """Whether a decoder may go around `forward`: nothing has been hung on the block or its mixer."""
-        return is_plain(self, CRAMBlock) and is_plain(self.mixer, CRAMLayer)
+    judged: Passed | None
+    waiting: list[Tensor]
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
-    """Embedding, CRAM blocks, head. `loss` with labels: next-token loss plus the memories' and gates' own terms."""
+    """Embedding, CRAM blocks, head. With labels, `loss` is the sum of `objective.terms`."""
 
     config_class = CRAMForCausalLMConfig
     base_model_prefix = "model"
@@ -121,17 +97,18 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         self.layers = nn.ModuleList(CRAMBlock(blocks, mixer) for mixer in mixers)
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.own_name = uuid.uuid4().hex  # by which caches know whose state they hold; copies share it
+        self.objective = config.objective()
+        self.own_name = uuid.uuid4().hex  # caches know by it whose state they hold; copies share it
         keep_fresh(self)
         self.post_init()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:  # noqa: ARG002
-        """Looks at each parameter by itself, where transformers passes over modules of others that have none."""
+        """Initialises each parameter by itself: transformers skips modules of others that have none."""
         super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The layers initialise themselves; only the embedding is scaled for text."""
+        """Scales the embedding for text; the layers initialise themselves."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         else:
@@ -139,13 +116,13 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """No: `forward` makes a cache of its own kind of layer."""
+        """Returns False: `forward` makes a cache with layers of its own kind."""
         return False
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Makes a cache, and refuses a kind of cache that cannot hold the state, before anything runs."""
+        """Makes a cache; refuses a kind of cache that cannot hold the state, before anything runs."""
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic", "dynamic_full"):
             raise ValueError(f'cache_implementation = "{wanted}" cannot hold a recurrent state; leave it out')
@@ -156,12 +133,12 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = new_cache(self.own_name, len(self.layers))
 
     def _prepare_position_ids_for_generation(self, *_: Any, **__: Any) -> None:
-        """Makes none: the model knows no positions, and would have to check them at every token."""
+        """Makes none: the model uses no positions, and would have to check them at every token."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """The arguments of each step of `generate`; an empty prompt, with no token to go on from, is refused."""
+        """Returns the arguments of each step of `generate`; refuses an empty prompt."""
         if not input_ids.shape[1] and inputs_embeds is None:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give a token to generate from")
         given = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
@@ -202,45 +179,77 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         """One pass.
 
         Args:
-            input_ids: (B, T).
-            attention_mask: 0 on padding, left, right or in between, (B, T) or (B, past + T).
-            past_key_values: returned by the call before, or an empty `DynamicCache`, which is filled in place.
-            inputs_embeds: in place of `input_ids`, (B, T, D).
-            labels: (B, T), -100 where there is no loss; padding predicts nothing, nor does the end of a document.
-            use_cache: return the state; by default only outside of training, and not for packed rows.
+            input_ids: token numbers, (B, T).
+            attention_mask: 0 on padding, which may be anywhere in a row, (B, T) or (B, past + T).
+            past_key_values: cache returned by the previous call, or an empty `DynamicCache`; filled in place.
+            inputs_embeds: embeddings in place of `input_ids`, (B, T, D).
+            labels: (B, T), -100 where there is no loss; padding and the last token of a document predict nothing.
+            use_cache: return the state; None: only outside training, and not for packed rows.
             output_hidden_states: return the residual stream before each layer and after the last norm; None: as the
                 config says.
-            logits_to_keep: return logits for the last so many tokens, or for those of these numbers; 0: all.
-            read_all: every token reads and is written: the encoding phase of training.
-            position_ids: packed rows, see `Packing`; the model itself knows no positions.
+            logits_to_keep: number of last tokens to return logits for, or the indices of tokens; 0: all tokens.
+            read_all: every token reads and is written, as in the encoding phase of training.
+            position_ids: marks the documents of packed rows, see `Packing`; the model itself uses no positions.
             seq_idx: see `Packing`.
             cu_seq_lens_q: see `Packing`.
             cu_seq_lens_k: see `Packing`.
             max_length_q: see `Packing`.
             max_length_k: see `Packing`.
-            token_type_ids: zeros, if any.
-            output_attentions: refused, as a token that does not read has no attention to show.
-            num_items_in_batch: targets in all parts of the batch. Each term of the loss is then a sum over tokens
-                divided by it, so that the losses of the parts add up to that of the whole.
-            shift_labels: the target of each token, (B, T), in place of the labels moved by one.
-            kwargs: refused, unless they say nothing.
+            token_type_ids: zeros, if given.
+            output_attentions: refused, because a token that does not read has no attention weights.
+            num_items_in_batch: number of targets in all parts of the batch. Each term of the loss is then a sum over
+                tokens divided by it, so that the losses of the parts add up to that of the batch.
+            shift_labels: target of each token, (B, T), in place of labels shifted by one.
+            kwargs: refused, unless None or false.
 
         Raises:
-            ValueError: for what cannot be honoured; the message names the argument.
+            ValueError: for an argument that cannot be honoured; the message names it.
         """
         inputs.check_nothing_else(kwargs)
         inputs.check_no_types(token_type_ids)
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions cannot be honoured: a token that does not read has none; leave it out")
         inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self)
+        packing = Packing(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         given = cast("Tensor", input_ids if inputs_embeds is None else inputs_embeds)
         shape = (given.shape[0], given.shape[1])
+        call = self._checked(
+            shape, attention_mask, past_key_values, packing, use_cache, labels, shift_labels, num_items_in_batch
+        )
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        stacked = self._through_blocks(x, call, read_all)
+        x = self.norm(stacked.x)
+        logits = self.lm_head(x if call.target is not None else inputs.kept(x, logits_to_keep))
+        loss = None
+        if call.target is not None:
+            loss = self._loss(stacked, logits, call)
+            logits = inputs.kept(logits, logits_to_keep)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=call.cache if call.use_cache else None,
+            hidden_states=(*stacked.hidden, x) if output_hidden_states else None,  # type: ignore[arg-type]
+        )
+
+    def _checked(
+        self,
+        shape: tuple[int, int],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        packing: Packing,
+        use_cache: bool | None,
+        labels: Tensor | None,
+        shift_labels: Tensor | None,
+        n_items: int | Tensor | None,
+    ) -> Call:
+        """Checks the arguments of `forward` against each other; raises likewise. `shape` is B and T."""
         if past_key_values is not None:
             past_key_values = checked_cache(past_key_values, self.own_name, len(self.layers), shape[0])
         first = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[0])
         past, seen = Past() if first is None else first.past, None if first is None else first.valid
         valid = inputs.valid_tokens(attention_mask, shape, past.n_tokens, seen)
-        packing = Packing(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         packed = documents(packing, shape, valid, past)
         if packed is not None and (use_cache or past_key_values is not None):
             raise ValueError("packed rows have no state to go on from; leave out use_cache and past_key_values")
@@ -252,96 +261,83 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None or shift_labels is not None:
             absent = silent_tokens(valid, packed if shift_labels is None else None)
             target = inputs.targets(labels, shift_labels, shape, self.config.vocab_size, absent)
-            inputs.check_some_target(target, num_items_in_batch)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        tokens = Tokens(torch.ones(shape, dtype=x.dtype, device=x.device), valid, packed)
-        routing = Routing(read_all=read_all, by_sequence=num_items_in_batch is not None)
-        learns_gate = self.training and target is not None and "benefit" in self.config.routers()
+            inputs.check_some_target(target, n_items)
+        simple = packed is None and valid is None and shift_labels is None
+        return Call(valid, packed, target, labels if simple else None, past_key_values, use_cache, n_items)
+
+    def _through_blocks(self, x: Tensor, call: Call, read_all: bool) -> Stacked:
+        """Runs all blocks on embeddings (B, T, D), and continues the cache if there is one."""
+        tokens = Tokens(torch.ones(x.shape[:2], dtype=x.dtype, device=x.device), call.valid, call.documents)
+        routing = Routing(read_all=read_all, by_sequence=call.n_items is not None)
+        learns_gate = self.training and call.target is not None and "benefit" in self.config.routers()
         without = -1
         if learns_gate:
             routing, without = self._training_routing(routing, tokens.gaps)
-        stepping = shape[1] == 1 and valid is None and not (self.training or read_all or torch.is_grad_enabled())
-        silent: Tensor | None = None  # the residual stream in which one layer, `without`, has not read
-        hidden, auxes, waiting, judged = [], [], [], None
+        stepping = x.shape[1] == 1 and call.valid is None
+        stepping = stepping and not (self.training or read_all or torch.is_grad_enabled())
+        silent: Tensor | None = None
+        judged: Passed | None = None
+        hidden, waiting, aux = [], [], {"consolidation": [], "salience": []}
         for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
             hidden.append(x)
-            layer = None if past_key_values is None else cast("CRAMCacheLayer", past_key_values.layers[i])
+            layer = None if call.cache is None else cast("CRAMCacheLayer", call.cache.layers[i])
             if stepping and layer is not None and layer.n_tokens and block.steps:
                 mixer = cast("CRAMLayer", block.mixer)
                 x = block.finish(x, layer.step(mixer, block.mixer_input(x), tokens.gaps))
                 continue
             state = None if layer is None else layer.take()
-            # Audits are of the layer that goes without: were all audited, each could rely on the others' reads.
+            # Only the judged layer is audited: if all layers were, each could rely on the others' reads.
             asked = routing._replace(counterfactual=i == without, audits=routing.audits if i == without else None)
             parts = () if state is None else (state.working, *state.buffer)
             passed = Passed(*block(x, silent, tokens, asked, *parts))
             x, silent = passed.x, passed.silent
-            if passed.aux is not None:
-                auxes.append(passed.aux)
+            for name, losses in aux.items():
+                if (loss := getattr(passed, name)) is not None:
+                    losses.append(loss)
             if i == without:
                 judged = passed
             elif learns_gate and passed.gate_logit is not None:
                 waiting.append(passed.gate_logit.mean())
             if layer is not None:
-                layer.saw(valid)
-                layer.put(CRAMState(passed.working, Buffer(*passed[-4:])), shape[1])
-        x = self.norm(x)
-        logits = self.lm_head(x if target is not None else inputs.kept(x, logits_to_keep))
-        loss = None
-        if target is not None:
-            simple = packed is None and valid is None and shift_labels is None
-            loss = self._next_token_loss(logits, labels if simple else None, target, num_items_in_batch)
-            n_items = None if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=x.device)
-            own = torch.cat(auxes).mean() if auxes else loss.new_zeros(())
-            own = own if n_items is None else own / n_items
-            if silent is not None and judged is not None:
-                own = own + self._gate_loss(judged, logits, self.lm_head(self.norm(silent)), target, n_items)
-            if waiting:  # gates whose turn it is not: data parallel waits for every gradient, be it zero
-                own = own + 0.0 * torch.stack(waiting).sum()
-            loss = loss + own
-            logits = inputs.kept(logits, logits_to_keep)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*hidden, x) if output_hidden_states else None,  # type: ignore[arg-type]
-        )
+                layer.saw(call.valid)
+                layer.put(passed.state, x.shape[1])
+        return Stacked(x, tuple(hidden), aux, silent, judged, waiting)
 
     def _training_routing(self, routing: Routing, gaps: Tensor) -> tuple[Routing, int]:
-        """Audits for this step, and the gated layer, drawn by lot, that a second pass does without."""
+        """Draws the audits of this step and the layer with a gate that a second pass runs without reads."""
         audits = torch.rand(gaps.shape, device=gaps.device) < self.config.audit_frac
         gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
         return routing._replace(audits=audits), gated[int(torch.randint(len(gated), ()))]
 
+    def _loss(self, stacked: Stacked, logits: Tensor, call: Call) -> Tensor:
+        """Sum of the objective's terms, scalar."""
+        target, n_items = cast("Tensor", call.target), call.n_items
+        n_targets = None if n_items is None else torch.as_tensor(n_items, device=logits.device)
+        aux = {name: torch.stack(losses).mean() for name, losses in stacked.aux.items() if losses}
+        if n_targets is not None:
+            aux = {name: loss / n_targets for name, loss in aux.items()}
+        judged = None
+        if stacked.silent is not None and stacked.judged is not None:
+            silent_logits = self.lm_head(self.norm(stacked.silent))
+            with torch.no_grad():
+                with_reads = next_token_losses(logits, target, ignored=inputs.IGNORED)
+            without = next_token_losses(silent_logits, target, ignored=inputs.IGNORED)
+            judged = Judged(stacked.judged.trace(target != inputs.IGNORED), with_reads, without)
+        task = self._next_token_loss(logits, call.labels, target, n_items)
+        found = terms(task, aux, self.objective, judged, n_targets=n_targets)
+        loss = torch.stack(list(found.values())).sum()
+        if stacked.waiting:  # data parallel training waits for every parameter's gradient, even a zero
+            loss = loss + 0.0 * torch.stack(stacked.waiting).sum()
+        return loss
+
     def _next_token_loss(
         self, logits: Tensor, labels: Tensor | None, target: Tensor, n_items: int | Tensor | None
     ) -> Tensor:
-        """By the model's loss function; labels None: the targets are not simply these moved by one."""
+        """Cross-entropy by the model's loss function, scalar; labels None: only the targets say what is predicted."""
         how: dict[str, Any] = {} if n_items is None else {"num_items_in_batch": n_items}
         if labels is None:
             labels, how["shift_labels"] = target, target
         return self.loss_function(logits=logits, labels=labels.long(), vocab_size=self.config.vocab_size, **how)
-
-    def _gate_loss(
-        self, judged: Passed, logits: Tensor, silent_logits: Tensor, target: Tensor, n_items: Tensor | None
-    ) -> Tensor:
-        """Task loss without the reads, and the gate's: see `objective.gate_loss`, here with the next token's nats.
-
-        A mean over the tokens that read, or their sum by the items of the whole batch.
-        """
-        read = judged.scored & (target != inputs.IGNORED)
-        nats, silent = (
-            F.cross_entropy(given.float().transpose(1, 2), target, reduction="none")
-            for given in (logits, silent_logits)
-        )
-        n_read = read.sum().clamp(min=1) if n_items is None else n_items
-        margin = (silent - nats - self.config.read_price).detach()
-        gate_logit = judged.gate_logit
-        assert gate_logit is not None
-        wrong = F.binary_cross_entropy_with_logits(gate_logit, (margin > 0).to(gate_logit.dtype), reduction="none")
-        return ((wrong * margin.abs().clamp(max=2.0) + 0.5 * silent) * read).sum() / n_read
 
 
 AutoModelForCausalLM.register(CRAMForCausalLMConfig, CRAMForCausalLM)

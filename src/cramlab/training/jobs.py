@@ -17,13 +17,14 @@ from cramlab import records
 from cramlab.config import ConfigError
 from cramlab.files import DamagedFileError
 from cramlab.training.folder import RECORD, refuse_to_overwrite
-from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.loop import RunFailedError, train
 from cramlab.training.machine import check_accelerator, check_model
+from cramlab.training.progress import OnRow
 from cramlab.training.run import RunConfig
 
 
 def run_jobs(
-    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: Progress | None = None
+    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: OnRow | None = None
 ) -> list[dict[str, Any]]:
     """Trains every config into `out/NAME`, at most `n_jobs` at a time; one that follows another waits for that alone.
 

@@ -10,12 +10,13 @@ from cramlab import records
 from cramlab.config import ConfigError
 from cramlab.training.folder import RECORD
 from cramlab.training.jobs import check_jobs, next_job
-from cramlab.training.loop import Progress, RunFailedError, train
+from cramlab.training.loop import RunFailedError, train
+from cramlab.training.progress import OnRow
 from cramlab.training.run import RunConfig
 
 
 def run_jobs_on_ray(
-    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: Progress | None = None
+    configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: OnRow | None = None
 ) -> list[dict[str, Any]]:
     """Trains every config into `out/NAME` as a Ray task of one CPU each; otherwise as `jobs.run_jobs`.
 

@@ -31,7 +31,7 @@ from cramlab.config import (
 from cramlab.metrics import AttentionUse, attention_use
 from cramlab.mixer import Routing
 from cramlab.model import ModelConfig, SequenceModel
-from cramlab.objective import LossConfig, gate_loss, task_loss, token_losses
+from cramlab.objective import LossConfig, batch_terms, task_loss, token_losses
 from cramlab.ranking import average_precision, interval, roc_auc
 from cramlab.tasks.irregular import IrregularData, Scaling, Series, check_splits, collate
 from cramlab.training.loop import RunFailedError
@@ -137,7 +137,8 @@ def fit(
     if start is not None:
         start.prepare(model)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    losses = LossConfig(dynamics_weight=config.forecast_weight, retrieval_emphasis=1.0)
+    # Every visit that reads also learns to do without its read, as in all records of these data.
+    losses = LossConfig(dynamics_weight=config.forecast_weight, retrieval_emphasis=1.0, no_read_floor=1.0)
     batches = {name: _batches(data, splits[name], scaling, 256) for name in ("validation", "test")}
     rng = np.random.default_rng(seed)
     best, best_epoch, best_weights, epoch = np.inf, 0, copy.deepcopy(model.state_dict()), 0
@@ -195,23 +196,13 @@ def _train_epoch(
 def training_loss(
     model: SequenceModel, batch: Batch, config: FitConfig, losses: LossConfig, rng: np.random.Generator, encoding: bool
 ) -> tuple[Tensor, AttentionUse]:
-    """Task, consolidation, the pass without reads and the gate's loss, as in the main loop, scalar; and the reads."""
+    """The objective on a batch, scalar, and how attention was used."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     audits = torch.rand(batch.gaps.shape, generator=generator) < config.audit_frac
     audits = (audits | batch.retrieval_mask & config.audit_labels) & batch.valid
     routing = Routing(read_all=encoding, audits=None if encoding else audits, generator=generator)
     output = model(batch, routing=routing, counterfactual_layer=0)
-    with_read = token_losses(output.predictions, batch)
-    loss = task_loss(with_read, batch, losses)
-    if "consolidation" in output.aux:
-        loss = loss + losses.consolidation_weight * output.aux["consolidation"]
-    if output.without_reads is not None:
-        without = token_losses(output.without_reads, batch)
-        trace = output.traces[0]
-        loss = loss + losses.no_read_weight * task_loss(without, batch, losses, trace.attended)
-        if trace.gate_logit is not None:
-            gate = gate_loss(trace.gate_logit, with_read, without, trace.attended & batch.valid, batch, losses)
-            loss = loss + losses.gate_weight * gate
+    loss = sum(batch_terms(output, batch, losses, layer=0).values(), torch.zeros(()))
     return loss, attention_use(output.traces, batch.valid)
 
 
@@ -222,7 +213,7 @@ def _validation_loss(model: SequenceModel, batches: list[Batch], losses: LossCon
     for batch in batches:
         output = model(batch, routing=Routing(read_all=encoding))
         weight = int(batch.retrieval_mask.sum())
-        found.append((float(task_loss(token_losses(output.predictions, batch), batch, losses)) * weight, weight))
+        found.append((float(task_loss(token_losses(output.predictions, batch), losses)) * weight, weight))
     return sum(value for value, _ in found) / max(sum(weight for _, weight in found), 1)
 
 
