@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from cramlab.cli import main as cli
 from cramlab.files import load_checkpoint
-from cramlab.language_model.pretrain import PretrainConfig, prepare, pretrain
+from cramlab.language_model.run import TextRunConfig
+from cramlab.language_model.text import prepare
+from cramlab.language_model.training import run_text
 from faults.cases import Answer, answer
 from faults.material import CONTEXT, N_SINKS, WINDOW, fresh, model_folder, stays, texts
 
@@ -87,18 +89,17 @@ CONSOLIDATE = settings(
     gate_documents=3, validation_documents=3, calibration_documents=30, test_documents=3, tokens_per_document=32,
     local_steps=1, end_steps=1, max_rank=2, units=2, learning_contexts=4,
 )  # fmt: skip
-PRETRAIN = PretrainConfig(
-    mixer="cram", vocab_size=300, context=32, n_layers=1, d_model=16, n_heads=2, batch_size=2, n_steps=4,
+PRETRAIN = TextRunConfig(
+    model="cram", vocab_size=300, context=32, n_layers=1, d_model=16, n_heads=2, batch_size=2, n_steps=4,
     first_checkpoint=4, n_checkpoints=1, warmup_steps=1,
 )  # fmt: skip
 
 
-def _pretrain(out: Path, resume: bool) -> int:
+def _pretrain(out: Path, resume: bool) -> int:  # noqa: ARG001
     """Text and training, as the tool for small models does them; a finished run is kept."""
     documents = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(texts().iterdir())]
     text = prepare(documents, out, PRETRAIN.vocab_size)
-    if not (resume and (out / PRETRAIN.name / f"step-{PRETRAIN.n_steps:06d}" / "step.json").exists()):
-        pretrain(PRETRAIN, text, out)
+    run_text(PRETRAIN, text, out)  # keeps a finished run
     return 0
 
 

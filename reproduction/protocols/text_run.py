@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from cramlab.auditing.text import read_corpus
-from cramlab.language_model.pretrain import PreparedText, prepare
-from cramlab.language_model.text_run import ModelName, TextRunConfig, run_text
+from cramlab.language_model.run import ModelName, TextRunConfig
+from cramlab.language_model.text import PreparedText, prepare
+from cramlab.language_model.training import run_text
 
-MODELS: tuple[str, ...] = ModelName.__args__  # type: ignore[attr-defined]
+MODELS: tuple[str, ...] = tuple(name for name in ModelName.__args__ if name != "gpt2")  # type: ignore[attr-defined]
 TUNING_SEED = 1000
 Record = dict[str, Any]
 
@@ -81,7 +82,7 @@ def main() -> int:
     }  # fmt: skip
     documents = [(document.name, document.text) for document in read_corpus("stdlib").documents]
     text = prepare(documents, args.out, TextRunConfig.vocab_size)
-    text = dataclasses.replace(text, tokenizer=None)  # type: ignore[arg-type]
+    text = dataclasses.replace(text, tokenizer=None)
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def run(configs: list[TextRunConfig]) -> list[Record]:

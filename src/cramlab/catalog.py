@@ -1,4 +1,4 @@
-"""Every mixer that a command can name."""
+"""Every mixer by name. `experiments.variants` adds names for mixers that are trained in another way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cramlab.baselines import (
 from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import MixerConfig
 
-CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that draws them by lot
+CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that reads at random
 
 
 def _cram(**changes: object) -> Callable[[], MixerConfig]:
@@ -33,17 +33,13 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram-never": _cram(router=RouterConfig(name="never")),
     "cram-oracle": _cram(router=RouterConfig(name="oracle")),
     "cram-random": _cram(router=RouterConfig(name="random", random_frac=CRAM_RATE)),
-    # Ablations. Some differ in how they are trained; experiments know how.
-    "cram-no-consolidation": CRAMConfig,
-    "cram-no-encoding": CRAMConfig,
-    "cram-fast-semantic": CRAMConfig,
+    # Ablations.
     "cram-no-working": _cram(working=None),
     "cram-low-rank": _cram(semantic=AdapterConfig(rank=None)),
     "cram-slots": _cram(semantic=SlotsConfig()),
     "cram-gumbel": _cram(router=RouterConfig(name="gumbel", d_hidden=32)),
     "price-only": _cram(semantic=NothingConfig()),
-    "price-only-taught": _cram(semantic=NothingConfig()),
-    # Others' ideas.
+    # Mixers from the literature.
     "transformer": TransformerConfig,
     "sliding-window": SlidingWindowConfig,
     "recurrence": RecurrenceConfig,

@@ -4,12 +4,15 @@ import json
 import pytest
 
 from cramlab.auditing import AuditConfig, AuditError, AuditResult, over_training, read_corpus
-from cramlab.language_model.pretrain import PretrainConfig, prepare, pretrain
+from cramlab.language_model.run import TextRunConfig
+from cramlab.language_model.text import prepare
+from cramlab.language_model.training import run_text
 from cramlab.records import RecordError
 from cramlab.report.audit_page import render_over_training
 
 SIZES = {"vocab_size": 300, "context": 16, "n_layers": 2, "d_model": 16, "n_heads": 2, "batch_size": 8, "n_steps": 8,
-         "first_checkpoint": 4, "n_checkpoints": 2, "warmup_steps": 2}  # fmt: skip
+         "first_checkpoint": 4, "n_checkpoints": 2, "warmup_steps": 2, "encoding_frac": 0.25, "learning_rate": 2e-3}  # fmt: skip
+RUNS = ("cram-price0.01-seed0", "gpt2-seed0")
 CONFIG = AuditConfig(
     context=16, fit_tokens=400, validation_tokens=100, test_tokens=200, causal_tokens=64, n_bootstrap=50
 )
@@ -20,8 +23,8 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("checkpoints")
     documents = [(d.name, d.text[:2000]) for d in read_corpus("stdlib").documents[:150]]
     text = prepare(documents, out, vocab_size=300, held_out_frac=0.3)
-    for mixer in ("attention", "cram"):
-        pretrain(PretrainConfig(mixer=mixer, **SIZES), text, out)
+    for model in ("gpt2", "cram"):
+        run_text(TextRunConfig(model=model, **SIZES), text, out)
     return out
 
 
@@ -35,15 +38,14 @@ def audited(trained, tmp_path_factory):
 
 def test_checkpoints_are_found_by_run_and_step(trained):
     found = over_training.find_checkpoints(trained)
-    assert [(c.run, c.step) for c in found] == [(f"{m}-seed0", s) for m in ("attention", "cram") for s in (0, 4, 8)]
+    assert [(c.run, c.step) for c in found] == [(run, s) for run in RUNS for s in (0, 4, 8)]
     row = json.loads((found[-1].folder / "step.json").read_text())
     assert row["tokens"] == 8 * 8 * 16
     assert 0 <= row["reads_frac"] <= 1
-    assert row["training_reads_frac"] > 2 / 8 * 1.5  # two of the steps read everywhere, second pass counted
 
 
 def test_training_learns_and_held_out_text_is_held_out(trained):
-    rows = [json.loads(p.read_text()) for p in sorted(trained.glob("attention-seed0/*/step.json"))]
+    rows = [json.loads(p.read_text()) for p in sorted(trained.glob("gpt2-seed0/*/step.json"))]
     assert rows[-1]["nats_per_token"] < rows[0]["nats_per_token"] - 0.05
     held_out = [json.loads(line) for line in (trained / "held-out.jsonl").read_text().splitlines()]
     assert len(held_out) == 45
@@ -51,9 +53,9 @@ def test_training_learns_and_held_out_text_is_held_out(trained):
 
 def test_runs_are_audited_on_the_same_documents(audited):
     _, _, _, data = audited
-    assert [(p["run"], p["step"]) for p in data["points"]][:3] == [("attention-seed0", s) for s in (0, 4, 8)]
+    assert [(p["run"], p["step"]) for p in data["points"]][:3] == [(RUNS[0], s) for s in (0, 4, 8)]
     assert [(t["run"], t["from_step"], t["to_step"]) for t in data["trends"]] == [
-        ("attention-seed0", 4, 8), ("cram-seed0", 4, 8),
+        (RUNS[0], 4, 8), (RUNS[1], 4, 8),
     ]  # fmt: skip
     for trend in data["trends"]:
         first, last = (p for p in data["points"] if p["run"] == trend["run"] and p["step"] > 0)
@@ -105,7 +107,7 @@ def test_runs_of_one_name_in_two_folders_stay_apart(trained, tmp_path):
         (tmp_path / place / "run" / "step-1" / "config.json").write_text("{}")
     assert [c.run for c in over_training.find_checkpoints(tmp_path)] == ["a/run", "b/run"]
     assert [c.run for c in over_training.find_checkpoints(tmp_path / "a" / "run")] == ["run"]
-    assert {c.run for c in over_training.find_checkpoints(trained / "cram-seed0")} == {"cram-seed0"}
+    assert {c.run for c in over_training.find_checkpoints(trained / RUNS[0])} == {RUNS[0]}
 
 
 def test_the_document_is_written_read_and_drawn(audited, tmp_path):
@@ -115,7 +117,7 @@ def test_the_document_is_written_read_and_drawn(audited, tmp_path):
     assert over_training.read(path) == data
     page = render_over_training(data)
     assert page.count("<svg") == 3
-    assert "cram-seed0" in page
+    assert RUNS[0] in page
     path.write_text(json.dumps(data | {"points": []}))
     with pytest.raises(RecordError, match="points"):
         over_training.read(path)
@@ -126,7 +128,7 @@ def test_a_folder_without_models_is_refused(tmp_path):
         over_training.find_checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize(("field", "value"), [("mixer", "mamba"), ("first_checkpoint", 0), ("audit_frac", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("model", "mamba"), ("first_checkpoint", 0), ("first_checkpoint", 2000)])
 def test_impossible_trainings_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"pretrain\.{field}"):
-        PretrainConfig(**{field: value})
+    with pytest.raises(ValueError, match=rf"{field} = "):
+        TextRunConfig(n_checkpoints=2, **{field: value})

@@ -89,13 +89,15 @@ def test_bad_usage_exits_2_and_names_the_fix(argv, message, capsys, tmp_path, mo
 
 def test_checkpoints_are_audited_by_the_command(tmp_path, capsys):
     from cramlab.auditing import read_corpus
-    from cramlab.language_model.pretrain import PretrainConfig, prepare, pretrain
+    from cramlab.language_model.run import TextRunConfig
+    from cramlab.language_model.text import prepare
+    from cramlab.language_model.training import run_text
 
     documents = [(d.name, d.text[:2000]) for d in read_corpus("stdlib").documents[:100]]
     text = prepare(documents, tmp_path / "runs", vocab_size=300, held_out_frac=0.3)
-    config = PretrainConfig(vocab_size=300, context=16, n_layers=1, d_model=8, n_heads=2, n_steps=4, first_checkpoint=2,
-                            n_checkpoints=2, batch_size=4)  # fmt: skip
-    pretrain(config, text, tmp_path / "runs")
+    config = TextRunConfig(model="gpt2", vocab_size=300, context=16, n_layers=1, d_model=16, n_heads=2, n_steps=4,
+                           first_checkpoint=2, n_checkpoints=2, batch_size=4)  # fmt: skip
+    run_text(config, text, tmp_path / "runs")
     argv = ["audit", "--checkpoints", str(tmp_path / "runs"), "--text", str(tmp_path / "runs" / "held-out.jsonl"),
             "--out", str(tmp_path / "out"), *SMALL, "--set", "context=16", "--tokens", "300"]  # fmt: skip
     assert main(argv) == 0
@@ -104,4 +106,4 @@ def test_checkpoints_are_audited_by_the_command(tmp_path, capsys):
     assert (tmp_path / "out" / "over_training.html").exists()
     assert main(argv) == 1
     assert main([*argv, "--resume"]) == 0
-    assert "attention-seed0: centred R2" in capsys.readouterr().out
+    assert "gpt2-seed0: centred R2" in capsys.readouterr().out

@@ -10,8 +10,7 @@ import torch
 from families import build
 from tiny_cram import ids, make
 
-from cramlab.language_model.cram_gpt2 import routed
-from cramlab.mixer import Routing
+from cramlab.hf.loading import reading_all
 
 MODELS = {
     "cram": lambda: make(memory_write="salience"),
@@ -31,7 +30,7 @@ def test_a_pass_leaves_nothing_on_the_model(name):
     model, tokens = MODELS[name](), ids()
     before = everything_on(model)
     model(tokens, labels=tokens).loss.backward()
-    with routed(model, Routing(read_all=True)):
+    with reading_all(model):
         model(tokens)
     model.generate(tokens, max_new_tokens=3, pad_token_id=0)
     assert everything_on(model) == before
@@ -53,20 +52,6 @@ def test_each_of_four_threads_gets_its_own_answer(name):
             for (logits, text), (expected, other) in zip(pool.map(ask, texts), alone, strict=True):
                 assert torch.equal(logits, expected)
                 assert torch.equal(text, other)
-
-
-def test_what_one_thread_asks_of_the_routers_another_does_not_get():
-    model, tokens = build("cram_gpt2"), ids()
-    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
-        plain = model(tokens).logits
-        with routed(model, Routing(read_all=True)) as outputs:
-            other = pool.submit(torch.no_grad()(lambda: model(tokens).logits)).result()
-            assert outputs == {}
-            mine = model(tokens).logits
-            assert all(output.trace.scored.all() for output in outputs.values())
-            assert torch.equal(copy.deepcopy(model)(tokens).logits, plain)  # another model is not asked
-    assert torch.equal(other, plain)
-    assert not torch.equal(mine, plain)
 
 
 def saved(model):

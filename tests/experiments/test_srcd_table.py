@@ -4,10 +4,10 @@ import copy
 
 import pytest
 
-from cramlab.catalog import MIXERS
 from cramlab.config import to_dict
 from cramlab.experiments.srcd import TRAINING, run_config
 from cramlab.experiments.srcd_table import LEARNING_RATES, MAIN, ROWS, best_rates, srcd_table, table_config
+from cramlab.experiments.variants import VARIANTS
 from cramlab.model import SequenceModel
 from cramlab.training.jobs import run_jobs
 
@@ -45,7 +45,7 @@ def test_rows_differ_in_their_mixer_and_in_what_their_name_says(size):
         training = to_dict(table_config(mixer, size, 0, 2e-3).training)
         if mixer not in ("cram-no-consolidation", "cram-no-encoding", "cram-fast-semantic", "price-only-taught"):
             assert training == like
-    assert set(MAIN) <= set(ROWS["small"]) <= set(MIXERS)
+    assert set(MAIN) <= set(ROWS["small"]) <= set(VARIANTS)
 
 
 def test_price_only_has_as_many_parameters_as_cram():

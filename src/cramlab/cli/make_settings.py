@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab.auditing import AuditConfig
-from cramlab.catalog import MIXERS
+from cramlab.experiments.variants import VARIANTS
 from cramlab.cli.settings import FILE, LABELS
 from cramlab.config import fields_of, leaves
 from cramlab.consolidation.config import ConsolidationConfig
@@ -35,7 +35,7 @@ def collected() -> dict[str, Any]:
     experiments: dict[str, Any] = {}
     for name, experiment in EXPERIMENTS.items():
         of_mixer: dict[str, list[int]] = {}
-        for mixer in ("", *MIXERS):
+        for mixer in ("", *VARIANTS):
             for run in _first_round(experiment, list(SIZES), [mixer] if mixer else None):
                 _describe(run, configs)
                 if (tree := _tree(run)) not in trees:
@@ -62,7 +62,7 @@ def collected() -> dict[str, Any]:
     return {
         "experiments": experiments,
         "sizes": list(SIZES),
-        "mixers": list(MIXERS),
+        "mixers": list(VARIANTS),
         "trees": trees,
         "commands": commands,
         "configs": configs,

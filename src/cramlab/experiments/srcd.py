@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from cramlab.catalog import MIXERS
 from cramlab.experiments.study import Study
-from cramlab.model import ModelConfig
+from cramlab.experiments.variants import VARIANTS
 from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SIZES
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
@@ -60,27 +59,7 @@ TRAINING: dict[str, TrainingConfig] = {
 
 def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") -> RunConfig:
     """One mixer on SRCD. What is not named here is the same for all of them."""
-    config = MIXERS[mixer]()
-    model = ModelConfig(mixer=config, n_layers=len(config) if isinstance(config, tuple) else 1)
-    training = TRAINING[size]
-    match mixer:
-        case "cram-paper":  # keeps its Add&Norm
-            model = dataclasses.replace(model, norm="post")
-        case "price-only":  # as many parameters as the semantic memory would have
-            model = dataclasses.replace(model, d_mlp=576)
-        case "price-only-taught":  # and every token that reads also learns to do without, in ordinary weights
-            model = dataclasses.replace(model, d_mlp=576)
-            taught = dataclasses.replace(training.loss, no_read_floor=1.0)
-            training = dataclasses.replace(training, loss=taught)
-        case "cram-no-consolidation":  # nothing teaches the semantic memory but the tokens that it answers
-            silent = dataclasses.replace(training.loss, consolidation_weight=0.0, no_read_weight=0.0)
-            training = dataclasses.replace(training, loss=silent)
-        case "cram-no-encoding":
-            training = dataclasses.replace(training, encoding_target=0.0)
-        case "cram-fast-semantic":  # the paper's sec. on practice curves
-            training = dataclasses.replace(training, semantic_rate=10.0)
-        case _:
-            pass
+    model, training = VARIANTS[mixer].configs(TRAINING[size])
     return RunConfig(
         experiment=experiment, size=size, mixer=mixer, seed=seed, task=SIZES[size], model=model, training=training
     )

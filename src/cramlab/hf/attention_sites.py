@@ -53,7 +53,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
     "bert": _BERT,
     "roberta": dataclasses.replace(_BERT, counts_from_padding=True),
-    # GPT-2 with CRAM layers in place of attention (language_model/cram_gpt2.py): the reads of the episodic memory.
+    # CRAM language models, and GPT-2 with CRAM layers: the reads of the episodic memory.
+    "cram": Family(blocks="layers", norm="mixer.norm", attention="mixer.episodic", out_proj="mixer.episodic.w_out"),
     "cram_gpt2": Family(
         blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
     ),

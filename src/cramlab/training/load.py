@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch.optim.swa_utils import AveragedModel
 
@@ -32,14 +33,7 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
             raise records.RecordError(f"{folder} holds no {name}; give the folder of one run")
     data = records.read_json(folder / CONFIG)
     try:
-        mixer = data.get("mixer") if isinstance(data, dict) else None
-        if not isinstance(mixer, str) or mixer not in MIXERS:
-            raise ConfigError(f"mixer {json.dumps(mixer)} is unknown{nearest(str(mixer), MIXERS)}")
-        like = RunConfig(
-            experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
-            model=ModelConfig(mixer=MIXERS[mixer]()),
-        )  # fmt: skip
-        config = from_dict(data, like)
+        config = _run_config(data)
         check_model(config)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
@@ -50,3 +44,21 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
         average.load_state_dict(saved["average"])
     model.load_state_dict(average.module.state_dict())
     return config, model.eval()
+
+
+def _run_config(data: Any) -> RunConfig:
+    """The config of a run from plain data. The mixer's classes are those of the catalog entry that fits."""
+    name = data.get("mixer") if isinstance(data, dict) else None
+    known = isinstance(name, str) and name in MIXERS
+    for make in (MIXERS[name],) if known else MIXERS.values():
+        like = RunConfig(
+            experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
+            model=ModelConfig(mixer=make()),
+        )  # fmt: skip
+        try:
+            return from_dict(data, like)
+        except ConfigError:
+            if known:
+                raise
+    known_names = nearest(str(name), MIXERS)
+    raise ConfigError(f"mixer {json.dumps(name)} is unknown, and model.mixer fits none of the catalog{known_names}")

@@ -1,0 +1,261 @@
+"""The training loop of language models, with attention or with CRAM layers, on equal tokens and equal sizes.
+
+It measures the loss that each model reaches against the share of its tokens that attend. CRAM draws a curve, one point
+for each price of a read; CRAM blocks that all read or never read are the ends of that curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from cramlab import records
+from cramlab.config import differing, to_dict
+from cramlab.files import load_checkpoint, refuse_full_disk, save_checkpoint, write_json
+from cramlab.language_model.modeling import CRAMForCausalLM
+from cramlab.language_model.run import TextRunConfig
+from cramlab.language_model.text import PreparedText, held_out_windows, random_windows
+from cramlab.mixer import MixerOutput
+from cramlab.model import Block
+
+STEP_FILE = "step.json"
+N_EVAL_BATCHES = 16
+
+
+@dataclass
+class TextProgress:
+    """How far a run has come; checkpoints hold it as a dict.
+
+    Attributes:
+        step: optimiser steps made.
+        series: evaluations so far.
+        elapsed_s: seconds of work up to the newest checkpoint.
+    """
+
+    step: int = 0
+    series: list[dict[str, Any]] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+def run_text(
+    config: TextRunConfig,
+    text: PreparedText,
+    out: Path,
+    log: Callable[[str], None] | None = None,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Trains one model and writes `out/NAME.json`; resumes from `out/NAME.pt` if it exists.
+
+    Models for the audit over training are saved in `out/NAME/step-N`; see `TextRunConfig.n_checkpoints`.
+
+    Args:
+        config: the run.
+        text: from `prepare`, with the same `vocab_size`.
+        out: folder of the runs.
+        log: called with a line at each evaluation.
+        deadline: value of `time.time()` after which the run stops at its next checkpoint; None: no deadline.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: when the folder holds a run of this name with another config or text, there is too little held-out
+            text, or models are to be saved and the text has no tokenizer.
+        FloatingPointError: when the loss is not finite.
+        TimeoutError: when the deadline has passed; the same call continues the run.
+    """
+    path, checkpoint = out / f"{config.name}.json", out / f"{config.name}.pt"
+    _check_text(config, text)
+    if path.exists():
+        record = records.read_json(path)
+        _check_same(config, text, record, path)
+        if all((_step_folder(config, out, step) / STEP_FILE).exists() for step in config.checkpoint_steps):
+            return record
+    device = torch.device(config.device)
+    model, optimizer, progress = _prepare(config, text, checkpoint, device)
+    start_s = time.perf_counter() - progress.elapsed_s
+    if progress.step == 0 and config.checkpoint_steps:
+        _save_model(model, text, config, out, 0)
+    while progress.step < config.n_steps:
+        _step(model, optimizer, text, config, progress.step)
+        progress.step += 1
+        if progress.step in config.checkpoint_steps:
+            _save_model(model, text, config, out, progress.step)
+        if progress.step % config.eval_every_steps and progress.step != config.n_steps:
+            continue
+        row = {"step": progress.step, "n_tokens": _n_tokens(config, progress.step)} | held_out(model, text, config)
+        progress.series.append(row)
+        progress.elapsed_s = time.perf_counter() - start_s
+        weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        whose = {"run": vars(progress), "config": to_dict(config), "text_sha256": text.digest}
+        save_checkpoint(checkpoint, weights | whose)
+        if log is not None:
+            log(f"{config.name} {row} {progress.elapsed_s:.0f} s")
+        if deadline is not None and time.time() > deadline and progress.step < config.n_steps:
+            raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
+    record = records.header(device) | {
+        "name": config.name,
+        "config": to_dict(config),
+        "text_sha256": text.digest,
+        "n_parameters": model.num_parameters(),
+        "series": progress.series,
+        "elapsed_s": progress.elapsed_s,
+    }
+    write_json(path, record)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _check_text(config: TextRunConfig, text: PreparedText) -> None:
+    """Refuses text that cannot serve the run, before any work is done."""
+    held_out_windows(text, config.part, config.context, N_EVAL_BATCHES * config.batch_size)
+    if config.checkpoint_steps and text.tokenizer is None:
+        raise ValueError(f"n_checkpoints = {config.n_checkpoints} saves models with a tokenizer; the text has none")
+
+
+def _check_same(config: TextRunConfig, text: PreparedText, other: dict[str, Any], path: Path) -> None:
+    """Refuses a record or checkpoint of another run. The device may change; fields of later versions have defaults."""
+    held = other.get("config")
+    changed = differing(to_dict(TextRunConfig()) | held if isinstance(held, dict) else held, to_dict(config))
+    changed.pop("device", None)
+    if changed:
+        raise ValueError(f"{path} is of a run with other settings ({changed}); give another folder, or delete it")
+    if other.get("text_sha256") != text.digest:
+        raise ValueError(
+            f"{path} is of a run on another text, or of an earlier version of cramlab, which did not note it; give "
+            "another folder, or delete it"
+        )
+
+
+def _prepare(
+    config: TextRunConfig, text: PreparedText, checkpoint: Path, device: torch.device
+) -> tuple[PreTrainedModel, torch.optim.AdamW, TextProgress]:
+    """Model, optimiser and progress, fresh or from the checkpoint."""
+    model = config.build()
+    nn.Module.to(model, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    if not checkpoint.exists():
+        return model, optimizer, TextProgress()
+    saved = load_checkpoint(checkpoint)
+    _check_same(config, text, saved, checkpoint)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return model, optimizer, TextProgress(**saved["run"])
+
+
+def _step(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, text: PreparedText, config: TextRunConfig, step: int
+) -> None:
+    """One optimiser step. Every model sees the same windows at a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * rate_factor(config, step)
+    seed = config.seed * 1_000_003 + step
+    tokens = random_windows(text.train, config.context, config.batch_size, seed).to(config.device)
+    encoding = {"read_all": step < config.encoding_frac * config.n_steps} if config.model == "cram" else {}
+    model.train()
+    torch.manual_seed(seed)  # audits
+    loss = model(input_ids=tokens, labels=tokens, **encoding).loss
+    if not bool(torch.isfinite(loss)):
+        raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def rate_factor(config: TextRunConfig, step: int) -> float:
+    """Factor on the learning rate: a linear warm-up to 1, then a cosine down to 0.1."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.n_steps - config.warmup_steps)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def held_out(
+    model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = N_EVAL_BATCHES
+) -> dict[str, Any]:
+    """Evaluates a model on held-out text, by the gates' own decisions.
+
+    Returns:
+        `nats_per_token`; `attention_frac`, share of the tokens that attend; `attention_frac_by_layer`, a list.
+    """
+    model.eval()
+    windows = held_out_windows(text, config.part, config.context, n_batches * config.batch_size)
+    shares = torch.zeros(config.n_layers, dtype=torch.float64)
+    seen: list[float] = []
+
+    def count(_module: nn.Module, _args: Any, output: MixerOutput) -> None:
+        seen.append(float(output.trace.scored.double().mean()))
+
+    hooks = []
+    if isinstance(model, CRAMForCausalLM):
+        hooks = [block.mixer.register_forward_hook(count) for block in cast("list[Block]", list(model.layers))]
+    total = 0.0
+    try:
+        for tokens in windows.split(config.batch_size):
+            total += _nats(model, tokens.to(config.device)) * len(tokens) / len(windows)
+            shares += torch.tensor(seen or [1.0] * config.n_layers, dtype=torch.float64) * len(tokens) / len(windows)
+            seen.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"nats_per_token": total, "attention_frac": float(shares.mean()), "attention_frac_by_layer": shares.tolist()}
+
+
+def _nats(model: PreTrainedModel, tokens: Tensor) -> float:
+    """Mean cross-entropy of the next token, in nats."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return float(F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:]))
+
+
+def _n_tokens(config: TextRunConfig, step: int) -> int:
+    return step * config.batch_size * config.context
+
+
+def _step_folder(config: TextRunConfig, out: Path, step: int) -> Path:
+    return out / config.name / f"step-{step:06d}"
+
+
+def _save_model(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, out: Path, step: int) -> None:
+    """Saves a model with its tokenizer for `hf.loading.load`; a folder that holds the same weights is kept."""
+    row = held_out(model, text, config)
+    row |= {"step": step, "tokens": _n_tokens(config, step), "reads_frac": row["attention_frac"],
+            "config": to_dict(config), "text_sha256": text.digest}  # fmt: skip
+    folder = _step_folder(config, out, step)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(partial)
+        cast("Any", text.tokenizer).save_pretrained(partial)
+        weights = _weights_digest(partial)
+        write_json(partial / STEP_FILE, row | {"weights_sha256": weights})
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        refuse_full_disk(error, folder)
+        raise
+    if folder.exists():  # from the same run, which was stopped later
+        file = folder / STEP_FILE
+        kept = file.exists() and records.read_json(file).get("weights_sha256") == weights == _weights_digest(folder)
+        shutil.rmtree(partial if kept else folder)
+    if partial.exists():
+        partial.replace(folder)
+
+
+def _weights_digest(folder: Path) -> str | None:
+    """SHA-256 of a saved model's weights; None when there are none."""
+    path = folder / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
