@@ -1,12 +1,11 @@
-"""Trains CRAM language models, a point for each price of a read, beside a Llama of as many parameters and a 1:7 hybrid.
+"""Trains CRAM language models at several prices of a read, a Llama of the same size and a 1:7 hybrid.
 
     python -m reproduction.protocols.text_run runs/text --device cuda --jobs 6 --seeds 0 1 --minutes 20   # one GPU
     python -m reproduction.protocols.text_run runs/text --layers 8 --width 128 --context 256 --batch 16 --steps 300
 
-Each kind of model is first given the learning rate that suits it best, by runs of half the steps on text that is looked
-at for nothing else (with a seed of its own; CRAM at the middle one of its prices). Called again, it goes on where it
-was. With the records in results/text (`cp runs/text/*.json results/text`), `reproduction/pages/text.py` renews
-docs/performance.md.
+The learning rate of each kind of model is tuned first, by runs of half the steps with a seed of their own on validation
+text that serves nothing else (CRAM at its middle price). The same call continues interrupted work. With the records in
+results/text (`cp runs/text/*.json results/text`), `reproduction/pages/text.py` renews docs/performance.md.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Record = dict[str, Any]
 def one(
     config: TextRunConfig, text: PreparedText, out: Path, deadline: float
 ) -> Record | TimeoutError | FloatingPointError:
-    """A run's record, or why there is none."""
+    """A run's record, or the reason why there is none."""
     torch.set_num_threads(1)
     try:
         return run_text(config, text, out, lambda line: print(line, file=sys.stderr, flush=True), deadline)
@@ -45,7 +44,7 @@ def one(
 
 
 def best_rates(records: list[Record]) -> dict[str, float]:
-    """The learning rate that ends with the least loss, by model; none of a model that always diverged."""
+    """The learning rate with the lowest final loss, by model; models that always diverged are left out."""
     found: dict[str, tuple[float, float]] = {}
     for record in records:
         model, rate = record["config"]["model"], record["config"]["learning_rate"]
@@ -56,25 +55,29 @@ def best_rates(records: list[Record]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Returns 3 when time ran out before every run had finished, 1 when one diverged."""
+    """Returns 3 when time ran out before every run had finished, 1 when a run diverged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     prices = [0.0, 0.001, 0.003, 0.01, 0.03]
-    parser.add_argument("--prices", nargs="+", type=float, default=prices, help="of a read, nats; for cram")
+    parser.add_argument("--prices", nargs="+", type=float, default=prices, help="prices of a read in nats; for cram")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--batch", type=int, default=32, help="sequences per step")
     parser.add_argument("--steps", type=int, default=600)
     rates = [0.001, 0.002, 0.004, 0.008, 0.016]
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=rates, help="learning rates to choose from; one: that"
+        "--rates",
+        nargs="+",
+        type=float,
+        default=rates,
+        help="learning rates to choose from; a single one is used without tuning",
     )
-    parser.add_argument("--device", nargs="+", default=["cpu"], help="one, or several that the runs take in turns")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop at a checkpoint after so long")
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="one device, or several that the runs use in turn")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop at the first checkpoint after this time")
     args = parser.parse_args()
     deadline = time.time() + 60 * args.minutes
     sizes: dict[str, Any] = {
@@ -86,7 +89,7 @@ def main() -> int:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def run(configs: list[TextRunConfig]) -> list[Record]:
-            """Their records, without those that diverged; ends the process when there was no time for one."""
+            """Records of the runs that did not diverge; exits with 3 when time ran out before one had finished."""
             turns = [dataclasses.replace(c, device=args.device[i % len(args.device)]) for i, c in enumerate(configs)]
             ended = [job.result() for job in [pool.submit(one, config, text, args.out, deadline) for config in turns]]
             reasons = [error for error in ended if isinstance(error, Exception)]
@@ -111,7 +114,7 @@ def main() -> int:
         if diverged := set(args.models) - rates.keys():
             print(f"{', '.join(diverged)}: diverged at all of --rates; give lower ones", file=sys.stderr)
             return 1
-        # All models and prices of a seed before the next seed.
+        # All models and prices of a seed come before the next seed.
         configs = [
             TextRunConfig(
                 model=model, seed=seed, learning_rate=rates[model], read_price=price,

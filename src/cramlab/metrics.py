@@ -1,4 +1,4 @@
-"""What is measured: retrieval, dynamics and three shares of attention that are never mixed."""
+"""Metrics: retrieval accuracy, dynamics error, and three separate shares of attention."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cramlab.mixer import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Counts of one or more batches; they add up with `+`, so that a long test set needs no memory.
+    """Counts over one or more batches. `+` adds them, so that a long test set needs no memory.
 
     Attributes:
-        n_correct: correct answers, by slice; "all" is every retrieval token.
-        n_queries: retrieval tokens, by slice.
-        squared_error: sum over dynamics tokens.
-        n_levels: dynamics tokens.
+        n_correct: number of correct answers by slice; "all" holds every retrieval token.
+        n_queries: number of retrieval tokens by slice.
+        squared_error: sum of squared errors over dynamics tokens.
+        n_levels: number of dynamics tokens.
     """
 
     n_correct: Mapping[str, int] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Scores:
     n_levels: int = 0
 
     def __add__(self, other: Scores) -> Scores:
-        """The scores of both sets of batches together."""
+        """The scores over the batches of both."""
         return Scores(
             n_correct=_add(self.n_correct, other.n_correct),
             n_queries=_add(self.n_queries, other.n_queries),
@@ -39,13 +39,13 @@ class Scores:
         )
 
     def retrieval_acc(self, name: str = "all") -> float:
-        """Share of correct answers in a slice; NaN where the slice is empty."""
+        """Share of correct answers in a slice, 0 to 1; NaN when the slice is empty."""
         n = self.n_queries.get(name, 0)
         return self.n_correct[name] / n if n else math.nan
 
     @property
     def dynamics_mse(self) -> float:
-        """Mean squared error of the next level; NaN without levels."""
+        """Mean squared error of the next level; NaN when there are no dynamics tokens."""
         return self.squared_error / self.n_levels if self.n_levels else math.nan
 
 
@@ -62,8 +62,8 @@ def score(predictions: Predictions, batch: Batch) -> Scores:
         batch: of B sequences of T tokens.
 
     Raises:
-        ValueError: naming what is not of that kind, shape or device, is no number where it is read, or has too few
-            classes.
+        ValueError: when a prediction has another type, shape or device, is not finite where it is read, or has too few
+            classes; the message names it.
     """
     _check(predictions, batch)
     return count(predictions, batch)
@@ -84,7 +84,7 @@ def _check(predictions: Predictions, batch: Batch) -> None:
             raise ValueError(f"predictions.{name} has shape {tuple(found.shape)}; give ({', '.join(map(str, wanted))})")
     for name, mask in (("level", batch.dynamics_mask), ("logits", batch.retrieval_mask)):
         read = getattr(predictions, name)[mask]
-        wrong = read.isnan() if name == "logits" else ~read.isfinite()  # -inf is a class that is ruled out
+        wrong = read.isnan() if name == "logits" else ~read.isfinite()  # -inf excludes a class
         if wrong.any():
             tokens = int(wrong.reshape(len(wrong), -1).any(dim=1).sum())
             kind = "NaN" if name == "logits" else "not finite"
@@ -98,7 +98,7 @@ def _check(predictions: Predictions, batch: Batch) -> None:
 
 
 def count(predictions: Predictions, batch: Batch) -> Scores:
-    """`score` of predictions that are known to fit, without waiting for the device more than once."""
+    """Like `score`, but without checks and with a single wait for the device."""
     hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
     masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
     error = (predictions.level.detach() - batch.dynamics_target).double().square()
@@ -114,13 +114,13 @@ def count(predictions: Predictions, batch: Batch) -> Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionUse:
-    """Sums over tokens, averaged over layers; adds up with `+`.
+    """Sums over tokens, averaged over layers. `+` adds them.
 
     Attributes:
-        gate: probabilities of reading.
-        attended: tokens whose output uses attention.
-        scored: tokens scored against the buffer for any reason.
-        n_tokens: tokens that are not padding.
+        gate: sum of the probabilities of reading.
+        attended: number of tokens whose output uses attention.
+        scored: number of tokens scored against the buffer for any reason.
+        n_tokens: number of tokens without padding.
     """
 
     gate: float = 0.0
@@ -129,11 +129,11 @@ class AttentionUse:
     n_tokens: int = 0
 
     def __add__(self, other: AttentionUse) -> AttentionUse:
-        """The use of both sets of batches together."""
+        """The use over the batches of both."""
         return AttentionUse(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def fracs(self) -> dict[str, float]:
-        """`gate_mean_frac` (soft), `attention_frac` (chosen path) and `reads_frac` (everything scored), 0 to 1."""
+        """`gate_mean_frac` (probability), `attention_frac` (path) and `reads_frac` (all scored tokens), 0 to 1."""
         n = max(self.n_tokens, 1)
         return {
             "gate_mean_frac": self.gate / n,
@@ -147,7 +147,7 @@ def attention_use(traces: Sequence[Trace], valid: Tensor) -> AttentionUse:
     n_layers = len(traces)
     probs = [(t.gate_prob.double() * valid).sum() for t in traces]
     attended, scored = (torch.stack([getattr(t, name) for t in traces]) & valid for name in ("attended", "scored"))
-    counts = torch.stack([attended.sum(), scored.sum(), valid.sum()]).tolist()  # few waits for the device
+    counts = torch.stack([attended.sum(), scored.sum(), valid.sum()]).tolist()  # one wait for the device
     return AttentionUse(
         gate=sum(torch.stack(probs).tolist()) / n_layers,
         attended=counts[0] / n_layers,
@@ -157,5 +157,5 @@ def attention_use(traces: Sequence[Trace], valid: Tensor) -> AttentionUse:
 
 
 def consolidation_ratio(end: float, start: float) -> float:
-    """Attention use at the end over use at the start of training (paper sec. 6); NaN without a start."""
+    """Attention at the end of training over attention at the start (paper section 6); NaN if the start is 0."""
     return end / start if start else math.nan

@@ -1,4 +1,4 @@
-"""How well scores rank: area under the ROC curve, average precision, and intervals over people."""
+"""Ranking metrics: area under the ROC curve, average precision, and bootstrap intervals over people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from scipy import stats
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Probability that a positive is scored above a negative, ties counting half; NaN without both.
+    """Probability that a positive scores above a negative, ties counting half; NaN unless there are both.
 
     Args:
-        scores: (N,).
+        scores: one per person, (N,).
         labels: 0 or 1, (N,).
     """
     positive = int((labels == 1).sum())
@@ -24,7 +24,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the positives of the precision at their score; NaN without positives. Arguments as for `roc_auc`."""
+    """Mean over the positives of the precision at their score; NaN without positives. Takes what `roc_auc` takes."""
     if not (labels == 1).any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
@@ -43,14 +43,14 @@ def interval(
     n_resamples: int = 400,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95% percentile interval of a figure over resampled people.
+    """95% percentile bootstrap interval of a metric over people.
 
     Args:
-        figure: of scores and labels.
-        scores: one a person, (N,).
+        figure: the metric, a function of scores and labels.
+        scores: one per person, (N,).
         labels: 0 or 1, (N,).
-        n_resamples: draws with replacement.
-        seed: of the draws.
+        n_resamples: number of bootstrap samples.
+        seed: seed of the samples.
     """
     rng = np.random.default_rng(seed)
     found = []

@@ -11,7 +11,8 @@ from cramlab.records import RecordError
 from cramlab.report.audit_page import render_over_training
 
 SIZES = {"vocab_size": 300, "context": 16, "n_layers": 2, "d_model": 16, "n_heads": 2, "batch_size": 8, "n_steps": 8,
-         "first_checkpoint": 4, "n_checkpoints": 2, "warmup_steps": 2, "encoding_frac": 0.25, "learning_rate": 2e-3}  # fmt: skip
+         "first_checkpoint": 4, "n_checkpoints": 2, "warmup_steps": 2, "encoding_frac": 0.25,
+         "learning_rate": 2e-3}  # fmt: skip
 RUNS = ("cram-price0.01-seed0", "gpt2-seed0")
 CONFIG = AuditConfig(
     context=16, fit_tokens=400, validation_tokens=100, test_tokens=200, causal_tokens=64, n_bootstrap=50

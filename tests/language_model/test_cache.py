@@ -47,7 +47,7 @@ FOREIGN = {
     "DynamicCache that another model has filled": lambda model: filled(),
     "tuple, which cannot hold": lambda model: ((torch.zeros(3, 2, 5, 16),) * 2,) * 2,
     "holds the state of another model": lambda model: make()(ids(), use_cache=True).past_key_values,
-    "holds 2 sequences and the input 3": lambda model: model(ids(2), use_cache=True).past_key_values,
+    "holds 2 sequences, but the input has 3": lambda model: model(ids(2), use_cache=True).past_key_values,
 }
 
 
@@ -102,7 +102,7 @@ def test_what_was_read_cannot_be_hidden_afterwards():
     other = mask.clone()
     other[0, 5] = 0
     for wrong in (other, torch.ones_like(mask)):
-        with pytest.raises(ValueError, match="cannot forget them"):
+        with pytest.raises(ValueError, match="cannot forget tokens"):
             model(tokens[:, 8:], past_key_values=cache, attention_mask=wrong)
     cache.reorder_cache(torch.tensor([1, 0]))
     rest = model(tokens.flip(0)[:, 8:], past_key_values=cache, attention_mask=mask.flip(0)).logits

@@ -21,7 +21,7 @@ WRONG = {
     "inputs_embeds has shape": {"inputs_embeds": torch.zeros(2, 6, 31)},
     "inputs_embeds has type torch.float64": {"inputs_embeds": torch.zeros(2, 6, 32, dtype=torch.float64)},
     "attention_mask has 4 dimensions": some(attention_mask=torch.ones(2, 1, 6, 6)),
-    "attention_mask is no tensor": some(attention_mask={"full": torch.ones(2, 6)}),
+    "attention_mask is not a tensor": some(attention_mask={"full": torch.ones(2, 6)}),
     r"attention_mask has shape \(2, 7\)": some(attention_mask=torch.ones(2, 7)),
     "numbers other than 0 and 1": some(attention_mask=torch.full((2, 6), -1e9)),
     "numbers other than 0": some(attention_mask=torch.tensor([[0.0, 0.5, 1, 1, 1, 1]] * 2)),
@@ -38,7 +38,7 @@ WRONG = {
     "output_attentions": some(output_attentions=True),
     "token_type_ids": some(token_type_ids=torch.ones(2, 6)),
     "is_causal": some(is_causal=False),
-    "head_mask is not known": some(head_mask=torch.ones(2)),
+    "head_mask is unknown": some(head_mask=torch.ones(2)),
     "cache_position": some(cache_position=torch.arange(6)),
 }
 

@@ -128,10 +128,10 @@ def test_a_row_that_goes_on_from_a_cache_cannot_begin_anew():
     model, tokens = make(), ids(2, 12)
     cache = model(tokens[:, :8], use_cache=True).past_key_values
     whole = model(tokens).logits
-    for position, words in ((torch.arange(4), "start again"), (torch.arange(9, 13), "ends at 8")):
+    for position, words in ((torch.arange(4), "restart"), (torch.arange(9, 13), "ends at 8")):
         with pytest.raises(ValueError, match=words):
             model(tokens[:, 8:], past_key_values=cache, position_ids=position[None])
-    with pytest.raises(ValueError, match="start again"):
+    with pytest.raises(ValueError, match="restart"):
         model(tokens[:, 8:9], past_key_values=cache, position_ids=torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="cannot go on"):
         model(tokens[:, 8:], past_key_values=cache, seq_idx=torch.tensor([[0, 0, 1, 1]]))

@@ -60,11 +60,11 @@ def test_a_checkpoint_says_whose_it_is(folder):
 def test_files_of_another_run_are_refused_by_all(trained, folder, name, capsys):
     shutil.copy(trained / "cram-seed1" / name, folder)
     if name == "checkpoint.pt":
-        assert "checkpoint.pt is of another run" in told(capsys, "cost", folder)
-    assert f"{name} is of another run" in told(capsys, "eval", folder)
+        assert "checkpoint.pt belongs to another run" in told(capsys, "cost", folder)
+    assert f"{name} belongs to another run" in told(capsys, "eval", folder)
     if name == "checkpoint.pt":
         (folder / "record.json").unlink()
-    assert f"{name} is of another run" in told(capsys, *resume(folder))
+    assert f"{name} belongs to another run" in told(capsys, *resume(folder))
     assert records.read(folder / "record.json")["status"] == ("finished" if name == "record.json" else "failed")
 
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_lacks_or_mixes_parts_is_named(folder, capsys):
         save_checkpoint(path, saved | change)
         assert says in told(capsys, *resume(folder)), change
     save_checkpoint(path, {"w": torch.ones(1)})
-    assert "is no checkpoint of a run" in told(capsys, "cost", folder)
+    assert "is not a checkpoint of a run" in told(capsys, "cost", folder)
 
 
 def test_a_checkpoint_of_before_the_hash_goes_on(folder, trained):
@@ -166,7 +166,7 @@ def test_a_checkpoint_that_nothing_vouches_for_is_not_taken(folder):
     save_checkpoint(folder / "checkpoint.pt", saved)
     (folder / "config.json").unlink()
     (folder / "record.json").unlink()
-    with pytest.raises(DamagedFileError, match="does not say whose it is"):
+    with pytest.raises(DamagedFileError, match="does not name its run"):
         train(short(), folder, resume=True)
 
 
@@ -180,7 +180,7 @@ def test_a_folder_that_vanishes_ends_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "says"),
     [
-        (["training.accelerator=mps"], 'training.accelerator = "mps" is not on this machine'),
+        (["training.accelerator=mps"], 'training.accelerator = "mps" is not available on this machine'),
         (["training.precision=16-mixed"], "training.precision"),
         (["model.mixer.episodic.n_heads=3"], "n_heads = 3 does not divide"),
         (["model.d_model=1048576"], "GiB"),

@@ -306,7 +306,7 @@ def test_evaluating_the_checkpoint_gives_the_record_s_figures(uninterrupted):
 def test_an_unfinished_run_is_not_measured_on_the_test_split(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0], tmp_path / "run")
     (tmp_path / "run" / "record.json").unlink()
-    with pytest.raises(records.RecordError, match="no finished run"):
+    with pytest.raises(records.RecordError, match="does not hold a finished run"):
         evaluate_checkpoint(tmp_path / "run")
 
 

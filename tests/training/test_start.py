@@ -57,12 +57,12 @@ def test_a_resumed_transfer_is_the_whole_one(runs):
 def test_a_source_that_is_missing_or_unlike_is_named(runs, tmp_path):
     out, source = runs
     target = target_config("cram", "tiny", 0, "rebound", "head")
-    with pytest.raises(ConfigError, match="holds no finished run"):
+    with pytest.raises(ConfigError, match="does not hold a finished run"):
         train(target, tmp_path / target.name)
     wider = dataclasses.replace(target, model=dataclasses.replace(target.model, d_mlp=64), variant="wide")
     with pytest.raises(ConfigError, match="another model or task"):
         train(wider, out / wider.name)
     nothing = dataclasses.replace(target, trainable=("no such",), variant="nothing")
-    with pytest.raises(ConfigError, match="names no parameter"):
+    with pytest.raises(ConfigError, match="matches no parameter"):
         train(nothing, out / nothing.name)
     assert source.name == "cram-source-seed0"

@@ -1,4 +1,4 @@
-"""Experiments: functions that return the runs behind a table or figure."""
+"""Experiments: functions that yield the runs behind a table or figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static routers and CRAM against the lower bound of docs/theory.md, where its assumption holds and where it fails."""
+"""Static routers and CRAM against the lower bound of docs/theory.md, with and without its assumption."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class BoundPoint(NamedTuple):
     """A router on one variant of the task.
 
     Attributes:
-        mixer: its name in the catalog.
-        query_frac: share of tokens that ask.
-        rebound: keys mean something else in every sequence, so that nothing can be learned by heart.
-        random_frac: share of tokens that a random router reads; None for other routers.
+        mixer: name of the mixer.
+        query_frac: share of tokens that are queries.
+        rebound: every key has another value in each sequence, so that nothing can be memorised.
+        random_frac: share of tokens that a random router reads; None: the router is not random.
     """
 
     mixer: str
@@ -29,7 +29,7 @@ class BoundPoint(NamedTuple):
     random_frac: float | None = None
 
 
-# CRAM and `price-only` on SRCD as it is are points of `transition`.
+# CRAM and `price-only` on unchanged SRCD are points of `transition`.
 POINTS = (
     BoundPoint("cram", rebound=True),
     BoundPoint("cram-random", rebound=True, random_frac=0.5),
@@ -55,7 +55,7 @@ def bounds(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Stud
 
 
 def bound_config(point: BoundPoint, size: str, seed: int) -> RunConfig:
-    """A run of fixed length."""
+    """The run of a point, with a fixed number of steps."""
     config = transition_config(Point(point.mixer), size, seed)
     task = dataclasses.replace(
         config.task,

@@ -11,11 +11,11 @@ from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SIZES
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 
-# Ten times the squared error: else retrieval's nats drown it, and no model reaches the floor of the noise. And a
-# benefit that counts in full: capped, the gate takes missing a read for less of a loss than it is.
+# With a smaller weight of the squared error, the nats of retrieval outweigh it and no model reaches the noise floor.
+# With a lower cap on the benefit, the gate underestimates the cost of a missed read.
 _LOSS = LossConfig(dynamics_weight=10.0, benefit_cap=5.0)
-# Short sequences first: key matching does not depend on length, and is found hundreds of steps earlier with few
-# distractors. 4,096 tokens a step in the short stages, 8,192 at the paper's length.
+# Short sequences come first: key matching does not depend on length and is learned hundreds of steps earlier with few
+# distractors. A step has 4,096 tokens in the short stages and 8,192 at the paper's length.
 _SHORT = Stage(seq_len=64, batch_size=64, max_steps=600, until=0.97)
 TRAINING: dict[str, TrainingConfig] = {
     # A smoke test of seconds: it leaves the encoding phase and learns little.
@@ -58,7 +58,7 @@ TRAINING: dict[str, TrainingConfig] = {
 
 
 def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") -> RunConfig:
-    """One mixer on SRCD. What is not named here is the same for all of them."""
+    """The run of one mixer on SRCD. Everything else is the same for all mixers, except what its variant changes."""
     model, training = VARIANTS[mixer].configs(TRAINING[size])
     return RunConfig(
         experiment=experiment, size=size, mixer=mixer, seed=seed, task=SIZES[size], model=model, training=training
@@ -77,12 +77,12 @@ def srcd_routers(*, size: str, seed: int | None, mixers: Sequence[str] | None) -
 
 
 def srcd_deep(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
-    """Four layers instead of one; at the paper's size this wants an accelerator."""
+    """Four layers instead of one; the paper's size needs an accelerator."""
     configs = [
         run_config(mixer=mixer, size=size, seed=seed or 0, experiment="srcd_deep")
         for mixer in mixers or ("cram", "transformer", "seqboat", "price-only")
     ]
-    # Four gates that must find out who reads take longer than one.
+    # Four gates take longer than one to learn which tokens should read.
     yield [
         dataclasses.replace(
             c,

@@ -13,8 +13,8 @@ from cramlab.memory import AdapterConfig, CRAMConfig
 from cramlab.training.run import RunConfig
 
 N_SEEDS = 2
-SIZES = ("tiny", "small")  # longer sequences ask for more patterns than some points have
-# 10 patterns would not go round: a sequence of the small task asks for up to 17 different ones.
+SIZES = ("tiny", "small")  # longer sequences need more patterns than some points have
+# 10 patterns would be too few: a sequence of the small task queries up to 17 different ones.
 SWEEPS: dict[str, tuple[Any, ...]] = {
     "recurring_frac": (0.0, 0.25, 0.5, 0.7, 0.9, 1.0),
     "n_patterns": (20, 1000),
@@ -38,10 +38,10 @@ def srcd_sweeps(*, size: str, seed: int | None, mixers: Sequence[str] | None) ->
 
 
 def sweep_config(mixer: str, size: str, seed: int, name: str, value: Any) -> RunConfig:
-    """A mixer on the task with one field changed."""
+    """The run of a mixer on the task with one field changed."""
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_sweeps")
     task = dataclasses.replace(config.task, **{name: value})
-    if mixer == "cram" and name == "n_patterns" and value > 200:  # more to know
+    if mixer == "cram" and name == "n_patterns" and value > 200:  # one adapter unit per pattern
         semantic = AdapterConfig(rank=value)
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, mixer=CRAMConfig(semantic=semantic))

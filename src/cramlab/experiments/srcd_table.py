@@ -1,4 +1,4 @@
-"""The benchmark table: every mixer on SRCD, each at its own best learning rate, over seeds."""
+"""The benchmark table: every mixer on SRCD at its own best learning rate, over several seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cramlab.experiments.study import Study
 from cramlab.training.run import RunConfig
 
 LEARNING_RATES = (7e-4, 2e-3, 6e-3)
-TUNING_SEED = 1000  # its data and weights are no table row's
+TUNING_SEED = 1000  # used by no row of the table
 MAIN: tuple[str, ...] = (
     "transformer",
     "sliding-window",
@@ -34,14 +34,14 @@ def _each(n_seeds: int, mixers: Sequence[str]) -> dict[str, int]:
     return dict.fromkeys(mixers, n_seeds)
 
 
-# Mixers and how many seeds, by size; what comes first is run first.
+# Mixers and their number of seeds, by size, in the order of training.
 ROWS: dict[str, dict[str, int]] = {
     "tiny": _each(2, ("transformer", "cram", "cram-oracle")),
     "small": _each(5, MAIN) | _each(3, (*BASELINES, *ABLATIONS)),
     "medium": _each(3, ("transformer", "cram")),
     "paper": {"transformer": 3, "cram": 3, "seqboat": 1, "jamba": 1, "price-only": 1},
 }
-# All mixers are compared on validation when they have seen this many tokens, besides at their own end.
+# Mixers are compared on validation after this number of tokens and at the end of their training.
 BUDGET_TOKENS = {"tiny": 40_000, "small": 6_000_000, "medium": 8_000_000, "paper": 12_000_000}
 _TUNING_STEPS = {"tiny": 20, "small": 1200}
 
@@ -61,12 +61,12 @@ def srcd_table(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> 
 
 
 def tuned_as(mixer: str) -> str:
-    """The mixer whose learning rate a mixer takes: CRAM's ablations that of CRAM, all others their own."""
+    """The mixer whose tuned learning rate a mixer uses: CRAM for its ablations, itself for all others."""
     return "cram" if mixer.startswith("cram") else mixer
 
 
 def tuning_config(mixer: str, size: str, rate: float) -> RunConfig:
-    """A short run that never looks at the test split; at most at size small, whose rates the larger sizes take."""
+    """A short run without evaluation on the test split. Sizes above small use the learning rates tuned at small."""
     size = "tiny" if size == "tiny" else "small"
     config = run_config(mixer=mixer, size=size, seed=TUNING_SEED, experiment="srcd_table")
     training = dataclasses.replace(config.training, learning_rate=rate, max_steps=_TUNING_STEPS[size], n_test_tokens=0)
@@ -74,7 +74,7 @@ def tuning_config(mixer: str, size: str, rate: float) -> RunConfig:
 
 
 def table_config(mixer: str, size: str, seed: int, rate: float) -> RunConfig:
-    """A row's run: more patience and a longer cool-down than the quick recipe, the same for all mixers."""
+    """The run of a row, with more patience and a longer cool-down than in `srcd`, the same for all mixers."""
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="srcd_table")
     training = dataclasses.replace(config.training, learning_rate=rate)
     if size != "tiny":
@@ -86,7 +86,7 @@ def table_config(mixer: str, size: str, seed: int, rate: float) -> RunConfig:
 
 
 def best_rates(tuned: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Of the learning rates within .01 of the highest validation retrieval, that with the lowest error; by mixer."""
+    """The best learning rate by mixer: the lowest dynamics error among those within 0.01 of the best retrieval."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in tuned:
         found.setdefault(record["mixer"], []).append(record)

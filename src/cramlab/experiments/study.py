@@ -1,4 +1,4 @@
-"""What an experiment is: rounds of runs, where a later round may depend on the records of an earlier one."""
+"""The type of an experiment: rounds of runs, where a later round may depend on the records of an earlier one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from cramlab.training.run import RunConfig
 
-# Yields the runs of a round, is sent their records, and ends when there is no further round.
+# A study yields the runs of a round, is sent their records, and ends after the last round.
 Study = Generator[list[RunConfig], list[dict[str, Any]], None]
 
 
 class Experiment(Protocol):
-    """Returns a study; the docstring's first line is what `cramlab ls` shows."""
+    """A function that returns a study; `cramlab ls` shows the first line of its docstring."""
 
     def __call__(self, *, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
-        """The runs at one size of the task; with None for them, the experiment's own seeds and mixers."""
+        """Returns the runs at one size of the task; None for seed or mixers: the experiment's own."""
         ...

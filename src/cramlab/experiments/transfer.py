@@ -1,4 +1,4 @@
-"""Transfer (paper's claim C6): memory and router learned on SRCD, carried to other tasks, against fair controls."""
+"""Transfer (the paper's claim C6): memory and router learned on SRCD, used on other tasks, against controls."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cramlab.tasks.srcd import SRCDConfig
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
 from cramlab.training.start import EMBEDDING, HEADS, TransferConfig
 
-# Targets, by what sets them apart from the source. Inputs and answers have the same shape, so that embedding and heads
-# can be carried over too. In the first four, which are the paper's kind, none of the source's facts is of use; in the
-# others, which are ours, all of them are.
+# Targets, by how they differ from the source. Inputs and answers have the same shape, so that embedding and heads can
+# be transferred too. In the first four, which are of the paper's kind, no fact of the source is useful; in the others,
+# which are ours, all of them are.
 OTHER_FACTS: tuple[str, ...] = ("recall", "rebound", "patterns", "copy")
 SAME_FACTS: tuple[str, ...] = ("relabel", "queries", "laws")
-CONSOLIDATED: tuple[str, ...] = ("patterns", *SAME_FACTS)  # where attention goes on falling once retrieval is right
-# What is carried over and what is trained, in the order of running. The latter, and SeqBoat and the random router, are
-# controls of the paper's claim: at its kind of target alone, and on the first seeds alone.
+CONSOLIDATED: tuple[str, ...] = ("patterns", *SAME_FACTS)  # attention keeps falling after retrieval is learned
+# What is transferred and what is trained, in the order of training. CONTROLS, SeqBoat and the random router are
+# controls of the paper's claim; they run only on targets of its kind and on the first seeds.
 WAYS: tuple[str, ...] = ("no_encoding", "scratch", "head", "all")
 CONTROLS: tuple[str, ...] = ("untrained", "embedding")
 N_SEEDS, N_CONTROL_SEEDS = 3, 1
-SOURCE_STEPS = {"tiny": 60, "small": 2000}  # at most; a run ends when its validation stops improving
+SOURCE_STEPS = {"tiny": 60, "small": 2000}  # upper bounds; a run ends when its validation stops improving
 STEPS = {"tiny": 40, "small": 1800}
 BATCH_SIZE = {"tiny": 16, "small": 64}
-OTHER_PATTERNS = 500  # added to the seed where the patterns are to be others
+OTHER_PATTERNS = 500  # added to the seed for other patterns
 
 
 def transfer(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> Study:
@@ -64,11 +64,11 @@ def transfer(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> St
 
 
 def _runs(mixer: str, size: str, seed: int) -> list[TransferConfig]:
-    """The source, and what needs no random rate; what starts from the source waits for it alone."""
-    if mixer == "seqboat":  # its routers never learn by audit or decree
+    """The source and all runs that do not need a random router's rate."""
+    if mixer == "seqboat":  # its routers learn from neither audits nor an encoding phase
         pairs = [(target, way) for way in ("scratch", "head") for target in OTHER_FACTS if seed < N_CONTROL_SEEDS]
     else:
-        # Long runs first. Where facts are the same, the encoding phase of `scratch` would tell nothing new.
+        # Long runs come first. With the same facts, the encoding phase of `scratch` would add no information.
         pairs = [(target, way) for way in WAYS for target in (*SAME_FACTS, *OTHER_FACTS)]
         pairs = [(target, way) for target, way in pairs if target in OTHER_FACTS or way != "scratch"]
         if seed < N_CONTROL_SEEDS:
@@ -78,7 +78,7 @@ def _runs(mixer: str, size: str, seed: int) -> list[TransferConfig]:
 
 
 def source_config(mixer: str, size: str, seed: int) -> TransferConfig:
-    """SRCD itself at 64 tokens, until it has consolidated."""
+    """The run on SRCD at 64 tokens, until it has consolidated."""
     point = transition_config(Point("cram"), size, seed)
     config = run_config(mixer=mixer, size=size, seed=seed, experiment="transfer")
     return TransferConfig(
@@ -92,22 +92,22 @@ def source_config(mixer: str, size: str, seed: int) -> TransferConfig:
 
 
 def target_task(target: str, size: str) -> SRCDConfig:
-    """What the model is carried to."""
+    """The task that the model is transferred to."""
     source = transition_config(Point("cram"), size, 0).task
     match target:
-        case "recall":  # multi-query associative recall: many queries, all of them novel
+        case "recall":  # multi-query associative recall: many queries, all novel
             return dataclasses.replace(source, recurring_frac=0.0, query_frac=0.2, write_frac=0.2)
-        case "rebound":  # the very keys that the semantic memory knows, with other values in every sequence
+        case "rebound":  # the keys that the semantic memory knows, with other values in every sequence
             return dataclasses.replace(source, rebind_frac=1.0)
-        case "patterns":  # SRCD with other recurring bindings, which the seed draws
+        case "patterns":  # SRCD with other recurring bindings, which depend on the seed
             return source
         case "copy":
             return CopyingConfig(seq_len=SEQ_LEN, n_patterns=source.n_patterns, n_values=source.n_values)
-        case "relabel":  # the same bindings, the answers under other names
+        case "relabel":  # the same bindings with relabelled answers
             return RelabellingConfig(seq_len=SEQ_LEN, n_patterns=source.n_patterns, n_values=source.n_values)
-        case "queries":  # three times as many questions about the same bindings
+        case "queries":  # three times as many queries of the same bindings
             return dataclasses.replace(source, query_frac=0.15, write_frac=0.3)
-        case "laws":  # the same bindings in a level that moves otherwise
+        case "laws":  # the same bindings with other dynamics of the level
             return dataclasses.replace(source, decay=0.8, beta=1.0)
         case _:
             raise ConfigError(
@@ -116,12 +116,12 @@ def target_task(target: str, size: str) -> SRCDConfig:
 
 
 def seed_of(seed: int, target: str) -> int:
-    """The seed of a target's data, which is what draws the recurring bindings."""
+    """The seed of a target's data, which determines the recurring bindings."""
     return seed + OTHER_PATTERNS if target == "patterns" else seed
 
 
 def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> TransferConfig:
-    """One way of meeting a target."""
+    """The run of one way (see `WAYS` and `CONTROLS`) on a target."""
     source = source_config(mixer, size, seed)
     carried = way in ("head", "embedding", "all")
     everything_but_the_gate = ("embedding.", "layers.0.mixer.working.", "layers.0.mixer.norm.",
@@ -140,16 +140,16 @@ def target_config(mixer: str, size: str, seed: int, target: str, way: str) -> Tr
 
 
 def _training(like: TrainingConfig, size: str, target: str, way: str) -> TrainingConfig:
-    """Until validation stops improving; an encoding phase for one of the two ways from scratch alone.
+    """The training of a way: until validation stops improving, with an encoding phase only for "scratch".
 
-    A gate that is learning a target's facts shows it hundreds of steps after retrieval has become right. A frozen gate
-    has no use for audits, so it makes none: training reads are then what the gate itself lets through.
+    A gate that learns a target's facts needs hundreds of steps more than retrieval. A frozen gate learns nothing from
+    audits, so it has none: reads in training are then the gate's own decisions.
     """
     frozen = way in ("head", "embedding", "untrained")
     return dataclasses.replace(
         like,
         max_steps=STEPS[size],
-        eval_every_steps=10,  # reads up to a goal are counted at validations
+        eval_every_steps=10,  # reads until a goal is reached are counted at validations
         patience_evals=60 if target in CONSOLIDATED and not frozen else 20,
         cooldown_steps=min(like.cooldown_steps, 100),
         encoding_target=like.encoding_target if way == "scratch" else 0.0,
@@ -159,7 +159,7 @@ def _training(like: TrainingConfig, size: str, target: str, way: str) -> Trainin
 
 
 def random_config(size: str, seed: int, target: str, rate: float) -> TransferConfig:
-    """A router that draws its reads by lot, from scratch, at the rate that the carried router was measured at."""
+    """A run from scratch with a router that reads at random, at the measured rate of the transferred router."""
     like = target_config("cram", size, seed, target, "untrained")
     mixer = CRAMConfig(router=RouterConfig(name="random", random_frac=round(rate, 4)))
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Attention over training at short distances between validations: is its fall a transition, and who sets it off?"""
+"""Attention over training with frequent validations: is its fall a sharp transition, and what triggers it?"""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cramlab.experiments.srcd import run_config
 from cramlab.experiments.study import Study
 from cramlab.training.run import RunConfig, Stage
 
-SEQ_LEN = 64  # in-context retrieval appears within 300 steps, so that many seeds and routers can be afforded
+SEQ_LEN = 64  # in-context retrieval is learned within 300 steps, which makes many seeds and routers affordable
 MAX_STEPS = {"tiny": 60, "small": 1200}
 
 
 class Point(NamedTuple):
-    """A router, how much recurs, and whether an encoding phase (all tokens read, by decree) comes first."""
+    """One point: a mixer, the share of recurring queries, and whether training starts with an encoding phase."""
 
     mixer: str
     recurring_frac: float = 0.7
@@ -49,7 +49,7 @@ def transition(*, size: str, seed: int | None, mixers: Sequence[str] | None) -> 
 
 
 def transition_config(point: Point, size: str, seed: int) -> RunConfig:
-    """A run of fixed length, validated every 10 steps."""
+    """A run with a fixed number of steps, validated every 10 steps."""
     config = run_config(mixer=point.mixer, size=size, seed=seed, experiment="transition")
     training = config.training
     training = dataclasses.replace(
@@ -57,7 +57,7 @@ def transition_config(point: Point, size: str, seed: int) -> RunConfig:
         stages=(Stage(batch_size=64 if size == "small" else 16),),
         max_steps=MAX_STEPS[size],
         eval_every_steps=10,
-        patience_evals=MAX_STEPS[size],  # never: all runs are of one length
+        patience_evals=MAX_STEPS[size],  # never reached: all runs have the same length
         n_validation_tokens=min(training.n_validation_tokens, 8192),
         encoding_target=training.encoding_target if point.encoding else 0.0,
     )

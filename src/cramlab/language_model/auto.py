@@ -1,7 +1,7 @@
-"""The library's models are known to transformers' Auto classes once both packages have been imported, in any order.
+"""Registers the library's models with transformers' Auto classes, whichever package is imported first.
 
-transformers is not imported for it: where its registries have not been imported yet, the import of each is followed by
-that of a config of ours, which registers itself.
+transformers is not imported for this. An import hook waits for its registries; each import of a registry is followed by
+the import of one of our configs, which registers itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MODELS, _GPT2 = "transformers.models.auto.modeling_auto", "transformers.models.
 _CONFIGS = {
     "transformers.models.auto.configuration_auto": "cramlab.language_model.configuration",
     _MODELS: "cramlab.language_model.configuration_gpt2",
-    _GPT2: "cramlab.language_model.configuration_gpt2",  # who asks for GPT-2's config first imports the registry in it
+    _GPT2: "cramlab.language_model.configuration_gpt2",  # its import imports the registry halfway
 }
 
 
 class _Registering(MetaPathFinder):
-    """Finds a registry as Python does, and registers our config when it has been executed."""
+    """Finds a registry as Python does, and registers our config after its execution."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,9 +52,9 @@ def register() -> None:
 
 
 def _register(registry: str) -> None:
-    """Imports what registers itself; a transformers that is too old for us must not fail because of us."""
+    """Imports a config, which registers itself; warns when the installed transformers is too old for it."""
     if registry in (_MODELS, _GPT2) and not _imported(registry):
-        return  # the other of the two follows, and its turn comes again
+        return  # the import of the other registry calls this again
     try:
         importlib.import_module(_CONFIGS[registry])
     except ImportError as error:
@@ -62,7 +62,7 @@ def _register(registry: str) -> None:
 
 
 def _imported(registry: str) -> bool:
-    """Whether the registry of models is whole, and GPT-2's config is whole or has not been asked for."""
+    """Whether the registry of models is complete, and GPT-2's config is complete or not yet imported."""
     models, gpt2 = sys.modules.get(_MODELS), sys.modules.get(_GPT2)
     ready = hasattr(gpt2, "GPT2Config") or (gpt2 is None and registry == _MODELS)
     return ready and hasattr(models, "AutoModelForCausalLM")

@@ -1,7 +1,7 @@
 """The config of a CRAM language model, registered with `AutoConfig` when this module is imported.
 
-The model is imported, and thereby known to the Auto classes, when the first config is made; not before, so that nobody
-pays for it who uses another.
+The model is imported, and so registered with the Auto classes, when the first config is made. Programs that use other
+models do not import it.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from cramlab.objective import LossConfig
 
 
 class BringsModel:
-    """A config whose first instance registers its model."""
+    """A config whose first instance imports its model, which registers itself."""
 
     model_module: ClassVar[str]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004
-        """Imports the model."""
+        """Imports the model's module."""
         importlib.import_module(cls.model_module)
         return super().__new__(cls)
 
 
 @strict
 class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
-    """Sizes of a CRAM language model; text has no time gaps, so each token comes one unit after the one before.
+    """Sizes and loss weights of a CRAM language model. Tokens of text are one unit of time apart.
 
     Attributes:
-        vocab_size: tokens.
+        vocab_size: number of tokens.
         hidden_size: width.
         intermediate_size: hidden width of the MLPs.
-        num_hidden_layers: blocks.
+        num_hidden_layers: number of blocks.
         num_attention_heads: heads of the episodic memory.
-        memory_capacity: entries that a layer's buffer holds at most; None: no bound, so state grows with the context.
+        memory_capacity: largest number of entries in a layer's buffer; None: the buffer grows with the context.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
         state_size: width of the working memory's state.
         semantic_rank: width of the semantic memory.
-        router: "benefit", "always" or "never", for all layers or one for each; "always" in one of eight makes a hybrid
-            of recurrence and attention.
-        read_price: nats that a read must save to be worth it.
+        router: "benefit", "always" or "never", for all layers or one per layer; "always" in one layer of eight and
+            "never" in the others make a hybrid of recurrence and attention.
+        read_price: smallest benefit that makes a read worthwhile, in nats.
         audit_frac: share of the tokens that read in training whatever the gate says, in the layer judged at a step.
         benefit_cap: see `LossConfig`, like the fields after it.
         gate_weight: see `LossConfig`.
         no_read_weight: see `LossConfig`.
         no_read_floor: see `LossConfig`.
         consolidation_weight: see `LossConfig`.
-        initializer_range: of the embedding.
+        initializer_range: standard deviation of the embedding's initial weights.
     """
 
     model_type = "cram"
@@ -84,7 +84,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def routers(self) -> list[str]:
-        """One a layer; refuses those that cannot serve text, and too many or too few."""
+        """The routers, one per layer; raises ValueError for unknown ones and for too many or too few."""
         names = [self.router] * self.num_hidden_layers if isinstance(self.router, str) else self.router
         if len(names) != self.num_hidden_layers:
             raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
@@ -106,7 +106,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             raise ConfigError(str(error).replace("training.loss.", "")) from error
 
     def mixer(self, router: str) -> CRAMConfig:
-        """The config of a layer's mixer; refuses what a layer cannot be built with."""
+        """The config of a layer's mixer; raises ConfigError for sizes that no layer can have."""
         return CRAMConfig(
             working=WorkingMemoryConfig(d_state=self.state_size),
             episodic=EpisodicMemoryConfig(

@@ -1,6 +1,6 @@
 """The config of a GPT-2 with CRAM layers, registered with `AutoConfig` when this module is imported.
 
-Apart from the other config, as GPT-2's cannot be imported before transformers' registry of models.
+It has a module of its own because GPT-2's config cannot be imported before transformers' registry of models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cramlab.language_model.configuration import BringsModel
 
 
 class CramGPT2Config(BringsModel, GPT2Config):
-    """GPT-2's config; the CRAM layers are `CRAMConfig()` with `n_head` heads and room for the whole context."""
+    """GPT-2's config. The CRAM layers are `CRAMConfig()` with `n_head` heads and a buffer of the whole context."""
 
     model_type = "cram_gpt2"
     model_module = "cramlab.language_model.cram_gpt2"

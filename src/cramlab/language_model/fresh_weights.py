@@ -1,4 +1,4 @@
-"""Weights of modules that initialise themselves, in transformers' life of a model: fresh, loaded, or lacking."""
+"""Initial weights of modules that initialise themselves, in models that transformers builds or loads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def keep_fresh(model: nn.Module) -> None:
-    """Tells transformers that the modules of a model just built, embeddings aside, have initialised themselves.
+    """Marks the modules of a new model as initialised for transformers, except embeddings.
 
-    On the device "meta" they have not, and are left to `reset_missing` where a checkpoint does not fill them.
+    Modules on the device "meta" are not initialised yet; `reset_missing` does it if the checkpoint lacks them.
     """
     for module in model.modules():
         if not isinstance(module, nn.Embedding) and not any(p.is_meta for p in module.parameters()):
@@ -18,10 +18,10 @@ def keep_fresh(model: nn.Module) -> None:
 
 @torch.no_grad()
 def reset_missing(module: nn.Module) -> None:
-    """Gives those parameters that a checkpoint lacks the values of a new module; what was loaded stays.
+    """Initialises the parameters that a checkpoint lacks; loaded parameters stay.
 
     Raises:
-        NotImplementedError: for parameters that nothing initialises.
+        NotImplementedError: when the module has no `reset_parameters`.
     """
     if all(_is_loaded(parameter) for parameter in module.parameters()):
         return

@@ -1,4 +1,4 @@
-"""What a call of a CRAM language model is given, checked before anything runs: taken as it is meant, or refused."""
+"""Checks of the arguments of a CRAM language model, before anything runs: they are honoured or refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
 
-IGNORED = -100  # label of a token that is no target
-_FEW = 64  # numbers that Python looks at faster than a kernel does
+IGNORED = -100  # label of a token without a target
+_FEW = 64  # up to this many numbers, Python is faster than a kernel
 
 
 def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, model: PreTrainedModel) -> None:
-    """Refuses what is no batch of token numbers (B, T), or of embeddings (B, T, D).
+    """Checks for a batch of token numbers (B, T) or of embeddings (B, T, D).
 
     Raises:
-        ValueError: unless exactly one of both is given, in its shape, type and range.
+        ValueError: unless exactly one of the two is given, with the right shape, type and range.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -30,7 +30,7 @@ def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, model: Pre
         return
     width, dtype = model.config.hidden_size, model.dtype
     if not isinstance(inputs_embeds, Tensor) or inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != width:
-        shape = f"has shape {tuple(inputs_embeds.shape)}" if isinstance(inputs_embeds, Tensor) else "is no tensor"
+        shape = f"has shape {tuple(inputs_embeds.shape)}" if isinstance(inputs_embeds, Tensor) else "is not a tensor"
         raise ValueError(f"inputs_embeds {shape}; give (batch, tokens, {width})")
     mixed = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.is_floating_point()
     if inputs_embeds.dtype != dtype and not mixed:
@@ -38,23 +38,23 @@ def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, model: Pre
 
 
 def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen: Tensor | None) -> Tensor | None:
-    """The tokens that are no padding, bool (B, T); None: all are valid.
+    """The tokens that are not padding, bool (B, T); None: all tokens are valid.
 
     Args:
-        attention_mask: as given: 1 on tokens and 0 on padding, (B, T), or with those that a cache has seen in front.
+        attention_mask: 1 on tokens and 0 on padding, (B, T), or (B, n_past + T) with the tokens in the cache.
         shape: B and T.
-        n_past: tokens that a cache has seen.
+        n_past: number of tokens in the cache.
         seen: which of the first of them were valid, bool (B, up to `n_past`); None: all.
 
     Raises:
-        ValueError: for another shape, other numbers, and another mask of what the cache has seen already.
+        ValueError: for another shape, for other numbers, and for another mask of the tokens in the cache.
     """
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
-        given = f"has {attention_mask.dim()} dimensions" if isinstance(attention_mask, Tensor) else "is no tensor"
+        given = f"has {attention_mask.dim()} dimensions" if isinstance(attention_mask, Tensor) else "is not a tensor"
         raise ValueError(
-            f"attention_mask {given}; a recurrence cannot hide tokens from some of the later ones alone: "
+            f"attention_mask {given}; a recurrence cannot hide a token from only some later tokens: "
             "give (batch, tokens) with 1 on tokens and 0 on padding"
         )
     n_batch, n_tokens = shape
@@ -62,7 +62,7 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen:
     if not whole and attention_mask.shape != shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; give {shape}"
-            + (f", or {(n_batch, n_past + n_tokens)} with what the cache has seen" if n_past else "")
+            + (f", or {(n_batch, n_past + n_tokens)} with the tokens in the cache" if n_past else "")
         )
     ones = attention_mask == 1
     if seen is None and bool(ones.all()):
@@ -75,8 +75,8 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen:
         n_seen = 0 if seen is None else seen.shape[1]
         if not bool(before[:, n_seen:].all()) or (seen is not None and not torch.equal(before[:, :n_seen], seen)):
             raise ValueError(
-                "attention_mask hides other tokens of past_key_values than when these were read, and a recurrent "
-                "state cannot forget them; run the context again without the cache"
+                "attention_mask hides other tokens of past_key_values than in the call that read them, and a recurrent "
+                "state cannot forget tokens; run the context again without the cache"
             )
     return None if bool(given.all()) else given
 
@@ -84,13 +84,13 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen:
 def targets(
     labels: Any, shift_labels: Any, shape: tuple[int, int], vocab_size: int, absent: Tensor | None = None
 ) -> Tensor:
-    """The token that each is to predict, int64 (B, T), -100 where none.
+    """The token that each token is to predict, int64 (B, T), -100 where there is none.
 
     Args:
-        labels: the tokens themselves, (B, T), -100 where there is no loss.
-        shift_labels: the targets already, (B, T); None: the labels, moved by one.
+        labels: the tokens, (B, T), -100 where there is no loss.
+        shift_labels: the targets, (B, T); None: the labels shifted by one.
         shape: B and T.
-        vocab_size: of the model.
+        vocab_size: number of tokens of the model.
         absent: tokens that predict nothing, such as padding, bool (B, T); None: there are none.
 
     Raises:
@@ -101,7 +101,7 @@ def targets(
             continue
         _check_whole(name, given)
         if given.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(given.shape)}; give one label a token, {shape}")
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; give one label per token, {shape}")
         _check_range(name, given, vocab_size, IGNORED)
     target = F.pad(labels, (0, 1), value=IGNORED)[:, 1:] if shift_labels is None else shift_labels
     target = target.long().contiguous()
@@ -109,10 +109,10 @@ def targets(
 
 
 def check_some_target(target: Tensor, n_items: Any) -> None:
-    """Refuses a mean over no token, which is no number.
+    """Refuses a loss without a target, which would be NaN.
 
     Raises:
-        ValueError: when there is no target, unless the number of items of a larger batch is given.
+        ValueError: when there is no target, unless the number of targets of a larger batch is given.
     """
     if n_items is None and not bool((target != IGNORED).any()):
         raise ValueError("labels leave no token to predict: all are -100, or have no token before them")
@@ -121,10 +121,10 @@ def check_some_target(target: Tensor, n_items: Any) -> None:
 
 
 def kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The tokens of x (B, T, D) that logits are asked for: the last so many, all for 0, or those of these numbers.
+    """The tokens of x (B, T, D) to compute logits for: the last `logits_to_keep`, all for 0, or those with its indices.
 
     Raises:
-        ValueError: for a negative number, or numbers of no token.
+        ValueError: for a negative number, or indices out of range.
     """
     if not isinstance(logits_to_keep, Tensor):
         if logits_to_keep < 0:
@@ -137,7 +137,7 @@ def kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     n_tokens = x.shape[1]
     fits = logits_to_keep.dtype != torch.bool or len(logits_to_keep) == n_tokens
     if logits_to_keep.dim() != 1 or not fits:
-        raise ValueError(f"logits_to_keep has shape {tuple(logits_to_keep.shape)}; give the numbers of tokens, 1-D")
+        raise ValueError(f"logits_to_keep has shape {tuple(logits_to_keep.shape)}; give the indices of tokens, 1-D")
     if logits_to_keep.dtype != torch.bool and logits_to_keep.numel():
         least, most = (int(bound) for bound in logits_to_keep.aminmax())
         if least < -n_tokens or most >= n_tokens:
@@ -146,27 +146,27 @@ def kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 
 def check_nothing_else(unknown: Mapping[str, Any]) -> None:
-    """Refuses arguments that nobody would listen to.
+    """Refuses unknown arguments.
 
     Raises:
-        ValueError: for the first of them that says something.
+        ValueError: for the first of them that is neither None nor false.
     """
     for name, value in unknown.items():
         silent = value is None or value is False
         if name == "is_causal":
             silent = value is None or value is True
         if not silent:
-            raise ValueError(f"{name} is not known to a CRAM language model, which cannot honour it; leave it out")
+            raise ValueError(f"{name} is unknown to a CRAM language model; leave it out")
 
 
 def check_no_types(token_type_ids: Tensor | None) -> None:
-    """Refuses types of tokens other than 0, which tokenizers give whether or not a model knows them.
+    """Refuses token types other than 0. Tokenizers return zeros for models without token types too.
 
     Raises:
-        ValueError: for any other.
+        ValueError: for any other type.
     """
     if token_type_ids is not None and bool((token_type_ids != 0).any()):
-        raise ValueError("token_type_ids holds other types than 0, and the model has one type of token; leave them out")
+        raise ValueError("token_type_ids holds types other than 0, but the model has a single type; leave them out")
 
 
 def _check_whole(name: str, given: Any) -> None:
@@ -177,7 +177,7 @@ def _check_whole(name: str, given: Any) -> None:
 
 
 def _check_range(name: str, given: Tensor, vocab_size: int, absent: int | None = None) -> None:
-    """Looks at the numbers, unless in compiled code."""
+    """Checks the range of the numbers; compiled code skips this."""
     if not given.numel() or torch.compiler.is_compiling():
         return
     numbers = given.flatten().tolist() if given.numel() <= _FEW else [int(bound) for bound in given.aminmax()]
@@ -187,5 +187,5 @@ def _check_range(name: str, given: Tensor, vocab_size: int, absent: int | None =
     if least < 0 and (absent is None or bool(((given < 0) & (given != absent)).any())):
         wrong = least if absent is None else int(given[(given < 0) & (given != absent)][0])
         raise ValueError(
-            f"{name} holds {wrong}; tokens are numbered from 0" + (f", and {absent} is none" if absent else "")
+            f"{name} holds {wrong}; tokens are numbered from 0" + (f", with {absent} for none" if absent else "")
         )

@@ -1,4 +1,4 @@
-"""Training: what a run is, its loop, its evaluation, its files."""
+"""Training on the benchmark task: a run's config, loop, schedule, evaluation and files."""
 
 from cramlab.training.loop import RunFailedError, train
 from cramlab.training.run import RunConfig, Stage, TrainingConfig

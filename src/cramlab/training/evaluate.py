@@ -1,4 +1,4 @@
-"""Measures a model on a split, under the very rule that decoding uses."""
+"""Evaluates a model on a split, with the routing that decoding uses."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _EVAL_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one pass over a split gave.
+    """Result of one pass over a split.
 
     Attributes:
         scores: retrieval and dynamics.
-        use: attention.
-        oracle_attention_frac: the least attention that these very sequences allow.
+        use: use of attention.
+        oracle_attention_frac: smallest share of tokens that must attend on these sequences.
     """
 
     scores: Scores
@@ -39,7 +39,7 @@ class Evaluation:
     oracle_attention_frac: float
 
     def metrics(self) -> dict[str, float | int | None]:
-        """By the names of the record; None where a slice is empty."""
+        """The metrics by their names in the record; None where a slice is empty."""
         n = self.scores.n_queries
 
         def acc(name: str) -> float | None:
@@ -80,12 +80,12 @@ def evaluate(
     *,
     read_all: bool = False,
 ) -> Evaluation:
-    """Runs the model over batches without learning.
+    """Runs the model over batches without training it.
 
     Args:
-        model: a `SequenceModel`, wrapped or not; left in the mode, training or not, that it was in.
+        model: a `SequenceModel`, wrapped or not; its training mode is restored.
         data: batches.
-        read_all: measure the encoding phase instead of the router's own rule.
+        read_all: let every token read, as in the encoding phase.
 
     Returns:
         Sums over all batches.
@@ -107,21 +107,21 @@ def evaluate(
 
 
 def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Measures a run's checkpoint on the test split.
+    """Evaluates a run's checkpoint on the test split.
 
     Args:
-        folder: of the run, with `config.json` and `checkpoint.pt`.
+        folder: the run's folder, with `config.json` and `checkpoint.pt`.
 
     Returns:
         The run's name and the metrics of the record.
 
     Raises:
         ConfigError: when the config has wrong types, or names a mixer or field that this version does not know.
-        DamagedFileError: when a file of the folder is damaged or of another run; or the run is not finished: its test
-            split must not be looked at while it can still change.
+        DamagedFileError: when a file of the folder is damaged or belongs to another run; or when the run is not
+            finished, because the test split must not influence training.
     """
     if not (folder / RECORD).exists():
-        raise records.RecordError(f"{folder} holds no finished run; continue it with --resume first")
+        raise records.RecordError(f"{folder} does not hold a finished run; continue it with --resume first")
     config, model = load_run(folder)
     if own_record(folder, records.read_json(folder / CONFIG))["status"] != "finished":
         raise records.RecordError(f"{folder} holds a run that failed; continue it with --resume first")
@@ -130,7 +130,7 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def split_batches(config: RunConfig, split: Split, seq_len: int | None = None) -> Iterator[Batch]:
-    """The sequences that a run validates or tests on, at a given length; None: the last stage's."""
+    """The sequences that a run validates or tests on, at a length in tokens; None: the length of the last stage."""
     task = config.task_at(config.training.stages[-1])
     if seq_len is not None:
         task = dataclasses.replace(task, seq_len=seq_len)

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and whether that is its own: other runs' files are never taken for it."""
+"""The files in a run's folder, and checks that they belong to that run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HELD = {"model": dict, "average": dict, "practice": dict, "optimizers": list, "
 
 
 def refuse_to_overwrite(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Nothing that the user has is lost or mixed up: a folder in use needs `resume`, and only for the same config.
+    """Refuses to train into a folder that holds a run, unless `resume` is true and the config is the same.
 
     Raises:
-        FileExistsError: when the folder holds a run, and `resume` is false or the run is another.
-        DamagedFileError: when a file in it cannot be read, or is of another run than its `config.json`.
+        FileExistsError: when the folder holds a run, and `resume` is false or the config differs.
+        DamagedFileError: when a file in it cannot be read, or belongs to another run than its `config.json`.
     """
     held = [name for name in (CONFIG, RECORD, CHECKPOINT) if (folder / name).exists()]
     if not held:
@@ -41,44 +41,44 @@ def refuse_to_overwrite(config: RunConfig, folder: Path, *, resume: bool) -> Non
     if RECORD in held:
         own_record(folder, data)
     elif CHECKPOINT in held and CONFIG not in held and "config_hash" not in own_checkpoint(folder, data):
-        raise DamagedFileError(f"{folder / CHECKPOINT} does not say whose it is, and {CONFIG} is gone; remove it first")
+        raise DamagedFileError(f"{folder / CHECKPOINT} does not name its run, and {CONFIG} is missing; remove it first")
 
 
 def own_record(folder: Path, data: Any) -> dict[str, Any]:
     """The record in a run's folder.
 
     Args:
-        folder: of the run.
-        data: the run's config as `to_dict` gives it.
+        folder: the run's folder.
+        data: the run's config as `to_dict` returns it.
 
     Raises:
-        RecordError: when the record is damaged, or of a run with another config.
+        RecordError: when the record is damaged, or belongs to a run with another config.
     """
     record = records.read(folder / RECORD)
     if changed := differing(record["config"], data):
         raise records.RecordError(
-            f"{folder / RECORD} is of another run than the folder (differs in {', '.join(changed)}); put the run's own "
+            f"{folder / RECORD} belongs to another run (differs in {', '.join(changed)}); put the run's own "
             "in its place, or remove it and continue with --resume"
         )
     return record
 
 
 def own_checkpoint(folder: Path, data: Any) -> dict[str, Any]:
-    """The checkpoint in a run's folder; arguments as in `own_record`.
+    """The checkpoint in a run's folder; the arguments are those of `own_record`.
 
-    A checkpoint of before the hash says nothing about its run: what can be checked then is what it consists of, and,
-    by whoever loads it, the shapes.
+    Checkpoints of early versions hold no hash of the config. Of these, only the parts are checked here; shapes are
+    checked when the weights are loaded.
 
     Raises:
-        DamagedFileError: when it is damaged, no checkpoint of a run, or of a run with another config.
+        DamagedFileError: when it is damaged, is not a checkpoint of a run, or belongs to a run with another config.
     """
     path = folder / CHECKPOINT
     saved = load_checkpoint(path)
     if wrong := [name for name, kind in _HELD.items() if not isinstance(saved.get(name), kind)]:
-        raise DamagedFileError(f"{path} is no checkpoint of a run: it lacks {', '.join(wrong)}; remove it")
+        raise DamagedFileError(f"{path} is not a checkpoint of a run: it lacks {', '.join(wrong)}; remove it")
     if saved.get("config_hash", config_hash(data)) != config_hash(data):
         raise DamagedFileError(
-            f"{path} is of another run than the folder (seed {saved.get('seed')}, config {saved['config_hash']}); put "
+            f"{path} belongs to another run (seed {saved.get('seed')}, config {saved['config_hash']}); put "
             "the run's own in its place, or remove it and continue with --resume"
         )
     return saved
@@ -86,10 +86,10 @@ def own_checkpoint(folder: Path, data: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Around code that loads parts of a checkpoint: where they do not fit, the file is named.
+    """Replaces torch's errors by one that names the checkpoint, in code that loads parts of it.
 
     Raises:
-        DamagedFileError: in place of torch's own errors.
+        DamagedFileError: when a part does not fit.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Several runs side by side, one process and one core each."""
+"""Trains several runs in parallel, one process and one core each."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from cramlab.training.run import RunConfig
 def run_jobs(
     configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: OnRow | None = None
 ) -> list[dict[str, Any]]:
-    """Trains every config into `out/NAME`, at most `n_jobs` at a time; one that follows another waits for that alone.
+    """Trains every config into `out/NAME`, at most `n_jobs` at a time. A run waits for the run that it starts from.
 
     Args:
         configs: runs with different names.
-        out: folder of all of them.
-        resume: continue those that were interrupted, skip those that are finished.
-        n_jobs: processes at a time; a single run stays in this process.
+        out: folder that holds the runs' folders.
+        resume: continue interrupted runs and skip finished ones.
+        n_jobs: number of processes at a time; a single run is trained in this process.
         progress: called in this process with each new row of each run.
 
     Returns:
@@ -40,8 +40,8 @@ def run_jobs(
 
     Raises:
         RunFailedError: when any run failed; the others have been finished first.
-        FileExistsError: when a folder holds another run; none has been started.
-        ConfigError: when this machine cannot train one of them; none has been started.
+        FileExistsError: when a folder holds another run; no run has been started.
+        ConfigError: when this machine cannot train one of the runs; no run has been started.
     """
     check_jobs(configs, out, resume=resume)
     for config in configs:
@@ -81,7 +81,7 @@ def run_jobs(
 
 
 def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
-    """Raises unless every config can be trained and has a folder that is free or its own, before any has begun."""
+    """Raises unless every config can be trained and its folder is free or its own."""
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two runs would share the folder {twice[0]}; name each mixer once")
@@ -91,9 +91,9 @@ def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
 
 
 def next_job(waiting: list[RunConfig], running: Iterable[str]) -> RunConfig | None:
-    """Takes the first run out of `waiting` whose predecessor neither waits nor runs; None when there is none to start.
+    """Removes from `waiting` and returns the first run whose predecessor neither waits nor runs; None if there is none.
 
-    A predecessor that failed or was never asked for holds nothing up: its followers begin, and say what they miss.
+    A run whose predecessor failed or was not requested is started too; it raises an error that names what is missing.
     """
     running = set(running)
     unfinished = running | {config.name for config in waiting}
@@ -103,7 +103,7 @@ def next_job(waiting: list[RunConfig], running: Iterable[str]) -> RunConfig | No
 
 
 def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) -> None:
-    """A process that was killed sends no word of it."""
+    """Finds processes that ended without a message, such as killed ones."""
     for name, job in list(running.items()):
         if job.exitcode not in (None, 0):
             failures[name] = f"its process ended with exit code {job.exitcode}; continue with --resume"
@@ -111,21 +111,21 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
 
 
 def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int) -> None:
-    """Body of a child process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
+    """The body of a child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     try:
         train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
     except (RunFailedError, DamagedFileError, OSError) as error:
         events.put(("failed", config.name, str(error)))
-    except Exception as error:  # whatever it is, the parent has to know
+    except Exception as error:  # the parent must learn of any error
         events.put(("failed", config.name, f"{type(error).__name__}: {error}"))
     else:
         events.put(("finished", config.name, None))
 
 
 def _die_with(parent: int) -> None:
-    """Ends this process when its parent has been killed, so that no run goes on unseen."""
+    """Ends this process when its parent has been killed, so that no run goes on in the background."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

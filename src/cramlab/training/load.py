@@ -1,4 +1,4 @@
-"""A trained model back from its folder."""
+"""Loads a trained model from its folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cramlab.training.run import RunConfig, TrainingConfig
 
 
 def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
-    """A run's config and its model for use: the averaged weights of its checkpoint, in evaluation mode.
+    """Loads a run's config and its model, with the averaged weights of the checkpoint, in evaluation mode.
 
     Args:
-        folder: of one run, finished or not, with `config.json` and `checkpoint.pt`.
+        folder: folder of one run, finished or not, with `config.json` and `checkpoint.pt`.
 
     Raises:
         ConfigError: when the config has wrong types, or names a mixer or field that this version does not know.
-        DamagedFileError: when the folder lacks one of the two files, or one is damaged or of another run.
+        DamagedFileError: when one of the two files is missing, is damaged or belongs to another run.
     """
     for name in (CONFIG, CHECKPOINT):
         if not (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Whether this machine can train a run at all: asked before anything is written."""
+"""Checks that this machine can train a run, before anything is written."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from cramlab.config import ConfigError
 from cramlab.model import SequenceModel
 from cramlab.training.run import RunConfig, TrainingConfig
 
-_BYTES_A_PARAMETER = 20  # itself, its gradient, two moments of AdamW, the average of the weights
+_BYTES_A_PARAMETER = 20  # the weight, its gradient, two moments of AdamW, the average
 _BYTES_A_NUMBER = 4
 
 
 def check_model(config: RunConfig) -> None:
-    """Builds the model's layers without memory, one of each kind.
+    """Builds one layer of each kind on the device "meta", and estimates the memory that a step needs.
 
     Raises:
-        ConfigError: when its parts do not fit together, or it needs more than all of the memory of this machine, by a
-            count that leaves out most of what a step holds.
+        ConfigError: when sizes do not fit together, or a lower bound on the memory exceeds that of this machine.
     """
     n_kinds = len(config.model.mixer) if isinstance(config.model.mixer, tuple) else 1
-    n_built = min(n_kinds, config.model.n_layers)  # the others are the same again
+    n_built = min(n_kinds, config.model.n_layers)  # the other layers are copies of these
     try:
         with torch.device("meta"):
             model = SequenceModel(dataclasses.replace(config.model, n_layers=n_built), config.task.input_spec)
     except ConfigError:
         raise
-    except (ValueError, RuntimeError) as error:  # of sizes that do not go together, or exceed what a tensor can have
+    except (ValueError, RuntimeError) as error:  # sizes that do not fit, or exceed the largest tensor
         raise ConfigError(str(error).splitlines()[0]) from error
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
     around = sum(p.numel() for p in model.parameters()) - in_blocks
@@ -46,20 +45,22 @@ def check_model(config: RunConfig) -> None:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine."""
+    """Memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_accelerator(training: TrainingConfig) -> None:
-    """Raises `ConfigError` unless the accelerator is there and takes the precision."""
+    """Raises `ConfigError` unless the accelerator is available and supports the precision."""
     there = {"cpu": True, "auto": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[training.accelerator]:
         names = ", ".join(f'"{name}"' for name, is_there in there.items() if is_there)
-        raise ConfigError(f'training.accelerator = "{training.accelerator}" is not on this machine; give {names}')
+        raise ConfigError(
+            f'training.accelerator = "{training.accelerator}" is not available on this machine; give {names}'
+        )
     on_cpu = training.accelerator == "cpu" or not (there["cuda"] or there["mps"])
     on_mps = training.accelerator in ("mps", "auto") and there["mps"] and not there["cuda"]
     if (on_cpu and training.precision == "16-mixed") or (on_mps and training.precision == "64-true"):
         raise ConfigError(
-            f'training.precision = "{training.precision}" is not for training.accelerator = "{training.accelerator}" '
-            'on this machine; give "32-true"'
+            f'training.precision = "{training.precision}" is not supported by training.accelerator = '
+            f'"{training.accelerator}" on this machine; give "32-true"'
         )

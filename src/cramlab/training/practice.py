@@ -1,4 +1,4 @@
-"""How often each recurring pattern has been met, and how often it was still read then: the data of practice curves."""
+"""Counts how often each recurring pattern occurred and how often it was read: the data of practice curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cramlab.mixer import Path, Trace
 
 
 def encounter_bins(most: int) -> list[int]:
-    """First encounter of each bin: 1, 2, 3, 4, 6, 8, 12, 16, ... up to the last one not above `most`."""
+    """First encounter of each bin: 1, 2, 3, 4, 6, 8, 12, 16, ..., up to `most`."""
     firsts = [1]
     for octave in range(1, most.bit_length() + 1):
         firsts += [2**octave, 3 * 2 ** (octave - 1)]
@@ -21,13 +21,13 @@ def encounter_bins(most: int) -> list[int]:
 
 
 class PracticeLog:
-    """Counts over the whole training stream, by pattern and by the how-manieth encounter (paper sec. on practice).
+    """Counts over the training stream by pattern and by number of the encounter (paper, section on practice curves).
 
     Attributes:
         firsts: first encounter of each bin.
         met: queries for each pattern so far, (P,).
         n: encounters by pattern and bin, (P, bins).
-        read: of these, the share of layers that chose to read, summed, (P, bins). Audits are no choice.
+        read: share of layers that chose to read, summed over these encounters, (P, bins). Audits do not count.
     """
 
     def __init__(self, n_patterns: int, most: int = 2**24) -> None:
@@ -37,7 +37,7 @@ class PracticeLog:
         self.read = np.zeros((n_patterns, len(self.firsts)))
 
     def update(self, batch: Batch, traces: Sequence[Trace]) -> None:
-        """Adds a training batch, on the CPU, wherever the traces are; its sequences count one after the other."""
+        """Adds a training batch. It is on the CPU, the traces may be elsewhere; sequences count in their order."""
         asked = (batch.pattern >= 0) & batch.valid
         pattern = batch.pattern[asked].numpy()
         chose = torch.stack([trace.path == int(Path.EPISODIC) for trace in traces]).double().mean(dim=0)
@@ -53,7 +53,7 @@ class PracticeLog:
         np.add.at(self.met, pattern, 1)
 
     def record(self) -> dict[str, Any] | None:
-        """For the run's record, without bins that no pattern has come to; None where nothing recurred."""
+        """The counts for the run's record, without empty bins at the end; None if no pattern recurred."""
         (used,) = np.nonzero(self.n.sum(axis=0))
         if not len(used):
             return None
@@ -65,7 +65,7 @@ class PracticeLog:
         }
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What `load` takes back."""
+        """The counts as tensors for a checkpoint."""
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("met", "n", "read")}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
@@ -73,7 +73,7 @@ class PracticeLog:
 
         Raises:
             LookupError: when a part is missing.
-            ValueError: when a part is of another number of patterns or bins.
+            ValueError: when a part has another number of patterns or bins.
         """
         for name, own in self.state().items():
             if state[name].shape != own.shape:

@@ -1,4 +1,4 @@
-"""Several runs spread over a Ray cluster. Needs the extra `cramlab[ray]`."""
+"""Trains several runs on a Ray cluster. Needs the extra `cramlab[ray]`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cramlab.training.run import RunConfig
 def run_jobs_on_ray(
     configs: list[RunConfig], out: Path, *, resume: bool, n_jobs: int, progress: OnRow | None = None
 ) -> list[dict[str, Any]]:
-    """Trains every config into `out/NAME` as a Ray task of one CPU each; otherwise as `jobs.run_jobs`.
+    """Trains every config into `out/NAME`, as a Ray task with one CPU each; otherwise like `jobs.run_jobs`.
 
-    The cluster is the one that is connected, or that `RAY_ADDRESS` names, or a new one on this machine with `n_jobs`
-    CPUs. All its machines must see the folder `out` under the same path. At most `n_jobs` runs are under way.
+    Uses the connected cluster, or the one that `RAY_ADDRESS` names, or starts one on this machine with `n_jobs` CPUs.
+    All machines must see the folder `out` under the same path. At most `n_jobs` runs are trained at a time.
 
     Raises:
         RunFailedError: when a run failed or its machine was lost; the others have been finished first.
-        FileExistsError: when a folder holds another run; none has been started.
-        ConfigError: without Ray, or when a run cannot be trained; none has been started.
+        FileExistsError: when a folder holds another run; no run has been started.
+        ConfigError: when Ray is not installed, or a run cannot be trained; no run has been started.
     """
     try:
         import ray
@@ -56,7 +56,7 @@ def run_jobs_on_ray(
             name = running.pop(reference)
             try:
                 ray.get(reference)
-            except Exception as error:  # whatever it is, the other runs go on
+            except Exception as error:  # the other runs go on after any error
                 cause = getattr(error, "cause", None) or error
                 failures[name] = f"{type(cause).__name__}: {cause}"
     rows.shutdown()
@@ -66,5 +66,5 @@ def run_jobs_on_ray(
 
 
 def _train_remotely(config: RunConfig, out: Path, resume: bool, rows: Any) -> None:
-    """Body of a task."""
+    """The body of a Ray task."""
     train(config, out, resume=resume, progress=rows.put)

@@ -1,4 +1,4 @@
-"""What one training run is: task, model, and how it is trained."""
+"""What one training run is: the task, the model and the training."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SeqLen = Annotated[int, Field(ge=2, le=2**20)]
 
 @checked("training.stages[]")
 class Stage:
-    """One length of the curriculum.
+    """One stage of the length curriculum.
 
     Attributes:
-        seq_len: tokens a sequence; None: the task's own length.
-        batch_size: sequences an optimiser step.
-        max_steps: steps spent here at most; the last stage takes whatever is left.
-        until: validation retrieval at which the next stage begins; None: after `max_steps` only. A router must also
-            have left its encoding phase.
+        seq_len: tokens per sequence; None: the task's own length.
+        batch_size: sequences per optimiser step.
+        max_steps: largest number of steps in this stage; the last stage takes all steps that are left.
+        until: validation retrieval accuracy at which the next stage begins, once the encoding phase is over; None: the
+            next stage begins after `max_steps`.
     """
 
     seq_len: SeqLen | None = None
@@ -54,36 +54,36 @@ class Stage:
 class TrainingConfig:
     """How a model is trained; the same for every mixer.
 
-    The rate is constant after warm-up until validation stops improving in the last stage (or `max_steps` nears), then
-    falls linearly to zero over `cooldown_steps`.
+    After warm-up the learning rate is constant until validation stops improving in the last stage, or until
+    `cooldown_steps` before `max_steps`; then it falls linearly to zero.
 
     Attributes:
-        stages: the length curriculum, short first.
-        max_steps: optimiser steps in all, at most.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        warmup_steps: steps from zero to the full rate.
-        average_decay: of the exponential average of the weights that validation and test look at. 0.99: a memory
-            of about a hundred steps. 0: the newest weights themselves.
-        cooldown_steps: steps from the full rate to zero.
+        stages: the length curriculum, shortest sequences first.
+        max_steps: largest number of optimiser steps.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        warmup_steps: steps from zero to the full learning rate.
+        average_decay: decay of the exponential average of the weights, which validation and test use. With 0.99 it
+            spans about 100 steps; with 0 it is the newest weights.
+        cooldown_steps: steps from the full learning rate to zero.
         grad_clip: largest norm of the gradient.
         eval_every_steps: steps between two validations.
-        patience_evals: validations in the last stage without a new best, after which the rate cools down.
-        n_validation_tokens: tokens of each validation, whatever the length; at least one sequence.
-        n_test_tokens: tokens of the one look at the test split; 0: it is not looked at, as in tuning.
-        test_seq_lens: further lengths at which that look is taken, tokens; patterns and laws stay the same.
-        encoding_target: validation retrieval at which the encoding phase (all tokens read, no price) ends; 0: there
-            is no such phase.
-        audit_frac: share of the tokens of a training batch that read whatever the router says.
-        audit_supervised_frac: the same among tokens with a retrieval target.
-        temperature: of the Gumbel router while training.
+        patience_evals: validations in the last stage without an improvement after which the cool-down begins.
+        n_validation_tokens: tokens per validation at any length; at least one sequence.
+        n_test_tokens: tokens of the single evaluation on the test split; 0: there is none, as in tuning.
+        test_seq_lens: further sequence lengths for that evaluation, in tokens; patterns and dynamics stay the same.
+        encoding_target: validation retrieval accuracy at which the encoding phase (every token reads, reads are free)
+            ends; 0: there is no encoding phase.
+        audit_frac: share of the tokens of a training batch that read whatever the router decides.
+        audit_supervised_frac: the same share among tokens with a retrieval target.
+        temperature: temperature of the Gumbel router in training.
         semantic_rate: factor on the learning rate of the semantic memory.
         price_ramp_steps: steps over which the prices of Eq. 8 rise after the encoding phase.
-        loss: weights and prices.
+        loss: weights and prices of the objective.
         log_every_steps: steps between two rows of the record's series.
         n_threads: CPU threads.
-        accelerator: of Lightning Fabric.
-        precision: of Lightning Fabric.
+        accelerator: accelerator of Lightning Fabric.
+        precision: precision of Lightning Fabric.
     """
 
     stages: tuple[Stage, ...] = (Stage(),)
@@ -121,17 +121,17 @@ class TrainingConfig:
 
 @checked("")
 class RunConfig:
-    """One run: everything that its result depends on, besides code and hardware.
+    """One run: everything that its result depends on, except code and hardware.
 
     Attributes:
-        experiment: name in the catalog.
+        experiment: name of the experiment.
         size: name of the task's size.
-        mixer: name in the catalog.
-        variant: what sets this run apart from others of the same mixer and seed in its experiment, for its name.
-        seed: of data, initial weights and every random choice in training.
-        task: the task.
-        model: the model.
-        training: how.
+        mixer: name in `experiments.variants`.
+        variant: part of the run's name that distinguishes runs of the same experiment, mixer and seed.
+        seed: seed of the data, the initial weights and every random choice in training.
+        task: config of the task.
+        model: config of the model.
+        training: config of the training.
     """
 
     experiment: Name
@@ -151,16 +151,16 @@ class RunConfig:
             try:
                 self.task_with(seq_len)
             except ConfigError as error:
-                raise ConfigError(f"{path} = {seq_len} is no length for the task: {error}") from error
+                raise ConfigError(f"{path} = {seq_len} is not a valid length for the task: {error}") from error
 
     @property
     def name(self) -> str:
-        """`MIXER-seedN` or `MIXER-VARIANT-seedN`: folder of the run and stem of its record."""
+        """Name of the run's folder, `MIXER-seedN` or `MIXER-VARIANT-seedN`."""
         return "-".join(part for part in (self.mixer, self.variant, f"seed{self.seed}") if part)
 
     @property
     def after(self) -> str:
-        """Name of the run beside this one that has to be finished before it can begin; empty: none."""
+        """Name of the run in the same folder that must finish before this one begins; empty: none."""
         return ""
 
     def task_at(self, stage: Stage) -> SRCDConfig:
@@ -168,5 +168,5 @@ class RunConfig:
         return self.task_with(stage.seq_len)
 
     def task_with(self, seq_len: int | None) -> SRCDConfig:
-        """The task at another length; None: at its own."""
+        """The task at another length; None: its own length."""
         return self.task if seq_len is None else dataclasses.replace(self.task, seq_len=seq_len)

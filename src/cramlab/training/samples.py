@@ -1,4 +1,4 @@
-"""A few test sequences, token by token: which memory answered, and what was forecast. For the report's raster."""
+"""A few test sequences token by token, with the memory that answered and the forecast; the report draws them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def record_samples(
     n_sequences: int = 3,
     n_tokens: int = 256,
 ) -> list[dict[str, Any]]:
-    """The last `n_tokens` tokens of the first test sequences, as the record keeps them.
+    """Returns the last `n_tokens` tokens of the first test sequences, as the record keeps them.
 
     Returns:
-        A dict a sequence. Strings have one character a token: `kind` f(low) w(rite) q(uery), `history` r(ecurring)
-        n(ovel) b (rebound) or `.`, `path` of the last layer w(orking) e(pisodic) s(emantic), `correct` 1 0 or `.`.
-        `level`, `forecast`: lists, the next level and its prediction.
+        One dict per sequence. Strings have one character per token: `kind` f(low), w(rite) or q(uery); `history`
+        r(ecurring), n(ovel), b (rebound) or `.`; `path` in the last layer, w(orking), e(pisodic) or s(emantic);
+        `correct` 1, 0 or `.`. The lists `level` and `forecast` hold the next level and its prediction.
     """
     was_training = model.training
     model.eval()
@@ -39,7 +39,7 @@ def record_samples(
     model.train(was_training)
     hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target).cpu()
     path, forecast = output.traces[-1].path.cpu(), output.predictions.level.cpu()
-    batch = batch.to("cpu")  # what follows looks at each token
+    batch = batch.to("cpu")  # the code below reads single tokens
     samples = []
     for b in range(n_sequences):
         tokens = range(max(0, task.seq_len - n_tokens), task.seq_len)

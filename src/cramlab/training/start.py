@@ -1,4 +1,4 @@
-"""A run that begins with the weights of another one and may train only some of them."""
+"""Runs that begin with the weights of another run and may train only some of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ EMBEDDING = ("embedding.",)
 
 @checked("")
 class TransferConfig(RunConfig):
-    """A run that starts from another.
+    """A run that starts from another run.
 
     Attributes:
-        source: name of a finished run beside this one, whose averaged weights are the start; empty: fresh weights.
-        trainable: beginnings of the names of the parameters that are trained; empty: all of them.
+        source: name of a finished run in the same folder, whose averaged weights are the initial weights; empty: fresh
+            weights.
+        trainable: prefixes of the names of the parameters that are trained; empty: all parameters.
     """
 
     source: Name = ""
@@ -28,7 +29,7 @@ class TransferConfig(RunConfig):
 
     @property
     def after(self) -> str:
-        """The source."""
+        """Name of the source."""
         return self.source
 
 
@@ -38,16 +39,16 @@ def start(config: TransferConfig, model: SequenceModel, out: Path) -> None:
     Args:
         config: the run.
         model: its model; changed in place.
-        out: the run's folder; the source's lies beside it.
+        out: the run's folder; the source's folder is next to it.
 
     Raises:
-        ConfigError: when the source is not finished or of another shape, or nothing would be trained.
-        DamagedFileError: when a file of the source is damaged, or of another run.
+        ConfigError: when the source is not finished, has other shapes, or no parameter would be trained.
+        DamagedFileError: when a file of the source is damaged, or belongs to another run.
     """
     if config.source:
         folder = out.parent / config.source
         if not all((folder / name).exists() for name in (CONFIG, RECORD, CHECKPOINT)):
-            raise ConfigError(f'source = "{config.source}": {folder} holds no finished run; train it first')
+            raise ConfigError(f'source = "{config.source}": {folder} does not hold a finished run; train it first')
         data = records.read_json(folder / CONFIG)
         if own_record(folder, data)["status"] != "finished":
             raise ConfigError(f'source = "{config.source}": the run in {folder} failed; train it first')
@@ -61,4 +62,4 @@ def start(config: TransferConfig, model: SequenceModel, out: Path) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(config.trainable))
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ConfigError(f"trainable = {config.trainable} names no parameter; give beginnings such as {HEADS}")
+            raise ConfigError(f"trainable = {config.trainable} matches no parameter; give prefixes such as {HEADS}")
