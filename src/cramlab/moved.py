@@ -40,8 +40,8 @@ MODULES = {
     "hf.modeling": "language_model.modeling",
     "hf.packed_rows": "language_model.packed_rows",
     "hf.patch": "consolidation.patch.far_reads",
-    "hf.pretrain": "language_model.pretrain",
-    "hf.text_run": "language_model.text_run",
+    "hf.pretrain": "language_model.text",
+    "hf.text_run": "language_model.training",
     "hf.visibility": "consolidation.patch.visibility",
     "losses": "objective",
     "memory.decoder": "memory.decode",
@@ -76,6 +76,7 @@ MODULES = {
 # Module of today, old attribute -> new module and attribute.
 ATTRIBUTES = {
     "cramlab": {"load": ("cramlab", "load_consolidated"), "read_report": ("cramlab", "skip_counts")},
+    "cramlab.language_model.training": {"ModelName": ("cramlab.language_model.run", "ModelName")},
     "cramlab.pretrained": {
         "load": ("cramlab.pretrained", "load_consolidated"),
         "read_report": ("cramlab.pretrained", "skip_counts"),
