@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ transformers = pytest.importorskip("transformers")
 from tiny_cram import ids, make  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
+from cramlab.config import ConfigError  # noqa: E402
 from cramlab.language_model.cache import CRAMCacheLayer  # noqa: E402
 from cramlab.language_model.modeling import CRAMForCausalLM  # noqa: E402
+from cramlab.objective import LossConfig  # noqa: E402
 
 
 @pytest.mark.parametrize("write", ["all", "salience"])
@@ -190,6 +193,41 @@ def test_the_loss_is_the_next_token_s_outside_of_training():
     assert torch.equal(as_tuple[1], output.logits)
     assert len(model(tokens, output_hidden_states=True).hidden_states) == 3
     assert torch.allclose(model(tokens, logits_to_keep=1).logits, output.logits[:, -1:], atol=1e-6)
+
+
+def test_a_config_of_before_the_weights_of_the_loss_were_fields_has_their_values(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    held = json.loads(path.read_text())
+    for name in ("benefit_cap", "gate_weight", "no_read_weight", "no_read_floor", "consolidation_weight"):
+        del held[name]
+    path.write_text(json.dumps(held))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = LossConfig(read_price=0.1, benefit_cap=2.0, no_read_weight=0.5, no_read_floor=1.0, retrieval_emphasis=1)
+    assert again.objective == model.objective == expected
+
+
+def test_weights_of_the_loss_change_it_and_are_refused_out_of_range():
+    tokens, losses = ids(), {}
+    for name, value in ((None, 0.0), ("benefit_cap", 0.01), ("gate_weight", 0.0), ("no_read_weight", 0.0),
+                        ("no_read_floor", 0.0), ("consolidation_weight", 0.0), ("read_price", 5.0)):  # fmt: skip
+        torch.manual_seed(3)
+        model = make(**({} if name is None else {name: value})).train()
+        torch.manual_seed(4)
+        losses[name] = float(model(torch.full_like(tokens, 7), labels=torch.full_like(tokens, 9)).loss.detach())
+        if name is not None:
+            with pytest.raises(ConfigError, match=rf"^{name} = -1.0 must be at least 0"):
+                make(**{name: -1.0})
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_the_model_is_found_by_its_package():
+    import cramlab.language_model
+
+    assert cramlab.language_model.CRAMForCausalLM is CRAMForCausalLM
+    with pytest.raises(AttributeError, match="has no attribute 'CRAM'"):
+        cramlab.language_model.CRAM  # noqa: B018
 
 
 def test_bad_inputs_are_refused():
