@@ -313,7 +313,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         """Sum of the objective's terms, scalar."""
         target, n_items = cast("Tensor", call.target), call.n_items
         n_targets = None if n_items is None else torch.as_tensor(n_items, device=logits.device)
-        aux = {name: torch.stack(losses).mean() for name, losses in stacked.aux.items() if losses}
+        means = {name: torch.stack(losses).mean() for name, losses in stacked.aux.items() if losses}
+        aux = {name: loss / len(means) for name, loss in means.items()}  # the average of both, see docs/log.md
         if n_targets is not None:
             aux = {name: loss / n_targets for name, loss in aux.items()}
         judged = None
