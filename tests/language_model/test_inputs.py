@@ -116,7 +116,7 @@ GPT2_WRONG = {
     "has no cache;": {"past_key_values": ()},
     "output_attentions": {"output_attentions": True},
     "attention_mask has 4": {"attention_mask": torch.ones(2, 1, 6, 6)},
-    "encoder_hidden_states is not known": {"encoder_hidden_states": torch.zeros(2, 6, 24)},
+    "encoder_hidden_states is unknown": {"encoder_hidden_states": torch.zeros(2, 6, 24)},
     "no token to predict": {"labels": LABELS},
     "65 tokens are too many": {"input_ids": torch.zeros(1, 65, dtype=torch.long)},
     "input_ids holds 61": {"input_ids": torch.full((2, 6), 61)},
