@@ -133,7 +133,7 @@ def test_a_row_that_goes_on_from_a_cache_cannot_begin_anew():
             model(tokens[:, 8:], past_key_values=cache, position_ids=position[None])
     with pytest.raises(ValueError, match="restart"):
         model(tokens[:, 8:9], past_key_values=cache, position_ids=torch.zeros(1, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match="cannot go on"):
+    with pytest.raises(ValueError, match="cannot continue"):
         model(tokens[:, 8:], past_key_values=cache, seq_idx=torch.tensor([[0, 0, 1, 1]]))
     with pytest.raises(ValueError, match="single row"):
         model(tokens, cu_seq_lens_q=torch.tensor([0, 12]))
