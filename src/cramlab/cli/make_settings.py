@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cramlab.auditing import AuditConfig
-from cramlab.experiments.variants import VARIANTS
 from cramlab.cli.settings import FILE, LABELS
 from cramlab.config import fields_of, leaves
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.errors import ConfigError
 from cramlab.experiments import EXPERIMENTS
+from cramlab.experiments.variants import VARIANTS
 from cramlab.files import write_json
 from cramlab.names import Fields
 from cramlab.tasks.srcd import SIZES
