@@ -94,7 +94,7 @@ def _explained(error: pydantic.ValidationError, kind: Any, values: dict[str, Any
     if cause == "finite_number":
         return f"{given} {must_be} finite; give {_asked_for(hints[field])}"
     if cause in ("string_pattern_mismatch", "string_too_long"):
-        return f"{given} is no plain name; give letters, digits and . _ - = + in it"
+        return f"{given} is not a plain name; give letters, digits and . _ - = + in it"
     return f"{given} does not fit; give {_asked_for(hints[field])}"
 
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Display:
-    """A bar a stage, with the time left; a line every half minute where there is no terminal."""
+    """Shows a bar per stage with the time left; without a terminal, prints a line every half minute."""
 
     def __init__(self) -> None:
         self.console = Console()
