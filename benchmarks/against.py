@@ -190,7 +190,7 @@ def compared(ours: list[float], theirs: list[float]) -> dict[str, object]:
 
 
 def main() -> None:
-    """See the module."""
+    """Runs what the module describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", nargs="?", help="to compare with, as git names it")
     parser.add_argument("--repeats", type=int, default=40, help="pairs of each task (default: 40)")

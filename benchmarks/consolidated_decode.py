@@ -142,7 +142,7 @@ def prefilled(model, tokens):
 
 
 def held(model, tokens):
-    """As `prefilled`, in parts, as a long prompt's scores would need much memory."""
+    """Computes `prefilled` in parts, since a long prompt's scores would need much memory."""
     cache = DynamicCache(config=model.config)
     for part in tokens.split(1024, dim=1):
         model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -156,7 +156,7 @@ def skipped_frac(before, after):
 
 
 def main() -> None:
-    """See the module."""
+    """Runs what the module describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)

@@ -64,7 +64,7 @@ def answered(model, prompt, answer):
 
 
 def main() -> None:
-    """See the module."""
+    """Runs what the module describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)

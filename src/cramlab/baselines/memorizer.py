@@ -45,7 +45,7 @@ class Memorizer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect."""
+        """Implements `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, type(None), x.shape[0])
         y = self.w_out(F.silu(self.w_in(x)))
@@ -55,7 +55,7 @@ class Memorizer(Mixer):
         return MixerOutput(y=y, state=None, trace=Trace.of_reads(nobody, x.dtype), aux={})
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Nothing is read."""
+        """Implements `Mixer.cost`. Nothing is read."""
         return Cost(
             projection_flops=float(2 * 2 * self.d_model * self.config.d_hidden * seq_len), read_flops=0.0, state_bytes=0
         )

@@ -55,7 +55,7 @@ class MixtureOfDepths(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect: the hinge loss applies from the first step."""
+        """Implements `Mixer.forward`. `routing` has no effect: the hinge loss applies from the first step."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, SelectedCache, x.shape[0])
         score = torch.sigmoid(self.router(x)).squeeze(-1)
@@ -71,7 +71,7 @@ class MixtureOfDepths(Mixer):
         )
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`."""
+        """Implements `Mixer.cost`."""
         attention = self.attention.cost(seq_len, read_frac)
         return Cost(
             projection_flops=attention.projection_flops + 2 * self.d_model * seq_len,

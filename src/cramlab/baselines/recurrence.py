@@ -127,7 +127,7 @@ class SelectiveRecurrence(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect."""
+        """Implements `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, RecurrenceState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
@@ -150,7 +150,7 @@ class SelectiveRecurrence(Mixer):
         return MixerOutput(y=y, state=RecurrenceState(recent=recent, scan=scan), trace=trace, aux={})
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Nothing is read, whatever `read_frac`. Only matrix products are counted."""
+        """Implements `Mixer.cost`. Nothing is read, whatever `read_frac`. Only matrix products are counted."""
         c, d, inner = self.config, self.d_model, self.d_inner
         chunk = min(64, seq_len)
         per_token = 2 * d * (inner + self.n_channels + self.n_heads) + 2 * inner * d

@@ -71,7 +71,7 @@ class SeqBoat(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect: the published router decides from the first step."""
+        """Implements `Mixer.forward`. `routing` has no effect: the published router decides from the first step."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, SeqBoatState, x.shape[0])
         before = state or SeqBoatState(
@@ -93,7 +93,7 @@ class SeqBoat(Mixer):
         )
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`."""
+        """Implements `Mixer.cost`."""
         recurrence, attention = self.recurrence.cost(seq_len), self.attention.cost(seq_len, read_frac)
         return Cost(
             projection_flops=recurrence.projection_flops

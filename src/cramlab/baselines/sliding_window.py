@@ -59,7 +59,7 @@ class SlidingWindowAttention(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect."""
+        """Implements `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, RecentTokens, x.shape[0])
         window = self.config.window
@@ -106,7 +106,7 @@ class SlidingWindowAttention(Mixer):
         return dense(q, k, v, self.config.n_heads, mask).view(n_batch, -1, self.d_model)[:, :n_tokens]
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Every token scores two blocks of `window` tokens, whatever `read_frac`."""
+        """Implements `Mixer.cost`. Every token scores two blocks of `window` tokens, whatever `read_frac`."""
         d, window = self.d_model, self.config.window
         n_scored = -(-seq_len // window) * window
         return Cost(

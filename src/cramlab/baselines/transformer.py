@@ -60,7 +60,7 @@ class CausalAttention(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect."""
+        """Implements `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, KeyValueCache, x.shape[0])
         q, k, v = self.w_qkv(x).chunk(3, dim=-1)
@@ -79,7 +79,7 @@ class CausalAttention(Mixer):
         return MixerOutput(y=y, state=cache, trace=Trace.of_reads(attended, x.dtype), aux={})
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. Every token reads, whatever `read_frac`."""
+        """Implements `Mixer.cost`. Every token reads, whatever `read_frac`."""
         d = self.d_model
         return Cost(
             projection_flops=float(2 * 4 * d * d * seq_len),

@@ -76,7 +76,7 @@ class TransMamba(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`. `routing` has no effect."""
+        """Implements `Mixer.forward`. `routing` has no effect."""
         x, gaps = checked_inputs(x, gaps, valid, self.d_model)
         check_state(state, TransMambaState, x.shape[0])
         state = state or self.initial_state(x.shape[0])
@@ -120,7 +120,7 @@ class TransMamba(Mixer):
         return F.pad(y, (0, 0, 0, q.shape[1] - n_early))
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0) -> Cost:
-        """See `Mixer.cost`. The first `switch_at` tokens read, whatever `read_frac`."""
+        """Implements `Mixer.cost`. The first `switch_at` tokens read, whatever `read_frac`."""
         d, switch, chunk = self.d_model, self.config.switch_at, min(64, seq_len)
         per_token = 2 * 4 * d * d + 2 * d * self.config.n_heads
         per_token += 2 * chunk * 2 * d + 2 * 2 * d * d  # the scan, within and between the chunks

@@ -29,7 +29,7 @@ class Display:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, n_tokens: int, seconds: float) -> None:
-        """See `cramlab.auditing.resume.Progress`."""
+        """Implements `cramlab.auditing.resume.Progress`."""
         left = str(datetime.timedelta(seconds=round(seconds / max(done, 1) * (n_tokens - done))))
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=n_tokens, left=left)

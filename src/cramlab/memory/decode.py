@@ -108,7 +108,7 @@ class Decoder(LayerDecoder):
 
     @torch.no_grad()
     def step(self, x: Tensor, gaps: Tensor) -> Tensor:
-        """See `LayerDecoder.step`."""
+        """Implements `LayerDecoder.step`."""
         layer, ring = self.layer, self.ring
         episodic, name = layer.episodic, layer.config.router.name
         working, _, self.working = layer.working(x[:, None], gaps[:, None], self.working)
@@ -178,7 +178,7 @@ class GraphDecoder(LayerDecoder):
 
     @torch.no_grad()
     def step(self, x: Tensor, gaps: Tensor) -> Tensor:
-        """See `LayerDecoder.step`. Changes the state in place."""
+        """Implements `LayerDecoder.step`. Changes the state in place."""
         layer, episodic, name = self.layer, self.layer.episodic, self.layer.config.router.name
         working, _, state = layer.working(x[:, None], gaps[:, None], self.working)
         self.working.copy_(state)

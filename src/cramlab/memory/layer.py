@@ -83,7 +83,7 @@ class CRAMLayer(Mixer):
         valid: Tensor | None = None,
         routing: Routing | None = None,
     ) -> MixerOutput:
-        """See `Mixer.forward`.
+        """Implements `Mixer.forward`.
 
         In training, `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and for `gumbel` the
         router terms of Eq. 8.
@@ -269,7 +269,7 @@ class CRAMLayer(Mixer):
         return y, trace, aux
 
     def cost(self, seq_len: int, *, read_frac: float = 1.0, write_frac: float = 1.0, training: bool = False) -> Cost:
-        """See `Mixer.cost` and `cost.cram_cost`."""
+        """Implements `Mixer.cost` and `cost.cram_cost`."""
         layer = CostedLayer(
             d_model=self.d_model,
             working=self.config.working,

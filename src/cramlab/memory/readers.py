@@ -76,11 +76,11 @@ class All(Readers):
         self.mask = mask
 
     def take(self, entries: Tensor, absent: int = 0) -> Tensor:  # noqa: ARG002
-        """See `Readers.take`."""
+        """Implements `Readers.take`."""
         return entries
 
     def put_onto(self, rows: Tensor, onto: Tensor) -> Tensor:  # noqa: ARG002
-        """See `Readers.put_onto`."""
+        """Implements `Readers.put_onto`."""
         return rows
 
     def _attend(self, q: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
@@ -91,7 +91,7 @@ class All(Readers):
         return attention.dense(q, buffer.keys, buffer.values, n_heads, visible)
 
     def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
-        """See `Readers.use`."""
+        """Implements `Readers.use`."""
         return attention.use(q, written.last, own, written.buffer.keys, written.filled, n_heads, capacity)
 
 
@@ -104,11 +104,11 @@ class Gathered(Readers):
         self.mask, self.token, self.counts = mask, token, counts
 
     def take(self, entries: Tensor, absent: int = 0) -> Tensor:  # noqa: ARG002
-        """See `Readers.take`."""
+        """Implements `Readers.take`."""
         return entries.flatten(0, 1).index_select(0, self.token)
 
     def put_onto(self, rows: Tensor, onto: Tensor) -> Tensor:
-        """See `Readers.put_onto`."""
+        """Implements `Readers.put_onto`."""
         return onto.flatten(0, 1).index_copy(0, self.token, rows.to(onto.dtype)).view_as(onto)
 
     def _attend(self, q: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
@@ -126,7 +126,7 @@ class Gathered(Readers):
         return torch.cat(answers) if len(answers) > 1 else answers[0]
 
     def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
-        """See `Readers.use`."""
+        """Implements `Readers.use`."""
         rows = (t.split(self.counts) for t in (q, self.take(written.last), self.take(own)))
         found = []
         for b, (some, last, places) in enumerate(zip(*rows, strict=True)):
@@ -148,11 +148,11 @@ class Packed(Readers):
         self.mask, self.chosen, self.present, self.waits = mask, chosen, chosen.there, waits
 
     def take(self, entries: Tensor, absent: int = 0) -> Tensor:
-        """See `Readers.take`."""
+        """Implements `Readers.take`."""
         return take(entries, self.chosen, absent)
 
     def put_onto(self, rows: Tensor, onto: Tensor) -> Tensor:
-        """See `Readers.put_onto`."""
+        """Implements `Readers.put_onto`."""
         return put_onto(rows, self.chosen, onto)
 
     def _attend(self, q: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
@@ -160,7 +160,7 @@ class Packed(Readers):
         return attention.attend(q, last, keys, values, written.filled, n_heads, capacity, waits=self.waits)
 
     def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
-        """See `Readers.use`."""
+        """Implements `Readers.use`."""
         last, own = self.take(written.last, -1), self.take(own, -1)
         return attention.use(q, last, own, written.buffer.keys, written.filled, n_heads, capacity)
 

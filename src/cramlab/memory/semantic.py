@@ -105,7 +105,7 @@ class Slots(nn.Module):
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:
-        """See `Adapter.product_flops`."""
+        """Implements `Adapter.product_flops`."""
         n_slots, d_match = self.keys.shape
         return float(2 * d_match * (first * d_model + full * n_slots) + full * 2 * n_slots * d_model)
 
@@ -141,7 +141,7 @@ class Nothing(nn.Module):
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:  # noqa: ARG002
-        """See `Adapter.product_flops`. Nothing is multiplied."""
+        """Implements `Adapter.product_flops`. Nothing is multiplied."""
         return 0.0
 
 

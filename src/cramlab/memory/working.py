@@ -103,5 +103,5 @@ class NoWorkingMemory(nn.Module):
         return torch.zeros(n_batch, 0, device=None if like is None else like.device)
 
     def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """See `WorkingMemory.forward`. h(K) is a single zero per token."""
+        """Implements `WorkingMemory.forward`. h(K) is a single zero per token."""
         return x, torch.zeros_like(x[..., :1]), state
