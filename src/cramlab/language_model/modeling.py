@@ -263,7 +263,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             target = inputs.targets(labels, shift_labels, shape, self.config.vocab_size, absent)
             inputs.check_some_target(target, n_items)
         simple = packed is None and valid is None and shift_labels is None
-        return Call(valid, packed, target, labels if simple else None, past_key_values, use_cache, n_items)
+        return Call(valid, packed, target, labels if simple else None, past_key_values, bool(use_cache), n_items)
 
     def _through_blocks(self, x: Tensor, call: Call, read_all: bool) -> Stacked:
         """Runs all blocks on embeddings (B, T, D), and continues the cache if there is one."""

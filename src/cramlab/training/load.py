@@ -49,8 +49,8 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
 def _run_config(data: Any) -> RunConfig:
     """The config of a run from plain data. The mixer's classes are those of the catalog entry that fits."""
     name = data.get("mixer") if isinstance(data, dict) else None
-    known = isinstance(name, str) and name in MIXERS
-    for make in (MIXERS[name],) if known else MIXERS.values():
+    known = MIXERS.get(name) if isinstance(name, str) else None
+    for make in MIXERS.values() if known is None else (known,):
         like = RunConfig(
             experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
             model=ModelConfig(mixer=make()),
@@ -58,7 +58,7 @@ def _run_config(data: Any) -> RunConfig:
         try:
             return from_dict(data, like)
         except ConfigError:
-            if known:
+            if known is not None:
                 raise
     known_names = nearest(str(name), MIXERS)
     raise ConfigError(f"mixer {json.dumps(name)} is unknown, and model.mixer fits none of the catalog{known_names}")
