@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from cramlab.config import from_dict, to_dict
+from cramlab.memory import CRAMConfig, EpisodicMemoryConfig, RouterConfig
+from cramlab.memory.decode import Decoder
 from cramlab.memory.delta import DeltaMemory, DeltaMemoryConfig
 
 D = 12
@@ -68,3 +72,62 @@ def test_in_16_bits_the_state_keeps_32():
     y, _, state = layer(x, gaps, layer.initial_state(3))
     assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     assert y.isfinite().all()
+
+
+def layer(router="benefit", write="all"):
+    torch.manual_seed(0)
+    config = CRAMConfig(
+        working=DeltaMemoryConfig(n_heads=2, d_head=4),
+        episodic=EpisodicMemoryConfig(n_heads=2, capacity=7, write=write),
+        router=RouterConfig(name=router),
+    )
+    return config.build(D).double().eval()
+
+
+@pytest.mark.parametrize("router", ["benefit", "gumbel", "always", "never"])
+@pytest.mark.parametrize("write", ["all", "salience"])
+def test_a_layer_steps_as_it_passes(router, write):
+    made, (x, gaps) = layer(router, write), tokens()
+    with torch.no_grad():
+        whole = made(x, gaps)
+        state, ys = None, []
+        for t in range(x.shape[1]):
+            output = made(x[:, t : t + 1], gaps[:, t : t + 1], state)
+            state = output.state
+            ys.append(output.y)
+        torch.testing.assert_close(torch.cat(ys, dim=1), whole.y)
+        if router != "gumbel":
+            decoder = Decoder(made, made(x[:, :9], gaps[:, :9]).state)
+            steps = [decoder.step(x[:, t], gaps[:, t]) for t in range(9, x.shape[1])]
+            torch.testing.assert_close(torch.stack(steps, dim=1), whole.y[:, 9:])
+
+
+def test_padding_of_a_layer_never_leaks():
+    made, (x, gaps) = layer(), tokens(n_batch=2)
+    valid = torch.rand(2, 21, generator=torch.Generator().manual_seed(2)) > 0.4
+    with torch.no_grad():
+        padded = made(torch.where(valid[..., None], x, 99.0), gaps.where(valid, 5.0), valid=valid)
+        further = made(x, gaps, padded.state).y
+        for b in range(2):
+            alone = made(x[b : b + 1, valid[b]], gaps[b : b + 1, valid[b]])
+            torch.testing.assert_close(padded.y[b, valid[b]], alone.y[0])
+            torch.testing.assert_close(further[b], made(x[b : b + 1], gaps[b : b + 1], alone.state).y[0])
+
+
+@pytest.mark.parametrize(("conv_tokens", "training"), [(1, False), (4, False), (1, True)])
+def test_its_products_are_stated_as_they_are_counted(conv_tokens, training):
+    """In training the counter takes the backward pass of a depthwise convolution for a dense one, so it is left out."""
+    made, x = memory(conv_tokens, torch.float32), torch.randn(2, 128, D, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        y, _, _ = made(x, torch.rand(2, 128), made.initial_state(2))
+        if training:
+            y.sum().backward()
+    stated = 2 * 128 * made.product_flops(D, 3 if training else 1, 1)
+    if training:  # the gradient of the triangular solution is one product more
+        stated += 2 * 128 * 2 * 2 * 64 * (8 + 8)
+    assert stated == pytest.approx(counter.get_total_flops(), rel=0.06)
+
+
+def test_a_record_holds_which_memory_it_is():
+    config = CRAMConfig(working=DeltaMemoryConfig(n_heads=2))
+    assert from_dict(to_dict(config), CRAMConfig(working=DeltaMemoryConfig())) == config

@@ -1,5 +1,6 @@
 """The method of the paper: three memories, consolidation between them, and routers that choose among them."""
 
+from cramlab.memory.delta import DeltaMemoryConfig
 from cramlab.memory.episodic import EpisodicMemoryConfig
 from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
 from cramlab.memory.router import RouterConfig
@@ -11,6 +12,7 @@ __all__ = [
     "CRAMConfig",
     "CRAMLayer",
     "CRAMState",
+    "DeltaMemoryConfig",
     "EpisodicMemoryConfig",
     "NothingConfig",
     "RouterConfig",

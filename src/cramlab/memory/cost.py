@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from cramlab.memory.delta import DeltaMemory
 from cramlab.memory.episodic import EpisodicMemory
 from cramlab.memory.router import RouterConfig
 from cramlab.memory.semantic import SemanticMemory
-from cramlab.memory.working import WorkingMemoryConfig
+from cramlab.memory.working import NoWorkingMemory, WorkingMemory
 from cramlab.mixer import Cost, Path
 from cramlab.ops.read.windows import tiles
 
@@ -18,7 +19,7 @@ class CostedLayer(NamedTuple):
 
     Attributes:
         d_model: width of the layer.
-        working: sizes of the working memory; None: there is none.
+        working: the working memory.
         episodic: the episodic memory.
         semantic: the semantic memory.
         router: sizes of the router.
@@ -26,7 +27,7 @@ class CostedLayer(NamedTuple):
     """
 
     d_model: int
-    working: WorkingMemoryConfig | None
+    working: WorkingMemory | DeltaMemory | NoWorkingMemory
     episodic: EpisodicMemory
     semantic: SemanticMemory
     router: RouterConfig
@@ -34,7 +35,7 @@ class CostedLayer(NamedTuple):
 
 
 def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac: float, training: bool) -> Cost:
-    """Cost of one sequence. Only matrix products count; norms, activations, gathers and the scan are memory-bound.
+    """Cost of one sequence. Only matrix products count; norms, activations, gathers and scans are memory-bound.
 
     Args:
         layer: the parts of the layer.
@@ -54,7 +55,7 @@ def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac:
     unused = n_reads == seq_len and layer.router.name != "gumbel"  # the semantic answers, computed but without gradient
     answers = 1 if unused else full
     parts = {
-        "working memory": _working(layer, seq_len, full, half),
+        "working memory": seq_len * layer.working.product_flops(d, full, half),
         "semantic memory": seq_len * layer.semantic.product_flops(d, answers, answers),
         "read gate": seq_len * _router(layer, full, half),
         "write gate": 0.0,
@@ -74,22 +75,11 @@ def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac:
     return Cost(
         projection_flops=sum(parts.values()) - read_flops,
         read_flops=read_flops,
-        state_bytes=4 * (layer.working.d_state if layer.working else 0) + round(held) * (2 * d * 4 + 4 + 1),
+        state_bytes=4 * layer.working.state_size + round(held) * (2 * d * 4 + 4 + 1),
         reads=n_reads,
         parameter_bytes=layer.parameter_bytes,
         parts=parts,
     )
-
-
-def _working(layer: CostedLayer, seq_len: int, full: int, half: int) -> float:
-    """FLOPs of the working memory."""
-    work, d = layer.working, layer.d_model
-    if work is None:
-        return 0.0
-    a_token = full * 2 * d * work.d_state * 2  # in and out
-    if work.refine_steps:
-        a_token += full * 2 * work.d_state * (d + work.refine_steps * work.d_state) + half * 2 * work.d_state
-    return float(a_token * seq_len)
 
 
 def _router(layer: CostedLayer, full: int, half: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Size, checked
-from cramlab.ops.scan.delta import delta_rule
+from cramlab.ops.scan.delta import delta_flops, delta_rule
 
 
 @checked("model.mixer.working")
@@ -27,6 +27,10 @@ class DeltaMemoryConfig:
     n_heads: Size = 4
     d_head: Size = 64
     conv_tokens: Annotated[int, Field(ge=1, le=64)] = 4
+
+    def build(self, d_model: int) -> DeltaMemory:
+        """A newly initialised memory."""
+        return DeltaMemory(self, d_model)
 
 
 class DeltaMemory(nn.Module):
@@ -64,7 +68,7 @@ class DeltaMemory(nn.Module):
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        """Numbers of a sequence's state that belong to the matrices, and to the convolution."""
+        """How many numbers of a sequence's state belong to the matrices, and how many to the convolution."""
         heads, width = self.config.n_heads, self.config.d_head
         return heads * width * width, (self.config.conv_tokens - 1) * 3 * heads * width
 
@@ -108,6 +112,18 @@ class DeltaMemory(nn.Module):
         h = F.rms_norm(answers, heads[1:], self.norm.to(answers.dtype), 1e-6).flatten(2) * F.silu(self.w_gate(x))
         return self.w_out(h) + x, h, torch.cat([matrices.flatten(1), after], dim=1)
 
+    def product_flops(self, d_model: int, full: int, half: int) -> float:  # noqa: ARG002
+        """FLOPs per token as in `WorkingMemory.product_flops`; the products inside a chunk are those of a full one."""
+        heads, width = self.config.n_heads, self.config.d_head
+        maps = 2 * d_model * (5 * heads * width + 2 * heads)
+        convolution = 2 * self.config.conv_tokens * 3 * heads * width if self.config.conv_tokens > 1 else 0
+        return float(full * (maps + convolution + heads * delta_flops(width, width)))
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in the state of a sequence."""
+        return sum(self._sizes)
+
     def _convolve(self, inputs: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """A causal convolution over the tokens that are not padding, each channel by itself.
 
@@ -122,7 +138,7 @@ class DeltaMemory(nn.Module):
         n_before = self.config.conv_tokens - 1
         if not n_before:
             return inputs * self.conv[:, 0].to(inputs.dtype), before
-        n_batch, n_tokens, width = inputs.shape
+        n_tokens, width = inputs.shape[1:]
         order = None
         if valid is not None:  # tokens move to the front of their row, so that padding never stands between them
             order = (~valid).to(torch.int8).argsort(dim=1, stable=True)[..., None].expand(-1, -1, width)

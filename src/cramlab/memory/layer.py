@@ -12,11 +12,12 @@ from cramlab.config import checked
 from cramlab.memory.buffer import Buffer, Written
 from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
 from cramlab.memory.cost import CostedLayer, cram_cost
+from cramlab.memory.delta import DeltaMemoryConfig
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.readers import All, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, SemanticConfig
-from cramlab.memory.working import NoWorkingMemory, WorkingMemory, WorkingMemoryConfig
+from cramlab.memory.working import NoWorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.select.tokens import running_sum
 
@@ -26,13 +27,14 @@ class CRAMConfig:
     """Config of a CRAM layer. The defaults are our best; `CRAMConfig.paper()` is the layer of the paper.
 
     Attributes:
-        working: config of the continuous-time recurrence; None: the token itself, an ablation.
+        working: `WorkingMemoryConfig` (leaky integrators), `DeltaMemoryConfig` (a gated delta rule), or None: the token
+            itself, an ablation.
         episodic: config of the buffer and its attention.
         semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
         router: config of the router, which decides which memory answers.
     """
 
-    working: WorkingMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
+    working: WorkingMemoryConfig | DeltaMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
     episodic: EpisodicMemoryConfig = field(default_factory=EpisodicMemoryConfig)
     semantic: SemanticConfig = field(default_factory=AdapterConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -65,7 +67,7 @@ class CRAMLayer(Mixer):
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
         super().__init__()
         self.config, self.d_model = config, d_model
-        self.working = NoWorkingMemory() if config.working is None else WorkingMemory(config.working, d_model)
+        self.working = NoWorkingMemory() if config.working is None else config.working.build(d_model)
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.episodic = EpisodicMemory(config.episodic, d_model)
         self.semantic = config.semantic.build(d_model)
@@ -99,7 +101,7 @@ class CRAMLayer(Mixer):
         if state is None:
             n_batch = x.shape[0]
             state = CRAMState(self.working.initial_state(n_batch, x), self.episodic.initial_buffer(n_batch, x))
-        working, hidden, working_state = self.working(x, gaps, state.working)
+        working, hidden, working_state = self.working(x, gaps, state.working, valid)
         without: Tensor | None = None
         h = x if self.config.router.name == "gumbel" else self.norm(working)
         salience = None if self.episodic.salience is None else self.episodic.salience(h)
@@ -272,7 +274,7 @@ class CRAMLayer(Mixer):
         """Implements `Mixer.cost` and `cost.cram_cost`."""
         layer = CostedLayer(
             d_model=self.d_model,
-            working=self.config.working,
+            working=self.working,
             episodic=self.episodic,
             semantic=self.semantic,
             router=self.config.router,

@@ -39,6 +39,10 @@ class WorkingMemoryConfig:
                 f"model.mixer.working.n_timescales = {self.n_timescales}; change one of them"
             )
 
+    def build(self, d_model: int) -> WorkingMemory:
+        """A newly initialised memory."""
+        return WorkingMemory(self, d_model)
+
 
 class WorkingMemory(nn.Module):
     """A bank of leaky integrators, refined by Eq. 2. State: (B, n_timescales, d_state / n_timescales).
@@ -73,12 +77,19 @@ class WorkingMemory(nn.Module):
         like = self.log_rate if like is None else like
         return like.new_zeros(n_batch, self.config.n_timescales, width, dtype=exact)
 
-    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        gaps: Tensor,
+        state: Tensor,
+        valid: Tensor | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Answer of the recurrence for every token.
 
         Args:
             x: (B, T, D); zero on padding, which leaves the state unchanged.
             gaps: time since the previous token, (B, T); zero on padding.
+            valid: not needed here: a token of zeros and without a gap changes nothing.
             state: from `initial_state` or the previous call.
 
         Returns:
@@ -94,6 +105,19 @@ class WorkingMemory(nn.Module):
                 h = h + pace * torch.tanh(self.w1(h) + drive)
         return self.w_out(h) + x, h, state
 
+    def product_flops(self, d_model: int, full: int, half: int) -> float:
+        """FLOPs of the matrix products per token: with a gradient to the input times `full`, without times `half`."""
+        d_state = self.config.d_state
+        flops = full * 2 * d_model * d_state * 2  # in and out
+        if self.config.refine_steps:
+            flops += full * 2 * d_state * (d_model + self.config.refine_steps * d_state) + half * 2 * d_state
+        return float(flops)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in the state of a sequence."""
+        return self.config.d_state
+
 
 class NoWorkingMemory(nn.Module):
     """An ablation: the answer is the token itself. State: (B, 0)."""
@@ -102,6 +126,21 @@ class NoWorkingMemory(nn.Module):
         """An empty state, (B, 0)."""
         return torch.zeros(n_batch, 0, device=None if like is None else like.device)
 
-    def forward(self, x: Tensor, gaps: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+    def forward(
+        self,
+        x: Tensor,
+        gaps: Tensor,  # noqa: ARG002
+        state: Tensor,
+        valid: Tensor | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Implements `WorkingMemory.forward`. h(K) is a single zero per token."""
         return x, torch.zeros_like(x[..., :1]), state
+
+    def product_flops(self, d_model: int, full: int, half: int) -> float:  # noqa: ARG002
+        """Zero, see `WorkingMemory.product_flops`. Nothing is multiplied."""
+        return 0.0
+
+    @property
+    def state_size(self) -> int:
+        """Nothing is held."""
+        return 0

@@ -83,6 +83,11 @@ def delta_rule_by_tokens(
     return found.to(kind), state
 
 
+def delta_flops(d_key: int, d_value: int, chunk: int = _CHUNK) -> float:
+    """FLOPs of `delta_rule` per token and head in full chunks: its matrix products, without the triangular solution."""
+    return 2.0 * (2 * chunk * d_key + chunk * d_value + 3 * d_key * d_value)
+
+
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:
     """Splits (B, T, H, E) into chunks, (N, B, H, chunk, E), with zeros after the last token."""
     missing = -x.shape[1] % chunk
