@@ -15,7 +15,7 @@ from cramlab.baselines import (
     TransMambaConfig,
     jamba,
 )
-from cramlab.memory import AdapterConfig, CRAMConfig, NothingConfig, RouterConfig, SlotsConfig
+from cramlab.memory import AdapterConfig, CRAMConfig, DeltaMemoryConfig, NothingConfig, RouterConfig, SlotsConfig
 from cramlab.mixer import MixerConfig
 
 CRAM_RATE = 0.015  # share of tokens that a trained CRAM reads on SRCD, for the router that reads at random
@@ -28,6 +28,7 @@ def _cram(**changes: object) -> Callable[[], MixerConfig]:
 MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "cram": CRAMConfig,
     "cram-paper": CRAMConfig.paper,
+    "cram-delta": _cram(working=DeltaMemoryConfig()),
     # Routers that do not learn.
     "cram-always": _cram(router=RouterConfig(name="always")),
     "cram-never": _cram(router=RouterConfig(name="never")),

@@ -26,8 +26,13 @@ def test_prefill_and_steps_equal_one_pass(write, gradients):
         torch.set_grad_enabled(True)
 
 
-def prefill_and_steps(write):
-    model = make(memory_write=write)
+def test_prefill_and_steps_equal_one_pass_with_a_delta_rule():
+    with torch.no_grad():
+        prefill_and_steps("all", working="delta")
+
+
+def prefill_and_steps(write, **changes):
+    model = make(memory_write=write, **changes)
     tokens = ids()
     whole = model(tokens).logits
     first = model(tokens[:, :11], use_cache=True)
@@ -78,8 +83,9 @@ def test_generation_of_a_left_padded_batch_equals_each_alone_and_without_a_cache
         assert torch.equal(alone, slow)
 
 
-def test_padding_on_either_side_leaks_nothing():
-    model = make()
+@pytest.mark.parametrize("working", ["leaky", "delta"])
+def test_padding_on_either_side_leaks_nothing(working):
+    model = make(working=working)
     tokens = ids(1, 10)
     plain = model(tokens).logits
     for left, right in ((4, 0), (0, 4)):
@@ -228,6 +234,11 @@ def test_the_model_is_found_by_its_package():
     assert cramlab.language_model.CRAMForCausalLM is CRAMForCausalLM
     with pytest.raises(AttributeError, match="has no attribute 'CRAM'"):
         cramlab.language_model.CRAM  # noqa: B018
+
+
+def test_an_unknown_working_memory_is_refused():
+    with pytest.raises(ValueError, match='working = "delt" is unknown; give "leaky" or "delta"'):
+        make(working="delt")
 
 
 def test_bad_inputs_are_refused():

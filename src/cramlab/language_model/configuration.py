@@ -14,8 +14,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from cramlab.config import ConfigError
-from cramlab.memory import AdapterConfig, CRAMConfig, EpisodicMemoryConfig, RouterConfig, WorkingMemoryConfig
+from cramlab.memory import (
+    AdapterConfig,
+    CRAMConfig,
+    DeltaMemoryConfig,
+    EpisodicMemoryConfig,
+    RouterConfig,
+    WorkingMemoryConfig,
+)
 from cramlab.objective import LossConfig
+
+_DELTA_HEAD = 64  # channels of a head of the delta rule
 
 
 class BringsModel:
@@ -41,7 +50,8 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         num_attention_heads: heads of the episodic memory.
         memory_capacity: largest number of entries in a layer's buffer; None: the buffer grows with the context.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
-        state_size: width of the working memory's state.
+        working: working memory: "leaky" integrators, or a gated "delta" rule with heads of 64 channels.
+        state_size: width of the leaky integrators' state.
         semantic_rank: width of the semantic memory.
         router: "benefit", "always" or "never", for all layers or one per layer; "always" in one layer of eight and
             "never" in the others make a hybrid of recurrence and attention.
@@ -66,6 +76,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     num_attention_heads: int = 8
     memory_capacity: int | None = 4096
     memory_write: str = "all"
+    working: str = "leaky"
     state_size: int = 128
     semantic_rank: int = 256
     router: str | list[str] = "benefit"
@@ -105,10 +116,19 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         except ConfigError as error:
             raise ConfigError(str(error).replace("training.loss.", "")) from error
 
+    def _working(self) -> WorkingMemoryConfig | DeltaMemoryConfig:
+        """The working memory's config; raises ValueError for an unknown name."""
+        if self.working == "leaky":
+            return WorkingMemoryConfig(d_state=self.state_size)
+        if self.working == "delta":
+            width = min(_DELTA_HEAD, self.hidden_size)
+            return DeltaMemoryConfig(n_heads=self.hidden_size // width, d_head=width)
+        raise ValueError(f'working = "{self.working}" is unknown; give "leaky" or "delta"')
+
     def mixer(self, router: str) -> CRAMConfig:
         """The config of a layer's mixer; raises ConfigError for sizes that no layer can have."""
         return CRAMConfig(
-            working=WorkingMemoryConfig(d_state=self.state_size),
+            working=self._working(),
             episodic=EpisodicMemoryConfig(
                 n_heads=self.num_attention_heads,
                 capacity=self.memory_capacity,
