@@ -409,7 +409,8 @@ def main() -> int:
             print(f"out of time before {name}; call again to go on", file=sys.stderr)
             return 3
         with_kernels = kind == "kernel" or holds(args.out, "kernel-float32", "kernel-bfloat16")
-        header = records.header(device) | {"name": name, "fused_kernel": with_kernels and device.type == "cuda"}
+        header = records.header(device) | {"kind": "timing", "name": name}
+        header["fused_kernel"] = with_kernels and device.type == "cuda"
         write_json(path, header | {"failed": "did not come to an end"})  # which stands if the process dies
         if kind in NEEDS and not holds(args.out, f"{NEEDS[kind]}-bfloat16"):
             found = {"failed": f"not timed, as {NEEDS[kind]}-bfloat16 does not hold"}

@@ -187,6 +187,7 @@ def main() -> None:
     between = skip_counts(models["consolidated"]).total
     del steps, caches, cache
     data = {
+        "kind": "decoding",
         "header": records.header(torch.device("cpu")), "promise": load_record(args.folder)["promise"],
         "decode": {"context": args.context, "skipped_frac": skipped_frac(before, between), "ways": decode},
     }  # fmt: skip

@@ -60,6 +60,7 @@ def main() -> int:
         print(f"parity is broken, so nothing is timed: {held['differences']}", file=sys.stderr)
         return 1
     result = begun(args.out) or records.header(torch.device("cpu")) | {
+        "kind": "timings",
         "d_model": rows.D,
         "n_heads": rows.N_HEADS,
         "seconds": "of the process on a core, one thread",

@@ -11,6 +11,7 @@ between their marks in README.md and docs/results.md and the figures in docs/fig
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from cramlab import records
 from cramlab.experiments.srcd_table import BUDGET_TOKENS
 from cramlab.files import write_text
 from cramlab.report.tables import markdown_table, origin
+from reproduction.claims import practice_rows
 from reproduction.pages import srcd_plots as benchmark_plots
 from reproduction.pages.srcd_tables import benchmark_table, goals_table, sweep_table
 
 ROOT = Path(__file__).parents[1]
+COMPLETE = ("srcd",)  # experiments whose records keep everything that `cramlab report` draws
+ROW = ("step", "n_tokens", "train_reads_frac", "quality")
+VALIDATION = ("retrieval_acc", "retrieval_acc_recurring", "retrieval_acc_novel", "attention_frac", "n_tokens")
 
 
 def collect(runs: Path, results: Path) -> list[Path]:
-    """Copies every finished record, of its series the validations alone, to six digits; returns the new files."""
+    """Copies every finished record in short form; returns the new files."""
     written = []
     for path in sorted(runs.rglob("record.json")):
         record = records.read(path)
@@ -33,13 +38,32 @@ def collect(runs: Path, results: Path) -> list[Path]:
             parts = (record["mixer"], record.get("variant"), f"seed{record['seed']}")
             name = "-".join(part for part in parts if part) + ".json"
             written.append(results / record["experiment"] / record["size"] / name)
-            record["series"] = [_rounded(row) for row in record["series"] if row["validation"] is not None]
-            records.write(written[-1], record)
+            records.write(written[-1], short(record))
     return written
 
 
+def short(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with what pages, figures and claims read.
+
+    Rows of the series without a validation are left out, and numbers of the others are rounded to six digits. Outside
+    `COMPLETE`, rows keep `ROW` and `VALIDATION`, there are no samples, and the practice log stays where claim C7 reads
+    it. Tuning runs, which no claim rests on, keep neither series nor practice log.
+    """
+    series = [_rounded(row) for row in record["series"] if row["validation"] is not None]
+    if record["experiment"] in COMPLETE:
+        return record | {"series": series}
+    tuning = record["metrics"]["test"] is None
+    rows = [_only(row, ROW) | {"validation": _only(row["validation"], VALIDATION)} for row in series]
+    practice = record.get("practice") if practice_rows.is_read(record) and not tuning else None
+    return record | {"series": [] if tuning else rows, "samples": [], "practice": practice}
+
+
+def _only(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in names if name in row}
+
+
 def _rounded(value: Any) -> Any:
-    """To six digits, which is more than anybody can see."""
+    """Numbers to six digits."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value

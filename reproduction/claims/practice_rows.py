@@ -40,9 +40,8 @@ Key = tuple[str, ...]  # experiment, size, mixer and variant
 def logs(evidence: Evidence) -> dict[Key, tuple[str, int, int]]:
     """Practice logs as JSON, the encounter after which they are looked at, and the number of runs."""
     groups: dict[Key, list[dict[str, Any]]] = {}
-    later = [run for run in evidence.of("transfer") if run["variant"] in (LATER, AFRESH)]
-    for run in [run for experiment in EXPERIMENTS for run in evidence.of(experiment)] + later:
-        if run["mixer"] in MIXERS and run.get("practice") and standard(run):
+    for run in [run for experiment in (*EXPERIMENTS, "transfer") for run in evidence.of(experiment)]:
+        if run.get("practice") and is_read(run):
             key = (run["experiment"], run["size"], run["mixer"], run.get("variant", ""))
             groups.setdefault(key, []).append(run)
     found = {}
@@ -53,6 +52,12 @@ def logs(evidence: Evidence) -> dict[Key, tuple[str, int, int]]:
         if decreed and sum(first > decreed for first in runs[0]["practice"]["first_encounter"]) >= 4:
             found[(*key[:3], key[3] + AFTER)] = (text, round(decreed), len(runs))
     return found
+
+
+def is_read(run: dict[str, Any]) -> bool:
+    """Whether the practice log of a run enters a row, the table or the figure."""
+    later = run["experiment"] == "transfer" and run["variant"] in (LATER, AFRESH)
+    return (later or run["experiment"] in EXPERIMENTS) and run["mixer"] in MIXERS and standard(run)
 
 
 def summaries(evidence: Evidence) -> dict[Key, tuple[int, PracticeSummary]]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from cramlab import records
 from cramlab.auditing import AuditResult, over_training
 from cramlab.files import write_json, write_text
-from reproduction.claims import Evidence, figures, sections
+from reproduction.claims.evidence import Evidence
+from reproduction.claims.page import figures, sections
 from reproduction.collect_results import collect, renewed
 
 ROOT = Path(__file__).parents[2]

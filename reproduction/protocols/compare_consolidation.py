@@ -139,6 +139,7 @@ def _compare(path: Path, comparison: Comparison, place: Place, described: dict[s
         "sensitivity": learned.sensitivity, "text": place.text.described(), "identity": described["identity"],
     }  # fmt: skip
     data = json.loads(path.read_text()) if path.exists() else {
+        "kind": "comparison",
         "header": records.header(documents[0].device), "name": described["name"], "note": described["note"],
         "text": depends_on["text"], "further_text": described["further_text"],
         "config": depends_on["config"], "context": len(documents[0]), "documents": len(documents),

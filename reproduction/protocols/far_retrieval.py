@@ -82,6 +82,7 @@ def main() -> None:
     fillers = [tokens.tolist() for tokens in found]
     model = load_consolidated(pretrained.model, args.folder)
     data = {
+        "kind": "retrieval",
         "header": records.header(next(model.parameters()).device),
         "context": args.context,
         "prompts": len(fillers),

@@ -107,9 +107,31 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
+_LINE = 120  # characters
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON atomically; refuses NaN and infinities, which are no JSON."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Writes JSON atomically, a flat list of numbers on one line; refuses NaN and infinities."""
+    write_text(path, _layout(data, "") + "\n")
+
+
+def _layout(value: Any, indent: str) -> str:
+    """JSON text: flat lists, and whatever fits into `_LINE` characters, on one line."""
+    inner = indent + " "
+    if isinstance(value, dict):
+        names = (json.dumps({name: 0})[1:-1].removesuffix("0") for name in value)  # numbers and truths become texts
+        parts = [name + _layout(item, inner) for name, item in zip(names, value.values(), strict=True)]
+        begin, end = "{}"
+    elif isinstance(value, (list, tuple)):
+        parts = [_layout(item, inner) for item in value]
+        begin, end = "[]"
+    else:
+        return json.dumps(value, allow_nan=False)
+    line = begin + ", ".join(parts) + end
+    is_flat = isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list, tuple)) for item in value)
+    if is_flat or (len(line) <= _LINE and "\n" not in line):
+        return line
+    return f"{begin}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{end}"
 
 
 @contextlib.contextmanager

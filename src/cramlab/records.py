@@ -1,4 +1,4 @@
-"""Results: one JSON document a run, with a schema. Analysis and reports see records and nothing else."""
+"""Records: one JSON document per run, with a schema. Analysis and reports read records and nothing else."""
 
 from __future__ import annotations
 
@@ -11,37 +11,52 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import jsonschema
-import jsonschema.exceptions
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cramlab.files import DamagedFileError, write_json
 
+if TYPE_CHECKING:
+    import torch
+
 SCHEMA_VERSION = 1
-# What may lie beside records, a run's config and the documents of audits and consolidations: their names up to a first
-# hyphen, so that `comparison-stdlib-8192.json` is one of them.
-_NO_RECORDS = {"config", "audit", "over_training", "comparison", "consolidation", "decode", "retrieval"}
-# Timings, documents of `cramlab irregular`, language models, the campaign of faults, goals.
-_NO_RECORDS_IN = {"bench", "irregular", "text", "reliability", "goals"}
+RUN = "run"  # the kind of a training run's record
+# Documents written before the field `kind` existed, by fields that only this kind has.
+_SIGNS: dict[str, frozenset[str]] = {
+    RUN: frozenset({"config_hash", "series"}),
+    "config": frozenset({"task", "training"}),
+    "model config": frozenset({"model_type"}),
+    "text": frozenset({"n_parameters", "series", "name"}),
+    "consolidation": frozenset({"weights_sha256", "format"}),
+    "comparison": frozenset({"sensitivity", "rows"}),
+    "retrieval": frozenset({"prompts", "distance"}),
+    "decoding": frozenset({"decode"}),
+    "timing": frozenset({"fused_kernel", "took_s"}),
+    "timings": frozenset({"parity", "rows"}),
+}
 _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 
 class RecordError(DamagedFileError):
-    """A file that is no record of this version; the message says what is wrong and what to do."""
+    """A file is not a record of this schema version."""
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema that every record meets."""
+    """The JSON Schema of a run's record."""
     text = importlib.resources.files("cramlab").joinpath("record.schema.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
 def header(device: torch.device) -> dict[str, Any]:
-    """What a record says of the code and of the machine whose `device` is used."""
+    """Fields of a record that describe the code, the library versions and the machine.
+
+    Args:
+        device: device of the computation.
+    """
+    import torch
+
     return {
         "schema_version": SCHEMA_VERSION,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -58,7 +73,7 @@ def header(device: torch.device) -> dict[str, Any]:
 
 
 def continued(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The header of a run that goes on: the newest, naming every revision that had a part in it."""
+    """The header of a resumed run: `now`, with every revision of the code that contributed."""
     revisions = [r for r in (before["revision"], now["revision"]) if r]
     return now | {"revision": ", ".join(dict.fromkeys(revisions)) or None}
 
@@ -98,7 +113,7 @@ def _processor() -> str | None:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities, which are no JSON, as null."""
+    """The value with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -106,19 +121,32 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def kind(document: Any) -> str | None:
+    """The kind of a document: its field `kind`, or what its fields say where it is older than that field.
+
+    Returns:
+        "run" for a training run's record, "config", "audit", "irregular", ...; None for any other document.
+    """
+    if not isinstance(document, dict):
+        return None
+    if isinstance(document.get("kind"), str):
+        return document["kind"]
+    return next((name for name, fields in _SIGNS.items() if fields <= document.keys()), None)
+
+
 def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Validates a record and writes it whole or not at all; returns it as it can be read again."""
-    record = finite(record)
+    """Validates a run's record and writes the file atomically; returns the record as `read` returns it."""
+    record = {"kind": RUN} | finite(record)
     validate(record, str(path))
     write_json(path, record)
     return record
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON as the standard has it.
+    """Reads a file as standard JSON.
 
     Raises:
-        RecordError: naming the file, when it is cut, no UTF-8, nested too deep, or holds NaN or an infinity.
+        RecordError: the file is cut off, not UTF-8, nested too deeply, or holds NaN or an infinity.
     """
     try:
         return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
@@ -127,55 +155,101 @@ def read_json(path: Path) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads and validates one record.
+    """Reads and validates one run's record.
 
     Raises:
-        RecordError: when the file is no JSON, of another schema version, or does not meet the schema.
+        RecordError: the file is not JSON, has another schema version, or does not meet the schema.
     """
     record = read_json(path)
     validate(record, str(path))
-    return record
+    return {"kind": RUN} | record
 
 
 def validate(record: Any, name: str) -> None:
-    """Raises `RecordError` unless the record has this version and meets the schema."""
+    """Raises `RecordError` unless the record has this schema version and meets the schema."""
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:
         raise RecordError(
             f"{name} has schema_version {version!r}, this cramlab reads {SCHEMA_VERSION}; "
             "regenerate the record, or read it with the cramlab version that wrote it"
         )
+    if _meets_schema(record):
+        return
+    import jsonschema  # takes 0.1 s to import and 10 ms or more per record, so only a refused one is explained by it
+    import jsonschema.exceptions
+
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(record))
-    if error is not None:
-        where = ".".join(str(p) for p in error.absolute_path) or "the record"
-        raise RecordError(f"{name}: {where}: {error.message}")
+    where = "the record" if error is None else ".".join(map(str, error.absolute_path)) or "the record"
+    raise RecordError(f"{name}: {where}: {'does not meet the schema' if error is None else error.message}")
+
+
+def _meets_schema(record: Any) -> bool:
+    import fastjsonschema
+
+    try:
+        _compiled()(record)
+    except fastjsonschema.JsonSchemaValueException:
+        return False
+    return True
+
+
+@functools.cache
+def _compiled() -> Callable[[Any], Any]:
+    """The schema as a Python function, some fifty times as fast as `jsonschema`."""
+    import fastjsonschema
+
+    # The schema uses nothing that changed between draft 7, which the compiler knows, and draft 2020-12.
+    return fastjsonschema.compile(schema() | {"$schema": "http://json-schema.org/draft-07/schema"})
+
+
+Progress = Callable[[list[Path]], Iterable[Path]]  # yields the files one by one, such as a progress bar does
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The record files named by or lying under the given paths, in order of name; none in those of `_NO_RECORDS_IN`.
+    """The record files among `paths` and in the folders among them, in order of name.
+
+    Documents of another kind are left out. A file that is named itself is always taken.
 
     Raises:
-        RecordError: when a path does not exist or holds no record.
+        RecordError: a path does not exist or holds no record, or a file is not one of cramlab's documents.
     """
-    found: list[Path] = []
+    return list(_found(paths, iter))
+
+
+def read_all(paths: list[Path], progress: Progress = iter) -> list[dict[str, Any]]:
+    """Reads and validates the records among `paths` and in the folders among them, each file once.
+
+    Raises:
+        RecordError: as `find` and `read` do.
+    """
+    found = _found(paths, progress)
+    for path, record in found.items():
+        validate(record, str(path))
+    return [{"kind": RUN} | record for record in found.values()]
+
+
+def _found(paths: list[Path], progress: Progress) -> dict[Path, Any]:
+    """Record files with their content, which is not validated."""
+    below: dict[Path, list[Path]] = {}
     for path in paths:
-        if path.is_file():
-            found.append(path)
-            continue
-        if not path.is_dir():
+        if not path.exists():
             raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
-        below = sorted(
-            p
-            for p in path.rglob("*.json")
-            if p.is_file()
-            and p.stem.partition("-")[0] not in _NO_RECORDS
-            and _NO_RECORDS_IN.isdisjoint(p.relative_to(path).parts)
-        )
-        if not below:
-            raise RecordError(f"{path} holds no record; is the run finished?")
-        found += below
+        below[path] = [path] if path.is_file() else sorted(p for p in path.rglob("*.json") if p.is_file())
+    found: dict[Path, Any] = {}
+    for file in progress(list(dict.fromkeys(file for files in below.values() for file in files))):
+        document = read_json(file)
+        which = kind(document)
+        if which == RUN or file in below:
+            found[file] = document
+        elif which is None:
+            raise RecordError(
+                f'{file} has no field "kind" and is not a document of cramlab; move it, or name the records themselves'
+            )
+    empty = next((path for path, files in below.items() if found.keys().isdisjoint(files)), None)
+    if empty is not None:
+        raise RecordError(f"{empty} holds no record; is the run finished?")
     return found

@@ -88,6 +88,7 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
     one = next(iter(layers.values()))
     config: Any = model.config
     complete = {
+        "kind": "consolidation",
         "format": FORMAT,
         "model": {"family": config.model_type, "n_layers": config.num_hidden_layers, "sha256": weights_digest(model)},
         "weights_sha256": hashlib.sha256(weights).hexdigest(),

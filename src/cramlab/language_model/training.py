@@ -106,6 +106,7 @@ def run_text(
         if deadline is not None and time.time() > deadline and progress.step < config.n_steps:
             raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
     record = records.header(device) | {
+        "kind": "text",
         "name": config.name,
         "config": to_dict(config),
         "text_sha256": text.digest,

@@ -1,0 +1,74 @@
+"""Goals of a topic with what was reached: one document per topic in results/goals, and its table in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from cramlab import records
+from cramlab.files import write_json
+from reproduction.pages.markdown import table
+
+FOLDER = Path(__file__).parents[1] / "results" / "goals"
+
+
+class Goal(TypedDict):
+    """One goal.
+
+    Attributes:
+        goal: what was aimed at.
+        target: the figure to be reached, as text.
+        reached: the figure that was reached.
+        interval: its 95% interval, (low, high); None where there is none.
+        met: whether the goal is reached.
+        command: command that makes the records.
+        record: paths of the records, relative to the repository.
+    """
+
+    goal: str
+    target: str
+    reached: float
+    interval: Sequence[float] | None
+    met: bool
+    command: str
+    record: Sequence[str]
+
+
+def path_of(topic: str, folder: Path = FOLDER) -> Path:
+    """The document of a topic."""
+    return folder / f"{topic}.json"
+
+
+def write(topic: str, goals: Sequence[Goal], folder: Path = FOLDER) -> Path:
+    """Writes the goals of a topic; returns the path of the document.
+
+    Raises:
+        ValueError: a goal lacks a field or has an unknown one, or names a record that does not exist.
+    """
+    root = folder.parents[1]
+    for goal in goals:
+        if goal.keys() != Goal.__annotations__.keys():
+            fields = ", ".join(Goal.__annotations__)
+            raise ValueError(f"goal {goal.get('goal')!r} has the fields {', '.join(goal)}; give it {fields}")
+        missing = [record for record in goal["record"] if not (root / record).exists()]
+        if missing:
+            raise ValueError(f"goal {goal['goal']!r} names records that do not exist: {', '.join(missing)}")
+    path = path_of(topic, folder)
+    write_json(path, {"kind": "goals", "topic": topic, "goals": list(goals)})
+    return path
+
+
+def read(topic: str, folder: Path = FOLDER) -> list[Goal]:
+    """The goals of a topic, in the order in which they were written."""
+    return records.read_json(path_of(topic, folder))["goals"]
+
+
+def render(topic: str, folder: Path = FOLDER) -> str:
+    """The goals of a topic as a Markdown table; a missed one is marked in bold."""
+    rows = []
+    for goal in read(topic, folder):
+        interval = "" if goal["interval"] is None else "{:.4g} to {:.4g}".format(*goal["interval"])
+        met = "yes" if goal["met"] else "**no**"
+        rows.append((goal["goal"], goal["target"], f"{goal['reached']:,}", interval, met))
+    return table(("goal", "target", "reached", "95% interval", "met"), rows)
