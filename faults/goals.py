@@ -9,11 +9,11 @@ from typing import Any
 
 from scipy.stats import beta
 
-from cramlab.files import write_json
 from faults.campaign import PARTS, RESULTS, ROOT
 from faults.cases import Fault
+from reproduction.goals import Goal, write
 
-GOALS = ROOT / "results" / "goals" / "reliability.json"
+TOPIC = "reliability"
 COMMAND = "make faults"
 SPEED = "OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json"
 NEVER = {
@@ -26,8 +26,7 @@ SLOWER = 1.03  # times as long as before, at most
 
 def main() -> None:
     """Answers every goal that the records allow."""
-    write_json(GOALS, goals(found()))
-    print(GOALS.relative_to(ROOT))
+    print(write(TOPIC, goals(found())).relative_to(ROOT))
 
 
 def found(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -37,7 +36,7 @@ def found(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
             if (folder / f"{name}.json").exists()}  # fmt: skip
 
 
-def goals(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def goals(records: dict[str, dict[str, Any]]) -> list[Goal]:
     """Each goal with its target, what was reached, a 95% interval of the rate behind it, and whether it is met."""
     parts = {name: record for name, record in records.items() if name != "speed"}
     tried = sum(record["tried"] for record in parts.values())
@@ -74,7 +73,7 @@ def goals(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def _decisions(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _decisions(record: dict[str, Any]) -> list[Goal]:
     """The lowest share of equal decisions among the models, with the interval of that model."""
     rows = [row for row in record["measured"] if "share" in row]
     shares = [failure["message"] for failure in record["failures"]]
@@ -87,7 +86,7 @@ def _decisions(record: dict[str, Any]) -> list[dict[str, Any]]:
                   [_file("decisions")])]  # fmt: skip
 
 
-def _speed(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _speed(record: dict[str, Any]) -> list[Goal]:
     """Time now as a share of the time before, task by task."""
     made = []
     for row in record["rows"]:
@@ -100,7 +99,7 @@ def _speed(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _goal(
     goal: str, target: str, reached: float, interval: list[float] | None, met: bool, record: list[str],
     command: str = COMMAND,
-) -> dict[str, Any]:  # fmt: skip
+) -> Goal:  # fmt: skip
     return {"goal": goal, "target": target, "reached": reached, "interval": interval, "met": met, "command": command,
             "record": record}  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
-import json
 from typing import Any
 
-from cramlab.files import write_text
 from faults.campaign import ROOT
-from faults.goals import GOALS, found
+from faults.goals import TOPIC, found
+from reproduction import goals
+from reproduction.pages.markdown import table
+from reproduction.pages.renew import renew
 
 PAGE = ROOT / "docs" / "reliability.md"
 SHOWN_FAILURES = 30
@@ -16,36 +17,27 @@ SHOWN_FAILURES = 30
 
 def main() -> None:
     """Replaces what stands between the marks."""
-    write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8")))
+    renew(PAGE, tables())
     print(PAGE.relative_to(ROOT))
-
-
-def renewed(page: str) -> str:
-    """A page's text with its tables as the records have them."""
-    for name, text in tables().items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        before, first, rest = page.partition(begin)
-        _, second, after = rest.partition(end)
-        if not first or not second:
-            raise ValueError(f"{PAGE.name} lacks the marks {begin} and {end}; put them back")
-        page = f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
-    return page
 
 
 def tables() -> dict[str, str]:
     """The text between each pair of marks."""
     records = {name: record for name, record in found().items() if name != "speed"}
     return {
-        "tried": _tried(records), "failures": _failures(records), "goals": _goals(), "origin": _origin(records),
+        "tried": _tried(records), "failures": _failures(records), "goals": goals.render(TOPIC),
+        "origin": _origin(records),
     }  # fmt: skip
 
 
 def _tried(records: dict[str, dict[str, Any]]) -> str:
-    lines = ["| test | tried | failed |", "| --- | --- | --- |"]
-    for record in records.values():
-        lines += [f"| {row['test']} | {row['tried']:,} | {row['failed']:,} |" for row in record["tests"]]
+    rows = [
+        (row["test"], f"{row['tried']:,}", f"{row['failed']:,}")
+        for record in records.values()
+        for row in record["tests"]
+    ]
     tried, failed = (sum(record[name] for record in records.values()) for name in ("tried", "failed"))
-    return "\n".join([*lines, f"| **all** | **{tried:,}** | **{failed:,}** |"])
+    return table(("test", "tried", "failed"), [*rows, ("**all**", f"**{tried:,}**", f"**{failed:,}**")])
 
 
 def _failures(records: dict[str, dict[str, Any]]) -> str:
@@ -54,12 +46,13 @@ def _failures(records: dict[str, dict[str, Any]]) -> str:
         return "Nothing failed."
     counts = collections.Counter(failure["fault"] for _, failure in failures)
     lines = [f"{len(failures):,} tries failed: " + ", ".join(f"{n} x {fault}" for fault, n in counts.items()) + "."]
-    lines += ["", "| part | case | fault | what was seen |", "| --- | --- | --- | --- |"]
-    for part, failure in failures[:SHOWN_FAILURES]:
-        cells = [part, failure["case"], failure["fault"], failure["message"]]
-        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    rows = [
+        [_cell(cell) for cell in (part, failure["case"], failure["fault"], failure["message"])]
+        for part, failure in failures[:SHOWN_FAILURES]
+    ]
+    lines += ["", table(("part", "case", "fault", "what was seen"), rows)]
     if len(failures) > SHOWN_FAILURES:
-        lines += ["", f"The first {SHOWN_FAILURES} are shown; the records hold all."]
+        lines += [f"The first {SHOWN_FAILURES} are shown; the records hold all."]
     return "\n".join(lines)
 
 
@@ -67,15 +60,6 @@ def _cell(text: str) -> str:
     """Text that is no Markdown, in a table."""
     safe = "".join(character if character.isprintable() else "?" for character in text)
     return safe.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")[:160]
-
-
-def _goals() -> str:
-    lines = ["| goal | target | reached | 95% interval of the rate | met |", "| --- | --- | --- | --- | --- |"]
-    for goal in json.loads(GOALS.read_text(encoding="utf-8")):
-        interval = "" if goal["interval"] is None else "{:.4g} to {:.4g}".format(*goal["interval"])
-        met = "yes" if goal["met"] else "**no**"
-        lines.append(f"| {goal['goal']} | {goal['target']} | {goal['reached']:,} | {interval} | {met} |")
-    return "\n".join(lines)
 
 
 def _origin(records: dict[str, dict[str, Any]]) -> str:

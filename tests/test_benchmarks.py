@@ -53,7 +53,7 @@ def test_steps_parity_holds_and_notices_when_one_way_is_off(accelerator, dtype, 
 
 def test_a_recorded_graph_keeps_what_it_reads(accelerator, monkeypatch):
     """A graph knows memory by its address: freed, it would be anybody's. CUDA is a stand-in here."""
-    timing = sys.modules["timing"]
+    timing = sys.modules["benchmarks.timing"]
     monkeypatch.setattr(timing.torch, "cuda", mock.MagicMock())
     read = torch.zeros(3)
     alive, replay = weakref.ref(read), timing.graphed(functools.partial(torch.sum, read))
@@ -120,7 +120,7 @@ def test_steps_for_a_graph_do_what_plain_steps_do(accelerator):
 
 
 def test_what_cannot_be_recorded_is_left_out_and_says_why(accelerator, monkeypatch):
-    import timing
+    from benchmarks import timing
 
     def graphed(work):
         if work == "waits":

@@ -1,7 +1,6 @@
 """The campaign of faults: small draws of its generators hold, its frame notices each fault, its page is true."""
 
 import dataclasses
-import json
 import os
 import signal
 import time
@@ -31,6 +30,8 @@ from faults.apart import apart
 from faults.cases import Answer, Case, Fault, FaultFoundError, NotHereError, RefusedError, check_refusal, judge
 from faults.equal import same
 from faults.kills import Places
+from reproduction.goals import read
+from reproduction.pages.renew import renewed
 
 DRAWS = {
     bad_settings: 0.004, bad_files: 0.01, bad_models: 0.1, bad_texts: 0.3, bad_tables: 0.1, bad_calls: 0.05,
@@ -180,11 +181,6 @@ def test_rates_have_the_interval_of_clopper_and_pearson():
 
 def test_page_and_goals_are_those_of_the_records():
     text = page.PAGE.read_text(encoding="utf-8")
-    assert page.renewed(text) == text
-    assert json.loads(goals.GOALS.read_text(encoding="utf-8")) == goals.goals(goals.found())
+    assert renewed(text, page.tables(), page.PAGE.name) == text
+    assert read(goals.TOPIC) == goals.goals(goals.found())
     assert all(Path(campaign.ROOT / name).exists() for goal in goals.goals(goals.found()) for name in goal["record"])
-
-
-def test_a_page_without_marks_is_refused():
-    with pytest.raises(ValueError, match="lacks the marks"):
-        page.renewed("nothing")

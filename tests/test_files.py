@@ -83,7 +83,7 @@ def test_nothing_half_written_is_left(tmp_path, failure):
     if failure in FULL:
         assert raised.value.errno == errno.ENOSPC
         assert raised.value.filename == str(path)
-    assert path.read_text() == '{\n "a": 1\n}\n'
+    assert path.read_text() == '{"a": 1}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 

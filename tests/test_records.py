@@ -57,6 +57,9 @@ def test_another_version_is_refused_clearly(run, tmp_path):
         (lambda r: r.update(config={}), "config"),
         (lambda r: r["config"]["training"].pop("loss"), r"config\.training"),
         (lambda r: r["series"][0].update(step=-1), r"series\.0\.step"),
+        (lambda r: r["series"][0].pop("validation"), r"series\.0"),
+        (lambda r: r["metrics"]["test"].pop("reads_frac"), r"metrics\.test"),
+        (lambda r: r.update(kind="audit"), "kind"),
     ],
 )
 def test_a_wrong_record_is_refused_with_its_place(run, change, where):
@@ -92,19 +95,27 @@ def test_find_takes_files_folders_and_says_what_is_missing(run, tmp_path):
         records.find([tmp_path])
 
 
-def test_find_passes_over_other_documents_and_their_places(run, tmp_path):
+def test_find_passes_over_documents_of_other_kinds(run, tmp_path):
     record = tmp_path / "cram-seed0.json"
     record.write_bytes((run[0] / "record.json").read_bytes())
-    others = (
-        "config",
-        "audit",
-        "comparison",
-        "comparison-stdlib-8192",
-        "consolidation",
-        "decode-8192",
-        "retrieval-p05",
-    )
-    for name in (*others, "bench/execution", "irregular/x/cram-seed0", "text/llama-seed0"):
+    others = {
+        "audit": {"kind": "audit"},
+        "x/cram-seed1": {"kind": "irregular"},
+        "config": json.loads((run[0] / "config.json").read_text()),
+        "older": {"weights_sha256": "", "format": 2},
+    }
+    for name, document in others.items():
         (tmp_path / f"{name}.json").parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"{name}.json").write_text("{}")
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
     assert records.find([tmp_path]) == [record]
+    assert records.find([tmp_path, record]) == [record]
+    (tmp_path / "stray.json").write_text("{}")
+    with pytest.raises(records.RecordError, match=r'stray\.json has no field "kind"'):
+        records.find([tmp_path])
+
+
+def test_a_record_of_before_the_kind_is_read(run, tmp_path):
+    record = records.read(run[0] / "record.json")
+    older = {name: value for name, value in record.items() if name != "kind"}
+    (tmp_path / "any-name.json").write_text(json.dumps(older))
+    assert records.read_all([tmp_path]) == [records.read(tmp_path / "any-name.json")] == [record]

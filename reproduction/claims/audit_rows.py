@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from reproduction.claims.evidence import ClaimRow, Evidence, estimate, interval_of
+from cramlab.report import intervals
+from reproduction.claims.evidence import ClaimRow, Evidence, interval_of
 from reproduction.claims.verdict import Verdict, at_least, every
 
+estimate = functools.partial(intervals.estimate, form=".2f")
 FROM_STEP = 10_000  # of training, from which on the paper's R rises; what comes before it says nothing of
 
 

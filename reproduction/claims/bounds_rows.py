@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cramlab.report.tables import share_interval
+from cramlab.report.intervals import share_interval
 from reproduction.analysis.bounds import consolidated_reads, separation_length, static_reads
-from reproduction.claims.evidence import ClaimRow, Evidence, commands, markdown, standard
+from reproduction.claims.evidence import ClaimRow, Evidence, commands, standard
 from reproduction.claims.verdict import Verdict, most, run_share
+from reproduction.pages import markdown
 
 # Nothing in them consolidates; the former carry bindings in a state alone, and read nothing.
 STATES = ("recurrence",)
@@ -107,7 +108,7 @@ def table(evidence: Evidence) -> str:
         return "No records yet.\n"
     columns = ("run", "n", "keys reassigned", "f, recurring", "eps", "Theorem 1 asks for", "attention_frac",
                "below it")  # fmt: skip
-    return markdown(
+    return markdown.table(
         columns,
         [
             (p.label, str(p.seq_len), "yes" if p.holds else "no", f"{p.f:.4f}", f"{p.eps:.4f}", f"{p.bound:.4f}",

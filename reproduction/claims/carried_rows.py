@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cramlab.report.tables import Interval, seed_interval
-from reproduction.claims.evidence import ClaimRow, Evidence, markdown
+from cramlab.report.intervals import Interval, seed_interval
+from reproduction.claims.evidence import ClaimRow, Evidence
 from reproduction.claims.irregular_rows import equal, over_seeds
 from reproduction.claims.transfer_rows import CLAIMED
 from reproduction.claims.verdict import Verdict, at_least, every
+from reproduction.pages import markdown
 
 COMMAND = (
     "cramlab irregular --data {data} --source runs/results/transfer/cram-source-seed0 --out runs/results/irregular"
@@ -42,7 +43,7 @@ def table(evidence: Evidence) -> str:
              _text(over_seeds(documents, "forecast_skill_ratio")), _text(over_seeds(documents, "attention_frac"), 4),
              f"{sum(reads) / len(reads):,.0f}", f"{sum(visits) / len(visits):,.0f}")
         )  # fmt: skip
-    return markdown(columns, cells)
+    return markdown.table(columns, cells)
 
 
 def _text(value: Interval | None, digits: int = 3) -> str:

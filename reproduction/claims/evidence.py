@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cramlab.config import differing, to_dict
-from cramlab.report.tables import Interval, seed_interval
+from cramlab.report.intervals import Interval, seed_interval
 from cramlab.tasks.srcd import SRCDConfig
 from reproduction.claims.verdict import Verdict
 
@@ -99,15 +99,3 @@ def shown(ours: Interval | None, digits: int, n_runs: int) -> str:
 def interval_of(values: Sequence[float]) -> Interval:
     """An audit's estimate: value, and the ends of its 95% interval."""
     return Interval(mean=values[0], low=values[1], high=values[2])
-
-
-def estimate(values: Sequence[float | None], digits: int = 2) -> str:
-    """`value [low, high]` of a figure from an audit."""
-    value, low, high = ("-" if v is None else f"{v:.{digits}f}" for v in values)
-    return f"{value} [{low}, {high}]"
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

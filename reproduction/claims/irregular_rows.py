@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cramlab.report.tables import Interval, seed_interval
-from reproduction.claims.evidence import ClaimRow, Evidence, markdown
+from cramlab.report.intervals import Interval, seed_interval
+from reproduction.claims.evidence import ClaimRow, Evidence
 from reproduction.claims.verdict import Verdict, at_most, every
+from reproduction.pages import markdown
 
 COMMAND = "cramlab irregular --data nafld2 --out runs/results/irregular"
 FETCH = "the data have to be fetched by the user"
@@ -54,7 +55,7 @@ def table(evidence: Evidence) -> str:
         parameters = documents[0]["n_parameters"]
         rows.append((data, model, str(len(documents)), auc, ahead, *others, _format(attention),
                      "-" if parameters is None else f"{parameters:,}", f"{minutes:.1f}"))  # fmt: skip
-    return markdown(columns, rows)
+    return markdown.table(columns, rows)
 
 
 def lead(documents: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> Interval | None:

@@ -16,8 +16,9 @@ from reproduction.claims import (
     transfer_rows,
     transition_rows,
 )
-from reproduction.claims.evidence import COLUMNS, ClaimRow, Evidence, markdown
+from reproduction.claims.evidence import COLUMNS, ClaimRow, Evidence
 from reproduction.claims.verdict import Verdict
+from reproduction.pages import markdown
 
 
 def claim_rows(evidence: Evidence) -> list[ClaimRow]:
@@ -42,7 +43,7 @@ def hours(evidence: Evidence) -> str:
         seconds, tokens = sum(s for s, _ in runs), sum(n or 0 for _, n in runs)
         cells.append((*key, str(len(runs)), f"{seconds / 3600:.1f}", f"{tokens / seconds:,.0f}" if tokens else "-"))
     columns = ("experiment", "size or data", "machine", "runs", "hours, summed over runs", "tokens a second and run")
-    return markdown(columns, cells) if cells else "No records yet.\n"
+    return markdown.table(columns, cells) if cells else "No records yet.\n"
 
 
 def sections(evidence: Evidence) -> dict[str, str]:
@@ -58,7 +59,7 @@ def sections(evidence: Evidence) -> dict[str, str]:
         return f"{table}\n![{caption}](figures/{name}.svg)\n" if f"{name}.svg" in drawn else table
 
     return {
-        "claims": markdown(COLUMNS, [row.cells() for row in rows]) + f"\nRows: {summary}.\n",
+        "claims": markdown.table(COLUMNS, [row.cells() for row in rows]) + f"\nRows: {summary}.\n",
         "transition": with_figure("transition", transition_rows.table(evidence), "Attention and quality over training"),
         "practice": with_figure("practice", practice_rows.table(evidence), "Practice curves"),
         "bounds": with_figure("bounds", bounds_rows.table(evidence), "Attention against the bound"),

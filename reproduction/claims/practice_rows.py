@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cramlab.report.tables import Interval, seed_interval
+from cramlab.report.intervals import Interval, seed_interval
 from reproduction.analysis.encounters import Encounters, PracticeSummary, summarise, threshold_gate
 from reproduction.analysis.human import TABLES, HumanFit, fit_table
 from reproduction.analysis.practice import PracticeFit, aic_weights, compare
-from reproduction.claims.evidence import ClaimRow, Evidence, markdown, standard
+from reproduction.claims.evidence import ClaimRow, Evidence, standard
 from reproduction.claims.verdict import Figure, Verdict, at_most, every, judge
+from reproduction.pages import markdown
 
 # A curve that does not fall has the exponent 0; of the faster memory the rise from .43 is claimed.
 PAPER_EXPONENT, PAPER_FAST = Figure(value=0.43, without=0.0), Figure(value=0.71, without=0.43)
@@ -120,7 +121,7 @@ def table(evidence: Evidence) -> str:
     for rate, spread in NULLS:
         value, law = null(rate, spread)
         rows.append((f"null: rate {rate:g}, spread {spread:g}", "-", f"{value:.2f}", "-", "-", law, "step", "-"))
-    return markdown(columns, rows)
+    return markdown.table(columns, rows)
 
 
 def _people(fitted: HumanFit) -> str:

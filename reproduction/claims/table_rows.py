@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cramlab.report.tables import Interval, seed_interval
+from cramlab.report.intervals import Interval, seed_interval
 from reproduction.claims.evidence import ClaimRow, Evidence, over_seeds, shown, standard
 from reproduction.claims.verdict import Figure, Verdict, judge
 from reproduction.pages.srcd_tables import PAPER

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cramlab.report.tables import seed_interval
-from reproduction.claims.evidence import ClaimRow, Evidence, markdown
+from cramlab.report.intervals import seed_interval
+from reproduction.claims.evidence import ClaimRow, Evidence
 from reproduction.claims.verdict import Verdict, at_least
+from reproduction.pages import markdown
 
 COMMAND = "cramlab run transfer --size small --out runs/results/transfer"
 OTHER_FACTS = ("recall", "rebound", "patterns", "copy")  # the paper's kind of target
@@ -165,7 +166,7 @@ def table(evidence: Evidence) -> str:
              _count(one.reads_to_goal), _percent(None if one.way in SCRATCH else to_goal(rows, one)),
              _count(one.reads_to_sparse), _percent(None if one.way in SCRATCH else to_sparse(rows, one)))
         )  # fmt: skip
-    return markdown(columns, cells) + "\n" + _sources(evidence)
+    return markdown.table(columns, cells) + "\n" + _sources(evidence)
 
 
 def _sources(evidence: Evidence) -> str:

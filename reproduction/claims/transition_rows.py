@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cramlab.report.tables import seed_interval
+from cramlab.report.intervals import seed_interval
 from reproduction.analysis.bounds import fall_by_cause
 from reproduction.analysis.transition import DetectorConfig, Transition, crossing, detect, level_at
-from reproduction.claims.evidence import ClaimRow, Evidence, commands, markdown, standard
+from reproduction.claims.evidence import ClaimRow, Evidence, commands, standard
 from reproduction.claims.verdict import Figure, Verdict, judge, most, run_share
+from reproduction.pages import markdown
 
 # A router that reads the queries alone reads 1 of 20 tokens without any memory; one that says nothing has q = exp(-1).
 PAPER_FOLD, PAPER_QUALITY = Figure(value=37.8, without=20.0), Figure(value=0.83, without=math.exp(-1))
@@ -110,7 +111,7 @@ def table(evidence: Evidence) -> str:
         return "No records yet.\n"
     columns = ("experiment", "size", "router", "variant", "runs", "encoding ends", "transitions", "at step",
                "10-90% width", "fold", "q there", "q at the end", "transitions after encoding")  # fmt: skip
-    return markdown(columns, [_cells(group, found) for group, found in groups.items()])
+    return markdown.table(columns, [_cells(group, found) for group, found in groups.items()])
 
 
 def _cells(group: tuple[str, str, str, str], found: list[Course]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from cramlab.report.tables import Interval
+from cramlab.report.intervals import Interval
 
 TOLERATED = 0.1  # of what a figure claims: how far beside our interval it may lie
 TELLING = 0.5  # of what a figure claims: how wide our interval may be

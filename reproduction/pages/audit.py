@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cramlab.auditing import AuditResult, over_training
-from cramlab.files import write_text
+from cramlab.report.intervals import estimate
+from reproduction.pages.markdown import table
+from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "audit.md", ROOT / "results" / "audit"
 PROBES = ("hidden", "stream", "mean", "token", "position", "shuffled", "other-domain")
-
-
-def estimate(values: Sequence[float | None], digits: int = 3) -> str:
-    """`value [low, high]`."""
-    value, low, high = (None if v is None else f"{v:.{digits}f}" for v in values)
-    return f"{value} [{low}, {high}]"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _probes(data: dict[str, Any]) -> str:
@@ -42,7 +32,7 @@ def _probes(data: dict[str, Any]) -> str:
 
 def _heads(data: dict[str, Any]) -> str:
     names = {"r": "R", "r_of_mean": "R of the mean alone", "r2": "centred R²"}
-    rows = [[names[key], *(estimate(e, 2) for e in shares.values())] for key, shares in data["head_shares"].items()]
+    rows = [[names[key], *(estimate(e, ".2f") for e in shares.values())] for key, shares in data["head_shares"].items()]
     return table(["share of heads by", "above .8", ".5 to .8", "below .5"], rows)
 
 
@@ -50,7 +40,7 @@ def _layers(data: dict[str, Any]) -> str:
     rows = []
     main, mean, alone = data["probes"]["hidden"]["layers"], data["probes"]["mean"]["layers"], data["loss"]["alone"]
     for i, layer in enumerate(data["model"]["layers"]):
-        rows.append([str(layer), estimate(main["r"][i], 2), estimate(mean["r"][i], 2), estimate(main["r2"][i], 2),
+        rows.append([str(layer), *(estimate(e[i], ".2f") for e in (main["r"], mean["r"], main["r2"])),
                      *(estimate(alone[i][kind]) for kind in ("probe", "mean", "zero"))])  # fmt: skip
     head = ["layer", "R", "R of the mean", "centred R²", "nats: probe", "nats: mean", "nats: zero"]
     return table(head, rows)
@@ -82,7 +72,7 @@ def _planted(data: dict[str, Any]) -> str:
     for i, row in enumerate(data["controls"]["planted"]["layers"]):
         read = "yes" if row["read_by_the_loss"] else "no"
         loss = row["loss"]
-        rows.append([str(i), f"{row['planted_r2']:.4f}", estimate(row["r2"], 4), read, estimate(loss["probe"]),
+        rows.append([str(i), f"{row['planted_r2']:.4f}", estimate(row["r2"], ".4f"), read, estimate(loss["probe"]),
                      estimate(loss["zero"])])  # fmt: skip
     head = ["layer", "planted centred R²", "found", "read by the loss", "nats: probe", "nats: zero"]
     return table(head, rows)
@@ -122,7 +112,7 @@ def _over_training(data: dict[str, Any]) -> str:
     rows = []
     for p in data["points"]:
         training = p["training"]
-        rows.append([p["run"], f"{p['step']:,}", f"{training['tokens']:,}", estimate(p["nats_per_token"], 2),
+        rows.append([p["run"], f"{p['step']:,}", f"{training['tokens']:,}", estimate(p["nats_per_token"], ".2f"),
                      f"{training['reads_frac']:.3f}", estimate(p["overall"]["hidden"]["r"]),
                      estimate(p["overall"]["mean"]["r"]), estimate(p["overall"]["hidden"]["r2"]),
                      estimate(p["replaced"]["probe"])])  # fmt: skip
@@ -136,33 +126,21 @@ def _trends(data: dict[str, Any]) -> str:
     return table(["run", "steps", "R", "change of R", "centred R²", "change of centred R²"], rows)
 
 
+_MADE = {"cost": _cost, "probes": _probes, "heads": _heads, "layers": _layers, "replaced": _replaced, "groups": _groups,
+         "verdict": _verdict, "planted": _planted}  # fmt: skip
+SHOWN = {
+    "smollm2": ("cost", "verdict", "probes", "heads", "layers", "replaced", "groups"),
+    "glassllm": ("cost", "verdict", "probes", "layers", "planted"),
+}
+
+
 def sections() -> dict[str, str]:
     """The text between each pair of marks."""
-    found = {}
-    for model in ("smollm2", "glassllm"):
-        data = AuditResult.read(RESULTS / model / "audit.json").data
-        made = {"cost": _cost, "probes": _probes, "heads": _heads, "layers": _layers, "replaced": _replaced,
-                "groups": _groups, "verdict": _verdict}  # fmt: skip
-        found |= {f"{model} {name}": make(data) for name, make in made.items()}
-        if "planted" in data["controls"]:
-            found[f"{model} planted"] = _planted(data)
+    audits = {model: AuditResult.read(RESULTS / model / "audit.json").data for model in SHOWN}
+    found = {f"{model} {name}": _MADE[name](audits[model]) for model, names in SHOWN.items() for name in names}
     training = over_training.read(RESULTS / "over_training" / over_training.FILE)
     return found | {"over training": _over_training(training), "trends": _trends(training)}
 
 
-def renewed(text: str) -> str:
-    """The page with everything between its marks made anew; a mark without a record stays an error."""
-    made = sections()
-    parts = text.split("<!-- ")
-    page = [parts[0]]
-    for part in parts[1:]:
-        mark, _, rest = part.partition(" -->")
-        if mark == "end":
-            page.append(f"<!-- end -->{rest}")
-        else:
-            page.append(f"<!-- {mark} -->\n\n{made[mark]}\n\n")
-    return "".join(page)
-
-
 if __name__ == "__main__":
-    write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8")))
+    renew(PAGE, sections())

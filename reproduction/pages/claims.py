@@ -19,7 +19,8 @@ from cramlab.auditing import AuditResult, over_training
 from cramlab.files import write_json, write_text
 from reproduction.claims.evidence import Evidence
 from reproduction.claims.page import figures, sections
-from reproduction.collect_results import collect, renewed
+from reproduction.collect_results import collect
+from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "claims.md"
@@ -27,7 +28,7 @@ PAGE = ROOT / "docs" / "claims.md"
 
 def evidence(results: Path) -> Evidence:
     """Everything under a folder of results but the runs of size quick, which are a first look."""
-    runs = [run for run in map(records.read, records.find([results])) if run["size"] != "quick"]
+    runs = [run for run in records.read_all([results]) if run["size"] != "quick"]
     audits = {
         path.parent.name: AuditResult.read(path).data for path in sorted((results / "audit").glob("*/audit.json"))
     }
@@ -57,7 +58,7 @@ def main() -> None:
             print(new)
         collect_irregular(Path(sys.argv[1]), results)
     found = evidence(results)
-    write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8"), sections(found), PAGE.name))
+    renew(PAGE, sections(found))
     for name, text in figures(found).items():
         write_text(ROOT / "docs" / "figures" / name, text)
 

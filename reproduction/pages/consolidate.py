@@ -6,7 +6,6 @@ python -m reproduction.pages.consolidate
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 
 from cramlab.files import write_text
 from reproduction.pages.consolidation_plots import loss_by_share, mean_and_error
+from reproduction.pages.markdown import table
+from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
@@ -35,11 +36,6 @@ RULES = {
     "router only": "gates alone by gradients, window alone (router-only tuning)",
     "window": "window everywhere, no adapters",
 }
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 def _curves(data: dict[str, Any]) -> str:
@@ -170,18 +166,7 @@ def figures() -> dict[str, str]:
     return drawn
 
 
-def renewed(text: str) -> str:
-    """The page with everything between its marks made anew; a mark without a record is an error."""
-    made = sections()
-    first, *parts = text.split("<!-- ")
-    page = [first]
-    for part in parts:
-        mark, _, rest = part.partition(" -->")
-        page.append(f"<!-- end -->{rest}" if mark == "end" else f"<!-- {mark} -->\n\n{made[mark]}\n\n")
-    return "".join(page)
-
-
 if __name__ == "__main__":
-    write_text(PAGE, renewed(PAGE.read_text(encoding="utf-8")))
+    renew(PAGE, sections())
     for name, text in figures().items():
         write_text(FIGURES / name, text)

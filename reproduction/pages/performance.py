@@ -11,38 +11,30 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-from cramlab.files import write_text
 from reproduction.pages import accelerator as accelerator_page
+from reproduction.pages import markdown
+from reproduction.pages.renew import renew
 
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 ROOT = Path(__file__).parents[2]
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as Markdown: milliseconds, and how many times faster than the first way of the row."""
-    lines = ["| what | tokens | read | way | ms | times faster |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for row in found:
         for name, way in row["ways"].items():
             cells = [row["what"], f"{row['n_tokens']:,}", f"{row['read_frac']:.1%}" if "read_frac" in row else "", name]
             cells += ["{median:,.2f} [{p10:,.2f}, {p90:,.2f}]".format(**way[what]) for what in ("ms", "speedup")]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def renew(page: Path, name: str, text: str) -> None:
-    """Replaces what stands between the marks of that name."""
-    begin, end = BEGIN.format(name), END.format(name)
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+            rows.append(cells)
+    return markdown.table(("what", "tokens", "read", "way", "ms", "times faster"), rows)
 
 
 def main() -> None:
     """Milliseconds by length, and scores by share of tokens that read."""
     mpl.rcParams["svg.hashsalt"] = "cramlab"
     found = json.loads((ROOT / "results" / "bench" / "execution.json").read_text(encoding="utf-8"))["rows"]
-    page = ROOT / "docs" / "performance.md"
-    renew(page, "bench", table(found))
-    renew(page, "accelerator", accelerator_page.section(ROOT / "results" / "bench" / "accelerator"))
+    accelerator = accelerator_page.section(ROOT / "results" / "bench" / "accelerator")
+    renew(ROOT / "docs" / "performance.md", {"bench": table(found), "accelerator": accelerator})
     names = [name for name in dict.fromkeys(r["row"] for r in found) if name != "share"]
     names += ["share"] if any(r["row"] == "share" for r in found) else []
     columns = 3

@@ -5,13 +5,10 @@ A page holds `<!-- NAME: begin -->`, the generated text and `<!-- NAME: end -->`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from cramlab.files import write_text
-
-_BEGIN = re.compile(r"<!-- (.+): begin -->")
 
 
 def renewed(page: str, sections: Mapping[str, str], name: str) -> str:
@@ -23,11 +20,8 @@ def renewed(page: str, sections: Mapping[str, str], name: str) -> str:
         name: name of the page in messages.
 
     Raises:
-        ValueError: the page lacks a mark of a section, or has the mark of an unknown section.
+        ValueError: the page lacks a mark of a section.
     """
-    unknown = [mark for mark in _BEGIN.findall(page) if mark not in sections]
-    if unknown:
-        raise ValueError(f"{name} has marks of unknown sections: {', '.join(unknown)}; no record makes them")
     for mark, text in sections.items():
         begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
         before, first, rest = page.partition(begin)

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cramlab.report.tables import Row, seed_interval, summarise
+from cramlab.report import tables
+from cramlab.report.intervals import seed_interval
+from cramlab.report.tables import Row, summarise
 from reproduction.claims.verdict import Figure, judge
+from reproduction.pages.markdown import table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +120,16 @@ def benchmark_table(found: Iterable[dict[str, Any]], *, budget_tokens: int) -> s
     """Markdown; the mixers by their retrieval of novel bindings, the best first."""
     found = [record for record in found if record["status"] == "finished" and record["metrics"]["test"] is not None]
     rows = sorted(summarise(found), key=lambda row: (-round(row.novel.mean, 3), row.attention_frac.mean))
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines = []
     for row in rows:
         group = [record for record in found if record["mixer"] == row.mixer.partition(",")[0]]
-        lines.append("| " + " | ".join(cells(row, group, budget_tokens)) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells(row, group, budget_tokens))
+    return table(COLUMNS, lines)
+
+
+def results_table(found: Iterable[dict[str, Any]]) -> str:
+    """Markdown of the table that the command prints, a row a mixer."""
+    return table(tables.COLUMNS, map(tables.cells, summarise(found)))
 
 
 # Goals of this project for CRAM, and the paper's figures.
@@ -165,10 +173,8 @@ def goals_table(found: dict[str, list[dict[str, Any]]], mixer: str = "cram") -> 
         ])  # fmt: skip
         heads.append(f"{size} ({len(row.seeds)} seeds)")
     columns.append([paper for _, _, paper in GOALS])
-    lines = ["| | goal | " + " | ".join(heads) + " | the paper |", "|" + " --- |" * (len(heads) + 3)]
-    for (name, _, _), *texts in zip(GOALS, *columns, strict=True):
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+    names = (name for name, _, _ in GOALS)
+    return table(("", "goal", *heads, "the paper"), zip(names, *columns, strict=True))
 
 
 def _judged(text: str, reached: bool) -> str:
@@ -184,7 +190,7 @@ def sweep_table(found: Iterable[dict[str, Any]]) -> str:
         "mixer", "task", "seeds", "retrieval, recurring", "retrieval, novel", "retrieval, rebound", "attention_frac",
         "least (oracle)", "dynamics MSE",
     )  # fmt: skip
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines = []
     for (mixer, variant), group in points.items():
         tests = [record["metrics"]["test"] for record in group]
 
@@ -197,5 +203,5 @@ def sweep_table(found: Iterable[dict[str, Any]]) -> str:
             mean("retrieval_acc_rebound", 4), mean("attention_frac", 4), mean("oracle_attention_frac", 4),
             mean("dynamics_mse", 5),
         )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return table(columns, lines)

@@ -13,11 +13,11 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-from cramlab.files import write_text
+from reproduction.pages import markdown
+from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
 FIGURE = ROOT / "docs" / "figures" / "text.svg"
-BEGIN, END = "<!-- text: begin -->", "<!-- text: end -->"
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -45,14 +45,12 @@ def table(records: list[dict[str, Any]]) -> str:
             spread([row["nats_per_token"] for row in last], 3), spread(share, 4),
             f"{min(layers):.3f} to {max(layers):.3f}", f"{last[0]['n_tokens']:,}", f"{found[0]['n_parameters']:,}",
         ]  # fmt: skip
-        rows.append((statistics.fmean(share), f"| {' | '.join(cells)} |"))
+        rows.append((statistics.fmean(share), cells))
     columns = [
         "model", "price, nats", "rate", "seeds", "nats a token, held out", "attention_frac", "by layer", "tokens",
         "parameters",
     ]  # fmt: skip
-    head = f"| {' | '.join(columns)} |"
-    lines = [row for _, row in sorted(rows, reverse=True)]
-    return "\n".join([head, "| --- " * len(columns) + "|", *lines])
+    return markdown.table(columns, (cells for _, cells in sorted(rows, reverse=True)))
 
 
 def tuning_table(records: list[dict[str, Any]]) -> str:
@@ -62,13 +60,13 @@ def tuning_table(records: list[dict[str, Any]]) -> str:
     for record in records:
         config = record["config"]
         found[config["model"]][config["learning_rate"]] = record["series"][-1]["nats_per_token"]
-    rows = [
-        f"| {model} | {' | '.join(f'{nats[rate]:.3f}' if rate in nats else '' for rate in rates)} |"
-        for model, nats in sorted(found.items(), key=lambda item: min(item[1].values()))
-    ]
-    head = f"| tuned by {records[0]['config']['n_steps']} steps, nats on validation text at a rate of | "
-    return "\n".join(
-        [head + " | ".join(f"{rate:g}" for rate in rates) + " |", "| --- " * (1 + len(rates)) + "|", *rows]
+    columns = [f"tuned by {records[0]['config']['n_steps']} steps, nats on validation text at a rate of"]
+    return markdown.table(
+        [*columns, *(f"{rate:g}" for rate in rates)],
+        [
+            [model, *(f"{nats[rate]:.3f}" if rate in nats else "" for rate in rates)]
+            for model, nats in sorted(found.items(), key=lambda item: min(item[1].values()))
+        ],
     )
 
 
@@ -100,10 +98,8 @@ def main() -> None:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     tuning = [record for record in records if record["config"]["part"] == "validation"]
     tested = [record for record in records if record["config"]["part"] == "test"]
-    page = ROOT / "docs" / "performance.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    tables = "\n\n".join([table(tested), *([tuning_table(tuning)] if tuning else [])])
-    write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}")
+    tables = "\n".join([table(tested), *([tuning_table(tuning)] if tuning else [])])
+    renew(ROOT / "docs" / "performance.md", {"text": tables})
     draw(tested)
 
 

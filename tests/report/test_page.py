@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from cramlab.experiments import EXPERIMENTS
+from cramlab.report.intervals import seed_interval, share_interval
 from cramlab.report.page import render
-from cramlab.report.tables import COLUMNS, markdown_table, seed_interval, share_interval, summarise
+from cramlab.report.tables import COLUMNS, summarise
 from cramlab.training import train
 
 
@@ -157,7 +158,25 @@ def test_intervals_by_hand():
     assert wilson.format(3) == "1.000 [0.963, 1.000]"
 
 
-def test_markdown_has_a_line_a_mixer(found):
-    lines = markdown_table(found).splitlines()
-    assert len(lines) == 2 + 2
-    assert all(line.count("|") == len(COLUMNS) + 1 for line in lines)
+def test_many_runs_have_a_figure_for_each_experiment_and_a_label_for_each_mixer(found):
+    short = copy.deepcopy(found[0]) | {"samples": []}
+    for row in short["series"]:
+        del row["loss"]
+    runs = [short | {"seed": seed, "experiment": name} for seed in range(8) for name in ("srcd", "bounds")]
+    text = render(runs)
+    page = Page(text)
+    assert page.count["svg"] == 4  # attention and retrieval; short records have neither samples nor losses
+    assert ">srcd, size tiny<" in text
+    assert ">bounds, size tiny<" in text
+
+
+def test_progress_sees_every_run_that_is_drawn(found):
+    seen = []
+
+    def progress(runs):
+        for run in runs:
+            seen.append(run["mixer"])
+            yield run
+
+    assert render(found, progress) == render(found)
+    assert sorted(seen) == sorted(run["mixer"] for run in found)

@@ -6,6 +6,7 @@ import pytest
 
 from cramlab.experiments.srcd_sweeps import sweep_config
 from cramlab.experiments.srcd_table import table_config
+from cramlab.report import tables
 from cramlab.report.tables import summarise
 from cramlab.training import train
 from reproduction.pages import srcd_plots as benchmark_plots
@@ -15,6 +16,7 @@ from reproduction.pages.srcd_tables import (
     benchmark_table,
     goals_table,
     last_quarter_spread,
+    results_table,
     sweep_table,
     verdict,
 )
@@ -45,7 +47,7 @@ def test_the_table_has_a_row_a_mixer_and_the_papers_figures(table):
 
 def test_goals_say_what_was_missed(table):
     lines = goals_table({"tiny": table}, mixer="memorizer").splitlines()
-    assert lines[0] == "| | goal | tiny (2 seeds) | the paper |"
+    assert lines[0] == "|  | goal | tiny (2 seeds) | the paper |"
     found = dict(line.strip("| ").split(" | ", 1) for line in lines[2:])
     (row,) = [row for row in summarise(table) if row.mixer == "memorizer"]
     assert row.novel.mean < 0.999
@@ -101,3 +103,9 @@ def test_figures_of_the_table_parse(table, name):
 
 def test_figure_of_the_sweep_parses(sweep):
     assert "optimum" in "".join(ElementTree.fromstring(benchmark_plots.recurrence_sweep(sweep)).itertext())
+
+
+def test_the_table_of_results_has_a_line_a_mixer(table):
+    lines = results_table(table).splitlines()
+    assert len(lines) == 2 + 2
+    assert all(line.count("|") == len(tables.COLUMNS) + 1 for line in lines)

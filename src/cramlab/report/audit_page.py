@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from cramlab.report import audit_plots as plots
+from cramlab.report.intervals import estimate
 from cramlab.report.template import template
 
 PROBE_NAMES = {
@@ -75,15 +75,6 @@ def render_over_training(data: dict[str, Any]) -> str:
         r2=plots.over_training(data, "r2"),
         reads=plots.reads_over_training(data),
     )
-
-
-def estimate(values: Sequence[float | None], digits: int = 3) -> str:
-    """`value [low, high]`."""
-    value, low, high = values
-    if value is None:
-        return "-"
-    interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f}{interval}"
 
 
 def _measures(overall: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cramlab.report import plots
@@ -11,19 +11,28 @@ from cramlab.report.tables import COLUMNS, Row, cells, origin, summarise
 from cramlab.report.template import template
 from cramlab.terminal import plain
 
+_RUNS_PER_FIGURE = 12  # up to here, each run has a label of its own
 _MIXERS_PER_TABLE = 5  # what a page 1,100 pixels wide has room for
 
 
-def render(found: list[dict[str, Any]]) -> str:
-    """The page for a set of records; a failed run is listed with its reason, and its curves end where it failed."""
+Progress = Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]]
+
+
+def render(found: list[dict[str, Any]], progress: Progress = iter) -> str:
+    """The page for a set of records; a failed run is listed with its reason, and its curves end where it failed.
+
+    Args:
+        found: records.
+        progress: takes the runs that are drawn and yields them one by one, such as a progress bar.
+    """
     found = sorted(plain(found), key=lambda r: (r["experiment"], r["size"], r["mixer"], r["seed"]))
     trained = [record for record in found if record["series"]]
     return template("page.html.jinja").render(
         groups=_groups(summarise(found)),
         failed=[record for record in found if record["status"] == "failed"],
-        attention=plots.attention_over_steps(trained) if trained else "",
-        retrieval=plots.retrieval_over_steps(trained) if trained else "",
-        runs=[_run(record) for record in trained],
+        attention=[plots.attention_over_steps(*figure) for figure in _figures(trained)],
+        retrieval=[plots.retrieval_over_steps(*figure) for figure in _figures(trained)],
+        runs=[_run(record) for record in progress(trained)],
         paths=plots.PATH_COLOURS,
         marks=plots.QUERY_MARKS,
         origins=sorted({origin(record) for record in found}),
@@ -50,6 +59,14 @@ def _groups(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return groups
 
 
+def _figures(trained: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], str]]:
+    """Runs that share a figure, and its title: all runs if they are few, else those of one experiment and size."""
+    if len(trained) <= _RUNS_PER_FIGURE:
+        return [(trained, "")] if trained else []
+    groups = itertools.groupby(trained, key=lambda r: (r["experiment"], r["size"]))
+    return [(list(runs), f"{experiment}, size {size}") for (experiment, size), runs in groups]
+
+
 def _run(record: dict[str, Any]) -> dict[str, Any]:
     """One run's own section."""
     return {
@@ -58,7 +75,7 @@ def _run(record: dict[str, Any]) -> dict[str, Any]:
         "steps": record["n_steps"],
         "encoding_ended_step": record["encoding_ended_step"],
         "cooldown_from_step": record["cooldown_from_step"],
-        "losses": plots.losses_over_steps(record),
+        "losses": plots.losses_over_steps(record) if any(row.get("loss") for row in record["series"]) else "",
         "raster": plots.routing_raster(record) if record["samples"] else "",
         "forecast": plots.forecast(record) if record["samples"] else "",
     }

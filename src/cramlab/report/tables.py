@@ -5,61 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
-from scipy import stats
 
 from cramlab.config import differing, to_dict
 from cramlab.objective import LossConfig
+from cramlab.report.intervals import Interval, seed_interval, share_interval
 from cramlab.terminal import plain
 from cramlab.training.run import TrainingConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with a 95% interval; `low` and `high` are None where there is nothing to compute one from."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    def within(self, least: float, most: float) -> Interval:
-        """The same, cut at what the quantity can be at all."""
-        if self.low is None or self.high is None:
-            return self
-        return Interval(mean=self.mean, low=max(self.low, least), high=min(self.high, most))
-
-    def negative(self) -> Interval:
-        """That of the quantity with the other sign."""
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return Interval(mean=-self.mean, low=low, high=high)
-
-    def format(self, digits: int) -> str:
-        """`0.998 [0.996, 1.000]`."""
-        text = f"{self.mean:.{digits}f}"
-        if self.low is None or self.high is None:
-            return text
-        return f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-
-
-def seed_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's t interval; a mean alone for one seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean=mean)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Interval(mean=mean, low=mean - half, high=mean + half)
-
-
-def share_interval(share: float, n: int) -> Interval:
-    """A share of n trials with Wilson's interval: for one seed, how far its own test set leaves it uncertain."""
-    result = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return Interval(mean=share, low=float(result.low), high=float(result.high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,13 +152,6 @@ def results_table(found: Iterable[dict[str, Any]]) -> Table:
     for name, *values in zip(COLUMNS, *columns, strict=True):
         table.add_row(name, *values, end_section=name == "seeds")
     return table
-
-
-def markdown_table(found: Iterable[dict[str, Any]]) -> str:
-    """For README and docs."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(found)]
-    return "\n".join(lines) + "\n"
 
 
 def processor(record: dict[str, Any]) -> str:

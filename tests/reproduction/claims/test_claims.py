@@ -10,21 +10,20 @@ import pytest
 from cramlab import records
 from cramlab.cli.main import _parser
 from reproduction.claims import (
-    Evidence,
-    Verdict,
     audit_rows,
     bounds_rows,
     carried_rows,
     drawings,
-    figures,
     irregular_rows,
     practice_rows,
     table_rows,
     transfer_rows,
     transition_rows,
 )
-from reproduction.claims.evidence import commands, over_seeds, standard
-from reproduction.claims.page import claim_rows, hours
+from reproduction.claims.evidence import Evidence, commands, over_seeds, standard
+from reproduction.claims.page import claim_rows, figures, hours
+from reproduction.claims.verdict import Verdict
+from reproduction.pages.renew import renewed
 
 ROOT = Path(__file__).parents[3]
 RUN = records.read(ROOT / "results" / "transition" / "small" / "cram-recurring_frac=0.7-seed0.json")
@@ -482,7 +481,7 @@ def test_tables_without_fits_are_made_from_the_records(tool):
 @pytest.mark.slow
 def test_the_page_is_made_from_the_records(tool):
     text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    assert tool.renewed(text, tool.sections(tool.evidence(ROOT / "results")), "claims.md") == text
+    assert renewed(text, tool.sections(tool.evidence(ROOT / "results")), "claims.md") == text
 
 
 def test_documents_of_irregular_series_are_no_run_records(tool, tmp_path):

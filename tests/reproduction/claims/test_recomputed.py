@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import recomputed
 
-from reproduction.claims import Evidence
+from reproduction.claims.evidence import Evidence
 from reproduction.claims.page import claim_rows
 
 ROOT = Path(__file__).parents[3]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cramlab.report.tables import Interval
+from cramlab.report.intervals import Interval
 from reproduction.claims.verdict import Figure, Verdict, at_least, at_most, every, judge, most, run_share
 
 PAPER = Figure(value=1.05, without=1.0)
