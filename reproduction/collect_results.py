@@ -17,7 +17,7 @@ from typing import Any
 
 from cramlab import records
 from reproduction.claims import practice_rows
-from reproduction.pages import srcd
+from reproduction.pages import readme, srcd
 
 COMPLETE = ("srcd",)  # experiments whose records keep everything that `cramlab report` draws
 ROW = ("step", "n_tokens", "train_reads_frac", "quality")
@@ -70,7 +70,8 @@ def main() -> None:
     if runs != results:
         for new in collect(runs, results):
             print(new)
-    srcd.renew_pages(results)
+    srcd.renew_page(results)
+    readme.write()
 
 
 if __name__ == "__main__":

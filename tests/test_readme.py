@@ -17,6 +17,7 @@ from cramlab.consolidation.patch import FarReads
 from cramlab.consolidation.rules import baselines, learned
 from cramlab.experiments.srcd import run_config
 from reproduction.pages import readme
+from reproduction.pages.renew import renewed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,7 +90,7 @@ def test_make_srcd_trains_and_reports(tmp_path):
 
 
 def test_readmes_tables_and_figures_are_made_from_the_records():
-    assert readme.renewed(README) == README
+    assert renewed(README, readme.sections(), "README.md") == README
     assert all(f"docs/figures/{name}" in README for name in readme.figures())
 
 

@@ -169,7 +169,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             paper="Corollary 1",
             ours=f"proved, with sqrt(f n log(K/delta) / 2); below the static bound from n = {from_ours:,.0f} on, as "
             f"the paper writes it from {from_theirs:,.0f} on, beyond its own 2,048 (K = 100, delta = .05)",
-            command="pytest tests/analysis/test_bounds.py",
+            command="pytest tests/reproduction/analysis/test_bounds.py",
             verdict=Verdict.REPRODUCED,
         ),
         ClaimRow(
@@ -177,7 +177,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             what="consolidation error <= eps_approx^2 + C/(T eta)",
             paper="stated",
             ours="proved for a convex loss, full batches and fixed targets; three counterexamples beyond, in theory.md",
-            command="pytest tests/analysis/test_bounds.py",
+            command="pytest tests/reproduction/analysis/test_bounds.py",
             verdict=Verdict.NOT_REPRODUCED,
         ),
         ClaimRow(
@@ -185,7 +185,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             what="use(T)/use(0) <= 1 - rho + eps",
             paper="stated",
             ours="proved; and by consolidation alone use falls by 1/(1 - rho) = 3.3x at most",
-            command="pytest tests/analysis/test_bounds.py",
+            command="pytest tests/reproduction/analysis/test_bounds.py",
             verdict=Verdict.REPRODUCED,
         ),
     ]

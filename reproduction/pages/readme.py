@@ -13,6 +13,8 @@ from cramlab.files import write_text
 from cramlab.report.plots import attention_over_steps
 from cramlab.report.tables import origin, summarise
 from reproduction.pages.consolidation_plots import loss_by_share
+from reproduction.pages.markdown import table
+from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
 SRCD, CONSOLIDATION = ROOT / "results" / "srcd", ROOT / "results" / "consolidate" / "smollm2"
@@ -27,11 +29,10 @@ RULES = {
 
 def sections() -> dict[str, str]:
     """Text by the name in its marks."""
-    found = [records.read(path) for path in records.find([SRCD])]
-    lines = [
-        "| size, tokens | model | seeds | retrieval, novel | share that reads | / optimum | dynamics error / control |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    found = records.read_all([SRCD])
+    columns = ("size, tokens", "model", "seeds", "retrieval, novel", "share that reads", "/ optimum",
+               "dynamics error / control")  # fmt: skip
+    rows = []
     for row in sorted(summarise(found), key=lambda row: SIZES.index(row.size)):
         n_tokens = next(record["config"]["task"]["seq_len"] for record in found if record["size"] == row.size)
         cells = (
@@ -43,27 +44,28 @@ def sections() -> dict[str, str]:
             f"{row.attention_frac.mean / row.oracle_attention_frac:.2f}",
             "-" if row.dynamics_ratio is None else f"{row.dynamics_ratio:.3f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     hardware = sorted({origin(record).partition("; code")[0] for record in found})
-    return {"results": "\n".join([*lines, "", *(f"- {line}" for line in hardware)]), "consolidation": _consolidation()}
+    return {
+        "results": "\n".join([table(columns, rows), *(f"- {line}" for line in hardware)]),
+        "consolidation": _consolidation(),
+    }
 
 
 def _consolidation() -> str:
-    lines = [
-        "| certified increase, nats per token | far reads skipped | increase on test documents | pairs scored |",
-        "| --- | --- | --- | --- |",
-    ]
+    columns = ("certified increase, nats per token", "far reads skipped", "increase on test documents", "pairs scored")
+    rows = []
     for path in sorted(CONSOLIDATION.glob("p*/consolidation.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         test, bound = record["test"], record["promise"]["increase"]
         increase = f"{test['increase']:.3f} ± {test['standard_error']:.3f}"
-        lines.append(f"| {bound:g} | {test['skipped_frac']:.0%} | {increase} | {test['pairs_frac']:.0%} |")
-    return "\n".join(lines)
+        rows.append((f"{bound:g}", f"{test['skipped_frac']:.0%}", increase, f"{test['pairs_frac']:.0%}"))
+    return table(columns, rows)
 
 
 def figures() -> dict[str, str]:
     """SVG text by file name: attention in training, and loss against skipped reads."""
-    small = [records.read(path) for path in records.find([SRCD / "small"])]
+    small = records.read_all([SRCD / "small"])
     compared = json.loads((CONSOLIDATION / "comparison.json").read_text(encoding="utf-8"))
     tests = [
         json.loads(path.read_text(encoding="utf-8"))["test"] for path in CONSOLIDATION.glob("p*/consolidation.json")
@@ -76,19 +78,9 @@ def figures() -> dict[str, str]:
     }
 
 
-def renewed(page: str) -> str:
-    """The page with its tables renewed; each stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
-    for name, text in sections().items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        before, _, rest = page.partition(begin)
-        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
-    return page
-
-
 def write() -> None:
     """Rewrites README.md and its figures."""
-    page = ROOT / "README.md"
-    write_text(page, renewed(page.read_text(encoding="utf-8")))
+    renew(ROOT / "README.md", sections())
     for name, text in figures().items():
         write_text(ROOT / "docs" / "figures" / name, text)
 

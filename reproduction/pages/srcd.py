@@ -1,4 +1,4 @@
-"""Tables and figures of SRCD in README.md, docs/results.md and docs/figures."""
+"""Tables of docs/results.md and figures of SRCD."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from reproduction.pages.renew import renew
 from reproduction.pages.srcd_tables import benchmark_table, goals_table, results_table, sweep_table
 
 ROOT = Path(__file__).parents[2]
-README = ("results",)  # sections of README.md; all others belong to docs/results.md
 
 
 def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
@@ -26,8 +25,8 @@ def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
 
 def tables(results: Path) -> dict[str, str]:
     """The text between each pair of marks, by the name in the marks."""
-    made = {"results": results_table(main) if (main := read(results / "srcd")) else ""}
-    found, goals = list(main), {}
+    made = {}
+    found, goals = read(results / "srcd"), {}
     for size in ("small", "medium", "paper"):
         rows = read(results / "srcd_table" / size)
         made[f"table {size}"] = (
@@ -40,7 +39,6 @@ def tables(results: Path) -> dict[str, str]:
     deep, sweep = read(results / "srcd_deep"), read(results / "srcd_sweeps")
     made["deep"] = results_table(deep) if deep else "No records yet.\n"
     made["sweeps"] = sweep_table(sweep) if sweep else "No records yet.\n"
-    made["results"] += "\n" + origins(main)
     made["origins"] = origins(found + deep + sweep)
     return made
 
@@ -64,10 +62,8 @@ def figures(results: Path) -> dict[str, str]:
     return drawn
 
 
-def renew_pages(results: Path) -> None:
-    """Rewrites the pages and figures from the records under `results`."""
-    made = tables(results)
-    renew(ROOT / "README.md", {name: made.pop(name) for name in README})
-    renew(ROOT / "docs" / "results.md", made)
+def renew_page(results: Path) -> None:
+    """Rewrites the page and figures from the records under `results`."""
+    renew(ROOT / "docs" / "results.md", tables(results))
     for name, svg in figures(results).items():
         write_text(ROOT / "docs" / "figures" / name, svg)

@@ -13,6 +13,7 @@ import torch
 
 from cramlab.auditing import text as audit_text
 from cramlab.cli.main import main
+from reproduction.pages.renew import renewed
 
 pytest.importorskip("glassllm")
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,9 @@ def test_every_record_has_its_section_and_a_page_of_all_marks_is_made(results, t
     wanted |= {f"glassllm {name} {what}" for name in ("p08", "p10") for what in ("promise", "calibration")}
     wanted |= {"glassllm retrieval p10", "glassllm decode 120-p10"}
     assert set(sections) == wanted
-    page = tables.renewed("".join(f"<!-- {mark} -->\n\nstale\n\n<!-- end -->\n" for mark in sections))
+    page = renewed(
+        "".join(f"<!-- {mark}: begin -->\n\nstale\n\n<!-- {mark}: end -->\n" for mark in sections), sections, "page"
+    )
     assert "stale" not in page
     assert "nan" not in page
     assert all(f"| {label} |" in sections["glassllm curves"] for rule, label in tables.RULES.items()
