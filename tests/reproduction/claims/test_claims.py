@@ -45,7 +45,8 @@ def run(experiment="transition", mixer="cram", variant="", seed=0, **test):
 def irregular(model, auc, seed, attention=None, data="pbcseq"):
     test = {"auc": auc, "auc_low": auc - 0.05, "auc_high": auc + 0.05, "average_precision": auc,
             "attention_frac": attention, "forecast_skill_ratio": None}  # fmt: skip
-    return {"kind": "irregular", "data": {"name": data}, "model": model, "seed": seed, "test": test, "seconds": 60.0, "n_parameters": None,
+    return {"kind": "irregular", "data": {"name": data}, "model": model, "seed": seed, "test": test,
+            "seconds": 60.0, "n_parameters": None,
             "hardware": RUN["hardware"]}  # fmt: skip
 
 
