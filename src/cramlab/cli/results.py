@@ -82,11 +82,17 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from cramlab import records
 
-    paths = records.find(args.dirs)
-    from cramlab.files import write_text
-    from cramlab.report.page import render
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        found = records.read_all(args.dirs, lambda files: bar.track(files, description="reading records"))
+        from cramlab.files import write_text  # what draws takes seconds to import, a refusal does not wait for it
+        from cramlab.report.page import render
 
-    write_text(args.out, render([records.read(path) for path in paths]))
+        page = render(found, lambda runs: bar.track(runs, description="drawing runs"))
+    write_text(args.out, page)
     print(f"report: {args.out}")
