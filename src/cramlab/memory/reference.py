@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cramlab.memory.layer import CRAMLayer
 from cramlab.memory.semantic import Nothing, Slots
-from cramlab.memory.working import NoWorkingMemory
+from cramlab.memory.working import NoWorkingMemory, WorkingMemory
 from cramlab.mixer import Path
 
 
@@ -31,7 +31,7 @@ def reference_layer(
     outputs, read_masks = [], []
     for b in range(x.shape[0]):
         ys, used = [], []
-        state = torch.zeros(layer.config.working.d_state if layer.config.working else 0)
+        state = torch.zeros(layer.working.state_size)
         entries: list[tuple[Tensor, Tensor]] = []
         for t in range(x.shape[1]):
             if not valid[b, t]:
@@ -58,6 +58,8 @@ def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[T
     memory = layer.working
     if isinstance(memory, NoWorkingMemory):
         return state, torch.zeros(1), x
+    if not isinstance(memory, WorkingMemory):
+        raise ValueError("working: this twin knows leaky integrators only; `delta_rule_by_tokens` is the delta rule's")
     config = memory.config
     width = config.d_state // config.n_timescales
     decay = torch.stack([torch.exp(-memory.log_rate[i // width].exp() * gap) for i in range(config.d_state)])
