@@ -148,7 +148,7 @@ def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
     out = fresh("set")
     argv = [*_argv(command, mixer), f"--set={assignment}", "--out", str(out)]
     if expected == "huge":
-        with mock.patch.dict("cramlab.cli.main.ENGINES", {"local": lambda *_, **__: []}):
+        with mock.patch("cramlab.training.jobs.run_jobs", return_value=[]):
             given = answer(lambda: cli(argv)) if command == "run" else None
         if given is not None and given.code:
             check_refusal(given)
@@ -272,7 +272,7 @@ def _orders(assignments: list[str]) -> None:
             return []
 
         argv = ["run", "srcd/cram", "--size", "tiny", "--out", str(fresh("order"))]
-        with mock.patch.dict("cramlab.cli.main.ENGINES", {"local": engine}):
+        with mock.patch("cramlab.training.jobs.run_jobs", engine):
             given = answer(lambda argv=argv, order=order: cli([*argv, *(f"--set={text}" for text in order)]))
         if given.code:
             check_refusal(given)
