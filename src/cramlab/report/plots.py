@@ -67,9 +67,8 @@ def finish(axes: Axes, *, legend: bool = True) -> str:
     axes.grid(alpha=0.3)
     if legend:
         labels = axes.get_legend_handles_labels()[1]
-        place = (
-            {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > _LABELS_INSIDE else {"loc": "best"}
-        )
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+        place = beside if len(labels) > _LABELS_INSIDE else {"loc": "best"}
         axes.legend(fontsize="small", ncols=1 + len(labels) // 24, **place)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
