@@ -20,6 +20,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from cramlab.language_model import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.language_model.cram_gpt2 import CramGPT2Config, CramGPT2LMHeadModel
 
 SIZES = {
@@ -41,6 +42,9 @@ BUILD = {
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, use_parallel_residual=True)),
     "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
     "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES | {"max_position_embeddings": 70, "pad_token_id": 1})),
+    "cram": lambda: CRAMForCausalLM(
+        CRAMForCausalLMConfig(**SIZES, memory_capacity=None, state_size=16, semantic_rank=8)
+    ),
     "cram_gpt2": lambda: CramGPT2LMHeadModel(CramGPT2Config(**GPT2_SIZES)),
 }
 CAUSAL = [name for name in BUILD if name not in ("bert", "roberta")]
