@@ -220,7 +220,7 @@ def test_goals_are_judged_by_what_was_measured(accelerator):
     for n, ms in ((1024, 30.0), (65536, 33.0)):
         ways = {"llama": way(60.0), "cram": way(ms), "llama, in place, as a graph": way(6.0)}
         found[f"decode-{n}"] = {"what": "decode", "n_tokens": n, "n_steps": 30, "ways": ways}
-    goals = {what: rest for what, *rest in accelerator.accelerator_page._goals(found)}
+    goals = {what: rest for what, *rest in accelerator.accelerator_page.goals(found)}
     _, reached, binds = goals["episodic tier, 1.6% read, 16,384 tokens, batch 1"]
     assert reached == "30.0x (launch by launch 2.0x)"  # against the faster of the dense ways
     assert "launches" in binds

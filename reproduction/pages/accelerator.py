@@ -1,4 +1,4 @@
-"""The accelerator's section of docs/performance.md, from the records of `accelerator.py`."""
+"""The accelerator's section of docs/tables/performance.md, from the records of `benchmarks.accelerator`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ _METHOD = (
 )
 
 
+def read(folder: Path) -> Found:
+    """Records of a folder by the names of their files."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
 def section(folder: Path) -> str:
     """Goals against what was reached, then all that was measured; or that nothing was."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    found = read(folder)
     if not found:
         return "Not measured yet."
     header = next(iter(found.values()))
     device = header["hardware"]["accelerator"] or "no accelerator, a dry run"
     lines = [f"{device}, torch {header['versions']['torch']}, {header['date']}. {_METHOD}", "", *_checks(found)]
     lines += ["", "| what | goal | reached | what binds |", "| --- | --- | --- | --- |"]
-    lines += [f"| {what} | {goal} | {reached} | {binds} |" for what, goal, reached, binds in _goals(found)]
+    lines += [f"| {what} | {goal} | {reached} | {binds} |" for what, goal, reached, binds in goals(found)]
     lines += ["", *_rows(found)]
     failed = [f"- `{name}`: {record['failed']}" for name, record in found.items() if "failed" in record]
     for name, record in found.items():
@@ -52,18 +57,18 @@ def _ms(record: dict[str, Any], way: str) -> float:
     return record["ways"][way]["ms"]["median"]
 
 
-def _goals(found: Found) -> list[tuple[str, str, str, str]]:
-    """What, goal, reached, what binds."""
-    goals = [
+def goals(found: Found) -> list[tuple[str, str, str, str]]:
+    """Returns rows of: what, goal, reached, what binds."""
+    specified = [
         (f"episodic tier, 1.6% read, {n:,} tokens, batch {b}", times, f"tier-{n}-by-{b}", "dense", "routed")
         for n, times in ((16384, 20), (65536, 40))
         for b in (1, 8)
     ]
-    goals += [
+    specified += [
         (f"layer, training step, 16,384 tokens, batch {b}", 3, f"training-16384-by-{b}", "transformer", "cram")
         for b in (1, 8)
     ]
-    goals += [
+    specified += [
         (
             f"... bounded, compiled or not, batch {b}",
             3,
@@ -74,20 +79,20 @@ def _goals(found: Found) -> list[tuple[str, str, str, str]]:
         for b in (1, 8)
     ]
     lines = []
-    for what, times, name, base, ours in goals:
+    for what, times, name, base, ours in specified:
         record = found.get(name, {"failed": "not run"})
         if "failed" in record:
             lines.append((what, f"{times}x", "not measured", record["failed"]))
             continue
-        said = f"{_best(record, base) / _best(record, ours):.1f}x"
+        said = f"{best_ms(record, base) / best_ms(record, ours):.1f}x"
         if f"{ours}, as a graph" in record["ways"]:
             said += f" (launch by launch {_ms(record, base) / _ms(record, ours):.1f}x)"
         lines.append((what, f"{times}x", said, _what_binds(found, record, ours)))
     return [*lines, *_decode(found)]
 
 
-def _best(record: dict[str, Any], way: str) -> float:
-    """Milliseconds of the fastest of the ways to do the same: launch by launch, compiled, or as a graph."""
+def best_ms(record: dict[str, Any], way: str) -> float:
+    """Returns the time of the fastest way to do the same, in ms: launch by launch, compiled, or as a graph."""
     names = (f"{way}{how}{graph}" for how in ("", ", in place", ", compiled") for graph in ("", ", as a graph"))
     return min(_ms(record, name) for name in names if name in record["ways"])
 
@@ -104,7 +109,7 @@ def _decode(found: Found) -> list[tuple[str, str, str, str]]:
             continue
         said = ", ".join(f"{ms:.3f} ms at {n:,}" for n, ms in each.items())
         first, *_, last = each.values()
-        llama = ", ".join(f"{_best(records[n], 'llama') / records[n]['n_steps']:.3f}" for n in each)
+        llama = ", ".join(f"{best_ms(records[n], 'llama') / records[n]['n_steps']:.3f}" for n in each)
         binds = f"launches; the Llama's best way takes {llama} ms"
         lines.append((what, "flat", f"{said}: {last / first:.2f} times as long", binds))
     return lines

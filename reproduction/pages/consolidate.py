@@ -124,7 +124,8 @@ def _retrieval(data: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def _decode(data: dict[str, Any]) -> str:
+def decode(data: dict[str, Any]) -> str:
+    """Times of one token and of a prompt, in ms, by way."""
     rows = []
     for what, unit in (("decode", "one token after"), ("prompt", "a prompt of")):
         found = data.get(what, {"ways": {}})
@@ -140,7 +141,7 @@ def _decode(data: dict[str, Any]) -> str:
 def sections() -> dict[str, str]:
     """The text between each pair of marks; of the records that there are."""
     made = {"comparison": (_made, _curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
-            "decode": (_decode,)}  # fmt: skip
+            "decode": (decode,)}  # fmt: skip
     found = {}
     for path in sorted(RESULTS.rglob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""Renews the tables in docs/performance.md and draws docs/performance.svg, from what is in results/bench."""
+"""Renews docs/performance.md, docs/tables/performance.md and their figure from the records.
+
+python -m reproduction.pages.performance
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 from reproduction.pages import accelerator as accelerator_page
-from reproduction.pages import markdown
+from reproduction.pages import markdown, performance_summary
 from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+SUMMARY, TABLES = ROOT / "docs" / "performance.md", ROOT / "docs" / "tables" / "performance.md"
+FIGURE = ROOT / "docs" / "figures" / "performance.svg"
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -29,12 +35,20 @@ def table(found: list[dict[str, Any]]) -> str:
     return markdown.table(("what", "tokens", "read", "way", "ms", "times faster"), rows)
 
 
-def main() -> None:
-    """Milliseconds by length, and scores by share of tokens that read."""
+def timings() -> list[dict[str, Any]]:
+    """Rows of the benchmark on a CPU."""
+    return json.loads((RESULTS / "bench" / "execution.json").read_text(encoding="utf-8"))["rows"]
+
+
+def sections() -> dict[str, str]:
+    """All measurements: the text between each pair of marks of docs/tables/performance.md."""
+    accelerator = accelerator_page.section(RESULTS / "bench" / "accelerator")
+    return {"bench": table(timings()), "accelerator": accelerator}
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """Draws milliseconds by length, and those of the scores by the share of tokens that read."""
     mpl.rcParams["svg.hashsalt"] = "cramlab"
-    found = json.loads((ROOT / "results" / "bench" / "execution.json").read_text(encoding="utf-8"))["rows"]
-    accelerator = accelerator_page.section(ROOT / "results" / "bench" / "accelerator")
-    renew(ROOT / "docs" / "performance.md", {"bench": table(found), "accelerator": accelerator})
     names = [name for name in dict.fromkeys(r["row"] for r in found) if name != "share"]
     names += ["share"] if any(r["row"] == "share" for r in found) else []
     columns = 3
@@ -57,8 +71,10 @@ def main() -> None:
     for axis in list(axes.flat)[len(names) :]:
         axis.set_visible(False)
     figure.tight_layout()
-    figure.savefig(ROOT / "docs" / "performance.svg", metadata={"Date": None})
+    figure.savefig(FIGURE, metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    main()
+    renew(SUMMARY, performance_summary.sections(RESULTS))
+    renew(TABLES, sections())
+    draw(timings())

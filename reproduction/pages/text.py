@@ -1,4 +1,7 @@
-"""Renews table and figure of language models in docs/performance.md from results/text (see `text_run.py`)."""
+"""Renews docs/tables/language.md, its figure and its short table in docs/results.md from results/text.
+
+python -m reproduction.pages.text
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from reproduction.pages import markdown
 from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
+PAGE, RESULTS_PAGE = ROOT / "docs" / "tables" / "language.md", ROOT / "docs" / "results.md"
 FIGURE = ROOT / "docs" / "figures" / "text.svg"
 
 
@@ -51,6 +55,15 @@ def table(records: list[dict[str, Any]]) -> str:
         "parameters",
     ]  # fmt: skip
     return markdown.table(columns, (cells for _, cells in sorted(rows, reverse=True)))
+
+
+def short_table(records: list[dict[str, Any]]) -> str:
+    """Model, price, loss and share of tokens that attend: some columns of `table`."""
+    head, _, *lines = table(records).splitlines()
+    names = [name.strip() for name in head.strip("|").split("|")]
+    kept = [names.index(name) for name in ("model", "price, nats", "nats a token, held out", "attention_frac")]
+    cells = [[line.strip("|").split("|")[i].strip() for i in kept] for line in lines]
+    return markdown.table([names[i] for i in kept], cells)
 
 
 def tuning_table(records: list[dict[str, Any]]) -> str:
@@ -92,16 +105,24 @@ def draw(records: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Reads every record, writes page and figure."""
-    paths = sorted((ROOT / "results" / "text").glob("*.json"))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    tuning = [record for record in records if record["config"]["part"] == "validation"]
-    tested = [record for record in records if record["config"]["part"] == "test"]
-    tables = "\n".join([table(tested), *([tuning_table(tuning)] if tuning else [])])
-    renew(ROOT / "docs" / "performance.md", {"text": tables})
-    draw(tested)
+def read(results: Path) -> list[dict[str, Any]]:
+    """Records of all runs, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "text").glob("*.json"))]
+
+
+def of_part(records: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    """Records of the runs that were scored on a part of the text: "validation" or "test"."""
+    return [record for record in records if record["config"]["part"] == part]
+
+
+def section(records: list[dict[str, Any]]) -> str:
+    """Losses on test text, then those of the tuning runs."""
+    tuning = of_part(records, "validation")
+    return "\n".join([table(of_part(records, "test")), *([tuning_table(tuning)] if tuning else [])])
 
 
 if __name__ == "__main__":
-    main()
+    found = read(ROOT / "results")
+    renew(PAGE, {"text": section(found)})
+    renew(RESULTS_PAGE, {"language models": short_table(of_part(found, "test"))})
+    draw(of_part(found, "test"))

@@ -5,7 +5,7 @@
 
 The learning rate of each kind of model is tuned first, by runs of half the steps with a seed of their own on validation
 text that serves nothing else (CRAM at its middle price). The same call continues interrupted work. With the records in
-results/text (`cp runs/text/*.json results/text`), `reproduction/pages/text.py` renews docs/performance.md.
+results/text (`cp runs/text/*.json results/text`), `reproduction/pages/text.py` renews docs/tables/language.md.
 """
 
 from __future__ import annotations

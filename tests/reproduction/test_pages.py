@@ -1,8 +1,11 @@
 """Pages are renewed between their marks, and goals are written and shown in one way."""
 
+import re
+
 import pytest
 
 from reproduction import goals
+from reproduction.pages import performance, performance_summary, text
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew, renewed
 
@@ -44,3 +47,48 @@ def test_goals_are_written_and_rendered(tmp_path):
         goals.write("house", [{name: value for name, value in met.items() if name != "command"}], folder)
     with pytest.raises(ValueError, match="do not exist: nowhere"):
         goals.write("house", [met | {"record": ["nowhere"]}], folder)
+
+
+def section(mark):
+    return re.search(f"<!-- {mark}: begin -->(.*?)<!-- {mark}: end -->", performance.SUMMARY.read_text(), re.DOTALL)[1]
+
+
+def test_pages_of_performance_are_made_from_the_records():
+    tables = {
+        performance.SUMMARY: performance_summary.sections(performance.RESULTS),
+        performance.TABLES: performance.sections(),
+    }
+    for path, sections in tables.items():
+        page = path.read_text(encoding="utf-8")
+        assert page.count(": begin -->") == len(sections)
+        assert renewed(page, sections, path.name) == page, "run python -m reproduction.pages.performance"
+
+
+def test_pages_of_language_models_are_made_from_the_records():
+    records = text.read(performance.RESULTS)
+    tables = {
+        text.PAGE: {"text": text.section(records)},
+        text.RESULTS_PAGE: {"language models": text.short_table(text.of_part(records, "test"))},
+    }
+    for path, sections in tables.items():
+        page = path.read_text(encoding="utf-8")
+        assert renewed(page, sections, path.name) == page, "run python -m reproduction.pages.text"
+    assert text.FIGURE.exists()
+
+
+def test_the_page_of_performance_is_short():
+    assert len(performance.SUMMARY.read_text(encoding="utf-8").splitlines()) <= 150
+    for mark, made in performance_summary.sections(performance.RESULTS).items():
+        assert 3 <= len(made.splitlines()) <= 12, f"{mark}: at most ten rows below the head"
+    assert performance.FIGURE.exists()
+
+
+def test_short_rows_are_rows_of_the_full_tables():
+    """Medians of the short table of layers stand in the full table too, which is made by other code."""
+    full = performance.TABLES.read_text(encoding="utf-8")
+    cells = [line.strip("| ").split(" | ") for line in full.splitlines() if line.startswith("| whole layer, forward |")]
+    medians = {(row[1], row[3]): float(row[4].split()[0].replace(",", "")) for row in cells if len(row) == 6}
+    rows = [line.strip("| ").split(" | ") for line in section("layer").splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == len(performance_summary.LENGTHS)
+    for n, *ms in (row[:3] for row in rows):
+        assert ms == [f"{medians[n, way]:,.0f}" for way in ("transformer", "cram")]
