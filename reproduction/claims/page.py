@@ -1,4 +1,4 @@
-"""All sections and figures of docs/claims.md."""
+"""All sections and figures of docs/claims.md, and the tables of docs/tables/claims.md."""
 
 from __future__ import annotations
 
@@ -47,32 +47,28 @@ def hours(evidence: Evidence) -> str:
 
 
 def sections(evidence: Evidence) -> dict[str, str]:
-    """The text between each pair of marks."""
+    """The text between each pair of marks of docs/claims.md."""
     rows = claim_rows(evidence)
     counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
     summary = "; ".join(f"{verdict.strip('*')}: {count}" for verdict, count in counts.items())
     experiments = ("transition", "bounds", "transfer")
     lines = sorted({origin(run) for name in experiments for run in evidence.of(name)})
-    drawn = drawings.draw(evidence)
-
-    def with_figure(name: str, table: str, caption: str) -> str:
-        return f"{table}\n![{caption}](figures/{name}.svg)\n" if f"{name}.svg" in drawn else table
-
+    series = irregular_rows.table(evidence)
+    if drawings.irregular(evidence) is not None:
+        series = f"{series}\n![AUC on irregular series](figures/irregular.svg)\n"
     return {
         "claims": markdown.table(COLUMNS, [row.cells() for row in rows]) + f"\nRows: {summary}.\n",
-        "transition": with_figure("transition", transition_rows.table(evidence), "Attention and quality over training"),
-        "practice": with_figure("practice", practice_rows.table(evidence), "Practice curves"),
-        "bounds": with_figure("bounds", bounds_rows.table(evidence), "Attention against the bound"),
-        "transfer": with_figure(
-            "transfer_training",
-            with_figure("transfer", transfer_rows.table(evidence), "Reads and errors after transfer"),
-            "Training reads up to two goals",
-        ),
         "carried": carried_rows.table(evidence) or "No records yet.\n",
-        "irregular": with_figure("irregular", irregular_rows.table(evidence), "AUC on irregular series"),
+        "irregular": series,
         "claims hours": hours(evidence),
         "claims origins": "".join(f"- {line}\n" for line in lines) or "No records yet.\n",
     }
+
+
+def tables(evidence: Evidence) -> dict[str, str]:
+    """The text between each pair of marks of docs/tables/claims.md."""
+    parts = {"transition": transition_rows, "practice": practice_rows, "bounds": bounds_rows, "transfer": transfer_rows}
+    return {name: part.table(evidence) for name, part in parts.items()}
 
 
 def figures(evidence: Evidence) -> dict[str, str]:

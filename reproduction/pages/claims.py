@@ -1,9 +1,10 @@
-"""Collects records of the experiments behind docs/claims.md and renews that page and its figures.
+"""Collects records of the experiments behind docs/claims.md and renews that page, its tables and figures.
 
     python -m reproduction.pages.claims runs/results results
 
 takes every finished record under runs/results to its place under results/, like collect_results.py, and documents of
-`cramlab irregular` to results/irregular/; then rewrites docs/claims.md between its marks and the figures that it shows.
+`cramlab irregular` to results/irregular/; then rewrites docs/claims.md and
+docs/tables/claims.md between their marks, and the figures.
 For the latter alone:
 
     python -m reproduction.pages.claims results
@@ -18,12 +19,12 @@ from cramlab import records
 from cramlab.auditing import AuditResult, over_training
 from cramlab.files import write_json, write_text
 from reproduction.claims.evidence import Evidence
-from reproduction.claims.page import figures, sections
+from reproduction.claims.page import figures, sections, tables
 from reproduction.collect_results import collect
 from reproduction.pages.renew import renew
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "claims.md"
+PAGE, TABLES = ROOT / "docs" / "claims.md", ROOT / "docs" / "tables" / "claims.md"
 
 
 def evidence(results: Path) -> Evidence:
@@ -59,6 +60,7 @@ def main() -> None:
         collect_irregular(Path(sys.argv[1]), results)
     found = evidence(results)
     renew(PAGE, sections(found))
+    renew(TABLES, tables(found))
     for name, text in figures(found).items():
         write_text(ROOT / "docs" / "figures" / name, text)
 

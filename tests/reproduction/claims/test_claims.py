@@ -472,19 +472,22 @@ def sections_of(text):
 def test_tables_without_fits_are_made_from_the_records(tool):
     """The whole page, whose practice curves take a minute to fit, is compared by the slow test below."""
     evidence = tool.evidence(ROOT / "results")
-    page = sections_of((ROOT / "docs" / "claims.md").read_text(encoding="utf-8"))
+    text = tool.PAGE.read_text(encoding="utf-8")
+    page = sections_of(text) | sections_of(tool.TABLES.read_text(encoding="utf-8"))
     for name, part in (("transition", transition_rows), ("bounds", bounds_rows), ("transfer", transfer_rows),
                        ("irregular", irregular_rows)):  # fmt: skip
         assert part.table(evidence).strip() in page[name], f"{name}: run python -m reproduction.pages.claims results"
-    for name in ("transition", "bounds"):
-        assert f"figures/{name}.svg" in page[name]
+    for name in ("transition", "practice", "bounds", "transfer", "transfer_training", "irregular"):
+        assert f"(figures/{name}.svg)" in text
         assert (ROOT / "docs" / "figures" / f"{name}.svg").exists()
 
 
 @pytest.mark.slow
 def test_the_page_is_made_from_the_records(tool):
-    text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    assert renewed(text, tool.sections(tool.evidence(ROOT / "results")), "claims.md") == text
+    evidence = tool.evidence(ROOT / "results")
+    for path, made in ((tool.PAGE, tool.sections(evidence)), (tool.TABLES, tool.tables(evidence))):
+        text = path.read_text(encoding="utf-8")
+        assert renewed(text, made, path.name) == text
 
 
 def test_documents_of_irregular_series_are_no_run_records(tool, tmp_path):
