@@ -144,7 +144,6 @@ ATTRIBUTES = {
         "FILE": ("cramlab.training.irregular.documents", "FILE"),
         "read": ("cramlab.training.irregular.documents", "load"),
     },
-    "cramlab.ops.dispatch": {"bind": ("cramlab.ops.dispatch", "few_launches")},
     "cramlab.auditing.result": {
         "assemble": ("cramlab.auditing.figures", "assemble"),
         "Measured": ("cramlab.auditing.figures", "Measured"),

@@ -88,7 +88,7 @@ def measure_losses(
 
 def loss_of(model: nn.Module, mask_token: int | None) -> Loss | None:
     """Returns the loss of the model's head; None for a model without one."""
-    if base_model(model) is model:
+    if base_model(model) is model and not hasattr(model, "lm_head"):  # a CRAM language model has its head beside
         return None
     if family_of(model).causal:
         return NextToken()
