@@ -162,7 +162,9 @@ def _restore(data: Any, like: Any, path: str) -> Any:
             raise ConfigError(f"{_join(path, name)} is unknown{nearest(name, fields)}")
         for name, field in fields.items():
             if name not in data and field.default is field.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{_join(path, name)} is missing")
+                raise ConfigError(
+                    f"{_join(path, name)} is missing; add it to the config, or start the run again in another folder"
+                )
         values = {n: _restore(data[n], getattr(like, n), _join(path, n)) for n in fields if n in data}
         return dataclasses.replace(like, **values)  # type: ignore[type-var]
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):

@@ -1,4 +1,4 @@
-"""Consolidation teaches the semantic memory what the episodic memory returned: the match of both, and the loss."""
+"""Consolidation: the loss that trains the semantic memory to predict episodic reads, and how well both match."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def consolidation_sums(
 ) -> Tensor:
     """`consolidation_loss` of each sequence times the number of its tokens that read, (B,); zero if none did.
 
-    As sums over tokens, the values of the parts of a batch are those of the whole batch. Source: ours.
+    Sums, unlike means, do not change when a batch is split into micro-batches. Source: ours.
 
     Args:
         answer: f_sem, (..., D).

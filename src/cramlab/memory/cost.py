@@ -94,7 +94,7 @@ def _router(layer: CostedLayer, full: int, half: int) -> float:
 
 
 def _pairs(layer: CostedLayer, n_reads: float, n_writes: float, training: bool) -> float:
-    """Number of pairs of reader and place that are scored, times the factor for training."""
+    """Number of query-key pairs that are scored; in training, multiplied to include the backward pass."""
     if not n_reads or not round(n_writes):
         return 0.0
     capacity = layer.episodic.config.capacity

@@ -76,7 +76,7 @@ class EpisodicMemory(nn.Module):
     def write(
         self, h: Tensor, gaps: Tensor, buffer: Buffer, writes: Tensor | None, *, most: int | None = None
     ) -> Written:
-        """Adds tokens of this call to the buffer. With a write gate, only these get keys and values.
+        """Appends tokens to the buffer. With a write gate, only written tokens get keys and values.
 
         Args:
             h: (B, T, D).
@@ -134,7 +134,7 @@ class EpisodicMemory(nn.Module):
         return Buffer(packed(self.w_key(rows)), packed(self.w_value(rows)), packed(ages.flatten()[token]), filled), rank
 
     def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
-        """The newest `capacity` entries of each sequence, without the empty places that all sequences share.
+        """Keeps the newest `capacity` entries of each sequence; drops places in front that are empty in all.
 
         Args:
             buffer: of `Written`.

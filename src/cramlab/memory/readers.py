@@ -1,4 +1,4 @@
-"""The tokens of a call that read the buffer, and the three ways to execute their reads: all, gathered, packed."""
+"""Three layouts for the tokens that read: all tokens, the readers alone (ragged), or padded to equal length."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class All(Readers):
 
 @final
 class Gathered(Readers):
-    """Readers one after another, sequence by sequence. Rows are (R, ...), so nothing is computed for fillers."""
+    """The readers of all sequences, concatenated without padding. Rows are (R, ...)."""
 
     def __init__(self, mask: Tensor, token: Tensor, counts: list[int]) -> None:
         """Takes the indices of the readers among all B T tokens, (R,), and the number of readers of each sequence."""
@@ -138,7 +138,7 @@ class Gathered(Readers):
 
 @final
 class Packed(Readers):
-    """The readers of all sequences side by side, with fillers up to equal length. Rows are (B, R, ...).
+    """The readers of each sequence, padded to equal length. Rows are (B, R, ...).
 
     Few kernels are launched, and with a fixed R no size depends on which tokens read.
     """

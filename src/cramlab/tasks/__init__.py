@@ -1,7 +1,8 @@
 """Tasks: configs that draw data from a seed. They know no model.
 
 To add a task, write one file with a config that satisfies `cramlab.tasks.task.Task`; `copying` is a short example.
-Training, evaluation and reports then work with it: an experiment in `cramlab.experiments` puts it into a `RunConfig`.
+An experiment in `cramlab.experiments` puts it into a `RunConfig`, which trains and reports it. `cramlab eval` and
+`cramlab cost` open runs of SRCD alone so far.
 
 - `task`: the contract, and the stream of batches that every task shares.
 - `srcd`: Sparse Retrieval in Continuous Dynamics; `srcd_oracles`: its best scores and floors; `export`: its files.

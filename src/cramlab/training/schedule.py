@@ -83,7 +83,7 @@ def price_ramp(config: RunConfig, progress: Progress) -> float:
 
 
 def after_validation(config: RunConfig, progress: Progress, evaluation: Evaluation) -> None:
-    """Keeps a validation's metrics, and ends the phase or the stage, or begins the cool-down, where they say so."""
+    """Stores the metrics of a validation; if they meet a criterion, ends phase or stage or begins the cool-down."""
     training, now, metrics = config.training, stage(config, progress), evaluation.metrics()
     progress.validation = metrics
     if progress.encoding_attention_frac is None:

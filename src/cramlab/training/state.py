@@ -130,7 +130,7 @@ def parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[lis
     """All parameters, as groups with a learning-rate factor each, in one list for every optimiser.
 
     The gates have an optimiser of their own. Their gradients are detached from the rest of the model and several times
-    as large: clipped together, the gates' task would decide at each step how much everything else learns.
+    as large. Clipped together, the norm of the gates' gradients would set the step of all other parameters.
     """
     parts: dict[str, list[nn.Parameter]] = {"others": [], "semantic": [], "gates": []}
     for name, parameter in model.named_parameters():
