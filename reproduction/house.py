@@ -108,7 +108,7 @@ def sizes() -> dict[str, Any]:
     code = [name for name in tracked if name.startswith("src/") and name.endswith(".py")]
     lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in code}
     results = [ROOT / name for name in tracked if name.startswith("results/")]
-    words = {name: len((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md",)}
+    marks = (ROOT / "README.md").read_text(encoding="utf-8").split()
     pages = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines())
              for name in ("docs/index.md", "docs/performance.md", "docs/claims.md")}  # fmt: skip
     contracts = subprocess.run(
@@ -120,7 +120,7 @@ def sizes() -> dict[str, Any]:
         "files_past_400_lines": {name: n for name, n in lengths.items() if n > LINES},
         "results_bytes": sum(path.stat().st_size for path in results),
         "results_lines": sum(path.read_bytes().count(b"\n") for path in results),
-        "readme_words": words["README.md"], "page_lines": pages,
+        "readme_words": sum(any(map(str.isalpha, mark)) for mark in marks), "readme_marks": len(marks), "page_lines": pages,
         "import_contracts": {"kept": kept, "broken": broken},
         "circles": len(circles()),
     }  # fmt: skip
@@ -224,7 +224,8 @@ def answered(record: dict[str, Any]) -> list[goals.Goal]:
     if "sizes" in record:
         found = record["sizes"]
         goal("results/, MB", "at most 12 (a third of 35)", found["results_bytes"] / 1e6, found["results_bytes"] <= 12e6)
-        goal("words of README.md", "at most 900", found["readme_words"], found["readme_words"] <= 900)
+        what = f"words of README.md that have a letter, of {found['readme_marks']} by wc -w"
+        goal(what, "at most 900", found["readme_words"], found["readme_words"] <= 900)
         for page, most in (("docs/index.md", 100), ("docs/performance.md", 150)):
             n = found["page_lines"][page]
             goal(f"lines of {page}", f"at most {most}", n, n <= most)
