@@ -120,7 +120,9 @@ def sizes() -> dict[str, Any]:
         "files_past_400_lines": {name: n for name, n in lengths.items() if n > LINES},
         "results_bytes": sum(path.stat().st_size for path in results),
         "results_lines": sum(path.read_bytes().count(b"\n") for path in results),
-        "readme_words": sum(any(map(str.isalpha, mark)) for mark in marks), "readme_marks": len(marks), "page_lines": pages,
+        "readme_words": sum(any(map(str.isalpha, mark)) for mark in marks),
+        "readme_marks": len(marks),
+        "page_lines": pages,
         "import_contracts": {"kept": kept, "broken": broken},
         "circles": len(circles()),
     }  # fmt: skip
