@@ -68,7 +68,7 @@ def finish(axes: Axes, *, legend: bool = True) -> str:
     if legend:
         labels = axes.get_legend_handles_labels()[1]
         beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-        place = beside if len(labels) > _LABELS_INSIDE else {"loc": "best"}
+        place: dict[str, Any] = beside if len(labels) > _LABELS_INSIDE else {"loc": "best"}
         axes.legend(fontsize="small", ncols=1 + len(labels) // 24, **place)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """The Triton kernels of attention.
 
 A program processes a block of readers, or of places, of one head of one sequence. Arrays are (B, R, D) for readers,

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """The Triton kernels of the recurrence.
 
 A program processes a chunk of tokens of one sequence and a block of channels. Arrays are (B, T, W) for inputs and

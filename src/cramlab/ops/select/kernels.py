@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """The Triton kernels for selecting tokens. A program processes a block of tokens of one sequence.
 
 Scalars of tokens are (B, T) or (B, R), their entries (B, T, D) or (B, R, D).
