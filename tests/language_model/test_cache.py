@@ -1,5 +1,6 @@
 import copy
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -41,9 +42,15 @@ def filled():
     return cache
 
 
+def offloading():
+    """A cache that offloads, also where torch was built for CUDA and there is no card to make a stream on."""
+    with mock.patch.object(torch, "Stream"):
+        return DynamicCache(offloading=True)
+
+
 FOREIGN = {
     "StaticCache, which cannot hold": lambda model: StaticCache(config=model.config, max_cache_len=30),
-    "DynamicCache that offloads": lambda model: DynamicCache(offloading=True),
+    "DynamicCache that offloads": lambda model: offloading(),
     "DynamicCache that another model has filled": lambda model: filled(),
     "tuple, which cannot hold": lambda model: ((torch.zeros(3, 2, 5, 16),) * 2,) * 2,
     "holds the state of another model": lambda model: make()(ids(), use_cache=True).past_key_values,

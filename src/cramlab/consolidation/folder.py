@@ -192,7 +192,7 @@ def load_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[i
     if longest is not None and record["window"] + record["n_sinks"] >= longest:
         raise ConsolidationError(
             f"{folder / RECORD} has a window of {record['window']} and {record['n_sinks']} first keys, but the model's "
-            f"context is {longest} tokens, so no key is beyond the window; consolidate again with a smaller window"
+            f"context is {longest} tokens, so nothing is far; consolidate again"
         )
     layers: dict[int, ConsolidatedAttention] = {}
     for name, rank in record["ranks"].items():
