@@ -116,7 +116,7 @@ def audits():
                 r + data["probes"]["mean"]["overall"]["r"] + hidden["overall"]["r2"], reaches(r, 0.84)),
             f"R of the middle third of layers, on {model}": (
                 middle[0] + middle[-1], all_of([reaches(layer, 0.97) for layer in middle])),
-            f"share of heads with R above .8, on {model}": (
+            f"share of heads with R above 0.8, on {model}": (
                 [*heads["above_0.8"], *heads["0.5_to_0.8"], 0.5, 0.8, *heads["below_0.5"]],
                 reaches(heads["above_0.8"], 0.34)),
             f"predictable layers can do without attention, on {model}": (
@@ -265,7 +265,7 @@ def transition():
     there = student([np.interp(at, s, values) for at, s, values in q])
     final = [values[-10:].mean() for _, _, values in q]
     crossed = sum(values[-1] >= 0.83 for _, _, values in q)
-    made["the transition comes when mean q crosses .83"] = (
+    made["the transition comes when mean q crosses 0.83"] = (
         [*((x, 0.015) for x in there), len(q), min(final), max(final), 0.83, crossed, len(q)],
         judged(there, 0.83, math.exp(-1)))  # fmt: skip
     return made
@@ -520,16 +520,16 @@ def practice():
     later = [r for r in some("transfer", mixer="cram") if r["variant"] == "patterns-all"]
     made = {}
     for what, found, paper, without in (
-        ("P(read at the k-th encounter) falls as k^-.43", main, 0.43, 0),
+        ("P(read at the k-th encounter) falls as k^-0.43", main, 0.43, 0),
         ("the same for patterns first met after the router has learned", later, 0.43, 0),
-        ("10x semantic learning rate: exponent .71", fast, 0.71, 0.43),
+        ("10x semantic learning rate: exponent 0.71", fast, 0.71, 0.43),
     ):
         likelihood, *others = exponents(found)
         made[what] = (
             [1, *((x, 0.002) for x in likelihood), len(found), *((x, 0.002) for other in others for x in other)],
             judged(likelihood, paper, without))  # fmt: skip
     made["the practice curve is a power law"] = curve_laws(main)
-    made["people's exponent is .4 to .5"] = people()
+    made["people's exponent is 0.4 to 0.5"] = people()
     return made
 
 

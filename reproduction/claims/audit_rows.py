@@ -19,7 +19,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
         ClaimRow(
             claim="C1",
             what="R of GPT-2, 124M and 355M",
-            paper=".84 and .92, mean .88",
+            paper="0.84 and 0.92, mean 0.88",
             ours="the weights are behind a model hub; the loader is there",
             command="cramlab audit gpt2 --text stdlib --out runs/gpt2",
             verdict=Verdict.NOT_TESTABLE,
@@ -30,7 +30,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             _not_run(
                 "C1",
                 "R of a pretrained model",
-                ".84 or more",
+                "0.84 or more",
                 "cramlab audit glassllm --text stdlib --out runs/glassllm",
             )
         )
@@ -58,7 +58,7 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
         ClaimRow(
             claim="C1",
             what=f"attention is predictable from the hidden state: R, on {model}",
-            paper=".84 or more",
+            paper="0.84 or more",
             ours=f"R {estimate(overall['r'])}, of the mean alone {estimate(mean)}; "
             f"centred R² {estimate(overall['r2'])}",
             command=command,
@@ -67,16 +67,16 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
         ClaimRow(
             claim="C1",
             what=f"R of the middle third of layers, on {model}",
-            paper=".97 to .99",
+            paper="0.97 to 0.99",
             ours=f"{estimate(middle[0])} to {estimate(middle[-1])}",
             command=command,
             verdict=every(at_least(interval_of(layer), 0.97) for layer in middle),
         ),
         ClaimRow(
             claim="C1",
-            what=f"share of heads with R above .8, on {model}",
-            paper=".34 (.41 from .5 to .8, .25 below)",
-            ours=f"{estimate(heads)} ({estimate(shares['0.5_to_0.8'])} from .5 to .8, "
+            what=f"share of heads with R above 0.8, on {model}",
+            paper="0.34 (0.41 from 0.5 to 0.8, 0.25 below)",
+            ours=f"{estimate(heads)} ({estimate(shares['0.5_to_0.8'])} from 0.5 to 0.8, "
             f"{estimate(shares['below_0.5'])} below)",
             command=command,
             verdict=at_least(interval_of(heads), 0.34),
@@ -95,7 +95,7 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
 
 def _training(data: dict[str, Any] | None) -> ClaimRow:
     """Not testable by models that never come to the paper's first step; the claim leaves open what R does before."""
-    what, paper = "R does not fall during ordinary training", "rises, .52 at 10K steps to .72 at 300K"
+    what, paper = "R does not fall during ordinary training", "rises, 0.52 at 10K steps to 0.72 at 300K"
     command = "make audit-results"
     points = [p for p in data.get("points", ()) if p["run"].startswith("attention")] if data is not None else []
     if data is None or not points:

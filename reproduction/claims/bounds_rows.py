@@ -168,7 +168,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             what="a consolidated router reads at most eps_cons f n + O(sqrt(n log(K/delta))) for what recurs",
             paper="Corollary 1",
             ours=f"proved, with sqrt(f n log(K/delta) / 2); below the static bound from n = {from_ours:,.0f} on, as "
-            f"the paper writes it from {from_theirs:,.0f} on, beyond its own 2,048 (K = 100, delta = .05)",
+            f"the paper writes it from {from_theirs:,.0f} on, beyond its own 2,048 (K = 100, delta = 0.05)",
             command="pytest tests/reproduction/analysis/test_bounds.py",
             verdict=Verdict.REPRODUCED,
         ),

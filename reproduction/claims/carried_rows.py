@@ -69,7 +69,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
 def _claim(data: str, ours: str, verdict: Verdict) -> ClaimRow:
     return ClaimRow(
         claim="C6", what=f"memory and router frozen, embedding and heads new, on {data}: about half the reads",
-        paper="PhysioNet .900 at .169 (52% fewer), activity .181 at .182 (48%)", ours=ours,
+        paper="PhysioNet 0.900 at 0.169 (52% fewer), activity 0.181 at 0.182 (48%)", ours=ours,
         command=COMMAND.format(data=data), verdict=verdict,
     )  # fmt: skip
 

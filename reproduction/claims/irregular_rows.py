@@ -81,9 +81,9 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             verdict=Verdict.NOT_TESTABLE,
         )
         for name, path, what, paper, why in (
-            ("physionet2012", "DIR", "PhysioNet 2012, AUC", ".900 at 17% attention", FETCH),
-            ("mimic3", "DIR", "MIMIC-III, AUC", ".783 at 11% attention", "the data lie behind a registration"),
-            ("person-activity", "FILE", "UCI person activity, accuracy", ".181, SeqBoat .386", FETCH),
+            ("physionet2012", "DIR", "PhysioNet 2012, AUC", "0.900 at 17% attention", FETCH),
+            ("mimic3", "DIR", "MIMIC-III, AUC", "0.783 at 11% attention", "the data lie behind a registration"),
+            ("person-activity", "FILE", "UCI person activity, accuracy", "0.181, SeqBoat 0.386", FETCH),
         )
     ]
     found = groups(evidence)

@@ -156,7 +156,7 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
     people = human()
     text = "; ".join(f"{name} {_people(fit)}" for name, fit in people.items())
     return [
-        _exponent_row("P(read at the k-th encounter) falls as k^-.43", PAPER_EXPONENT, main, command),
+        _exponent_row("P(read at the k-th encounter) falls as k^-0.43", PAPER_EXPONENT, main, command),
         _law_row(main, command),
         _exponent_row(
             "the same for patterns first met after the router has learned",
@@ -164,11 +164,11 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             next((summary(key) for key in found if key[3] == LATER), None),
             LATER_COMMAND,
         ),
-        _exponent_row("10x semantic learning rate: exponent .71", PAPER_FAST, summary(fast), fast_command),
+        _exponent_row("10x semantic learning rate: exponent 0.71", PAPER_FAST, summary(fast), fast_command),
         ClaimRow(
             claim="C7",
-            what="people's exponent is .4 to .5",
-            paper=".4 to .5",
+            what="people's exponent is 0.4 to 0.5",
+            paper="0.4 to 0.5",
             ours=f"Ebbinghaus' tables, a line through the logs: {text}",
             command="python -m reproduction.pages.claims results",
             verdict=every(_in_range(fit.exponent) for fit in people.values()),
@@ -193,7 +193,7 @@ def _exponent_row(what: str, paper: Figure, found: tuple[int, PracticeSummary] |
         others = [f"{method} {exponent(summary, method).format(2)}" for method in summary.exponents if method != METHOD]
         text = f"{METHOD}, each seed by itself and no probability above 1: {ours.format(2)}, {n_runs} run"
         text += f"{'s' if n_runs > 1 else ''}; by other methods: {', '.join(others)}"
-    theirs = f"{paper.value} +- .04" if paper is PAPER_EXPONENT else f"{paper.value}"
+    theirs = f"{paper.value} +- 0.04" if paper is PAPER_EXPONENT else f"{paper.value}"
     return ClaimRow(claim="C7", what=what, paper=theirs, ours=text, command=command, verdict=judge(ours, paper))
 
 

@@ -224,5 +224,5 @@ def _quality(ours: list[Course]) -> ClaimRow:
     if mean is not None:
         text = f"{mean.format(2)} at {len(known)} transitions; q ends at {min(ends):.2f} to {max(ends):.2f} and stays "
         text += f"above {PAPER_QUALITY.value} in {crossed} of {len(ends)} runs"
-    return _row("the transition comes when mean q crosses .83", f"{PAPER_QUALITY.value}", text, ours,
+    return _row("the transition comes when mean q crosses 0.83", f"{PAPER_QUALITY.value}", text, ours,
                 judge(mean, PAPER_QUALITY))  # fmt: skip
