@@ -1,4 +1,4 @@
-"""Renews docs/consolidate.md between its marks, and its curves in docs/figures, from results/consolidate.
+"""Renews docs/consolidate.md, docs/tables/consolidate.md and their curves in docs/figures from results/consolidate.
 
 python -m reproduction.pages.consolidate
 """
@@ -6,6 +6,7 @@ python -m reproduction.pages.consolidate
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from reproduction.pages.consolidation_plots import loss_by_share, mean_and_error
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew
 
+Row = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-PAGE, RESULTS = ROOT / "docs" / "consolidate.md", ROOT / "results" / "consolidate"
+PAGE, TABLES = ROOT / "docs" / "consolidate.md", ROOT / "docs" / "tables" / "consolidate.md"
+RESULTS = ROOT / "results" / "consolidate"
 FIGURES = ROOT / "docs" / "figures"
 RULES = {
     "gate": "**consolidated**",
@@ -38,20 +41,25 @@ RULES = {
 }
 
 
-def _curves(data: dict[str, Any]) -> str:
-    """Means over documents, with standard errors."""
+def increase(row: Row) -> str:
+    """Mean increase over documents, with its standard error."""
+    mean, error = mean_and_error(row["increase"])
+    return f"{mean:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+
+
+def curves(data: Row, chosen: Container[tuple[str, float]] | None = None) -> str:
+    """Table of a comparison: the rows that were chosen, as rule and share asked for, or all."""
     order = list(RULES)
     rows = []
     for row in sorted(data["rows"], key=lambda r: (order.index(r["rule"]), r["asked"])):
-        mean, error = mean_and_error(row["increase"])
-        pairs = np.mean(row["pairs_frac"])  # rules that are only observed score everything
-        cells = [f"{np.mean(row['skipped_frac']):.3f}", f"{pairs:.3f}" if pairs else "",
-                 f"{mean:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")]  # fmt: skip
-        rows.append([RULES[row["rule"]], *cells])
+        if chosen is None or (row["rule"], row["asked"]) in chosen:
+            pairs = np.mean(row["pairs_frac"])  # rules that are only observed score everything
+            cells = f"{np.mean(row['skipped_frac']):.3f}", f"{pairs:.3f}" if pairs else "", increase(row)
+            rows.append([RULES[row["rule"]], *cells])
     return table(["rule", "far reads skipped", "causal pairs scored", "increase, nats per token"], rows)
 
 
-def _made(data: dict[str, Any]) -> str:
+def _made(data: Row) -> str:
     config, header, text = data["config"], data["header"], data["text"]
     ranks, explained = data["ranks"], data["explained"]
     lines = [
@@ -68,8 +76,8 @@ def _made(data: dict[str, Any]) -> str:
     return " ".join(lines)
 
 
-def _learned(data: dict[str, Any]) -> str:
-    """What the gradient steps came to; "" for a record without."""
+def _learned(data: Row) -> str:
+    """Describes steps and losses of the gradients; "" for a record without."""
     if not data.get("gradients", {}).get("losses"):
         return ""
     config, found = data["config"], data["gradients"]
@@ -85,12 +93,12 @@ def _learned(data: dict[str, Any]) -> str:
     return f"{text}validation chose {found['chosen']} ({looked}). {accelerator}; "
 
 
-def _promise(data: dict[str, Any]) -> str:
-    """What holds with confidence, and what it came to on documents that nothing was chosen by."""
+def _promise(data: Row) -> str:
+    """Describes the certified bound, and the increase on test documents, by which nothing was chosen."""
     promise, test, config = data["promise"], data["test"], data["config"]
     error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.4f}"
     return (
-        f"Promised: at most {promise['increase']:g} nats per token with confidence {1 - promise['delta']:g}, from "
+        f"Certified: at most {promise['increase']:g} nats per token with confidence {1 - promise['delta']:g}, from "
         f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count so). "
         f"Chosen: the threshold for {data['skipped_frac']:.0%}. On {test['documents']} test documents it skips "
         f"{test['skipped_frac']:.1%} of the far reads at {test['increase']:+.4f}{error}, and scores "
@@ -98,15 +106,15 @@ def _promise(data: dict[str, Any]) -> str:
     )
 
 
-def _calibration(data: dict[str, Any]) -> str:
+def _calibration(data: Row) -> str:
     rows = [[f"{t['skipped_frac']:.0%}", f"{t['mean']:+.4f}", f"{t['upper_bound']:.4f}", f"{t['p_value']:.3g}",
              str(t["n_capped"])] for t in data["tested"]]  # fmt: skip
-    head = ["share to skip", "increase on calibration documents", "could be promised", "p", "documents capped"]
+    head = ["share to skip", "increase on calibration documents", "certifiable bound", "p", "documents capped"]
     return table(head, rows)
 
 
-def _retrieval(data: dict[str, Any]) -> str:
-    """Who was right, how much of the original's is kept, and how far back it is lost: prompts by thirds of distance."""
+def _retrieval(data: Row) -> str:
+    """Table of right answers, and of the original's that are kept, by thirds of the distance to what is asked for."""
     rows = [["all", "share of far reads skipped", f"{data['skipped_frac']:.3f}", "", "", "", ""]]
     for kind, models in data["kinds"].items():
         thirds = np.array_split(np.argsort(data["distance"][kind], kind="stable"), 3)
@@ -124,8 +132,8 @@ def _retrieval(data: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def decode(data: dict[str, Any]) -> str:
-    """Times of one token and of a prompt, in ms, by way."""
+def decode(data: Row) -> str:
+    """Table of the times of one token and of a prompt, in ms, for each way of computing them."""
     rows = []
     for what, unit in (("decode", "one token after"), ("prompt", "a prompt of")):
         found = data.get(what, {"ways": {}})
@@ -139,8 +147,8 @@ def decode(data: dict[str, Any]) -> str:
 
 
 def sections() -> dict[str, str]:
-    """The text between each pair of marks; of the records that there are."""
-    made = {"comparison": (_made, _curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
+    """Text of docs/tables/consolidate.md by the name in its marks, one for each record."""
+    made = {"comparison": (_made, curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
             "decode": (decode,)}  # fmt: skip
     found = {}
     for path in sorted(RESULTS.rglob("*.json")):
@@ -153,7 +161,7 @@ def sections() -> dict[str, str]:
 
 
 def figures() -> dict[str, str]:
-    """By file name, the curves of every folder with a comparison; its calibrated thresholds are in folders below it."""
+    """SVG text by file name: the curves of every folder with a comparison, with the thresholds calibrated below it."""
     drawn = {}
     for folder in sorted({path.parent for path in RESULTS.rglob("comparison.json")}):
         places = {}
@@ -168,6 +176,9 @@ def figures() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    renew(PAGE, sections())
+    from reproduction.pages import consolidate_summary
+
+    renew(PAGE, consolidate_summary.sections(RESULTS))
+    renew(TABLES, sections())
     for name, text in figures().items():
         write_text(FIGURES / name, text)

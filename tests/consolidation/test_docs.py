@@ -1,4 +1,4 @@
-"""docs/consolidate.md: its figures are those of the records, its commands are understood, its code runs."""
+"""docs/consolidate.md and its tables: figures are those of the records, commands are understood, code runs."""
 
 import re
 from pathlib import Path
@@ -6,25 +6,35 @@ from pathlib import Path
 import pytest
 import torch
 
+import cramlab
 from cramlab.cli.main import _parser, main
 from cramlab.config import overridden
 from cramlab.consolidation.config import ConsolidationConfig
-from reproduction.pages import consolidate as tables
+from reproduction.pages import consolidate as pages
+from reproduction.pages import consolidate_summary
 from reproduction.pages.renew import renewed
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "consolidate.md").read_text(encoding="utf-8")
+PAGE, TABLES = (path.read_text(encoding="utf-8") for path in (pages.PAGE, pages.TABLES))
+GUIDE = (ROOT / "docs" / "guides" / "own-model.md").read_text(encoding="utf-8")
 
 
 def test_every_table_is_made_from_the_records():
-    assert renewed(PAGE, tables.sections(), "consolidate.md") == PAGE  # refuses a record that has no place in the page
-    for name in tables.figures():
-        assert f"(figures/{name})" in PAGE
+    made = {PAGE: consolidate_summary.sections(pages.RESULTS), TABLES: pages.sections()}
+    for page, sections in made.items():  # a record without marks in the page is refused
+        assert page.count(": begin -->") == len(sections)
+        assert renewed(page, sections, "consolidate.md") == page, "run python -m reproduction.pages.consolidate"
+    for name in pages.figures():
+        assert f"(../figures/{name})" in TABLES
         assert (ROOT / "docs" / "figures" / name).exists()
 
 
+def test_the_page_is_short():
+    assert len(PAGE.splitlines()) <= 150
+
+
 def commands():
-    shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL))
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE + TABLES, flags=re.DOTALL))
     return [line.split() for line in shell.splitlines() if line.startswith("cramlab")]
 
 
@@ -46,11 +56,13 @@ def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
     more += ["--set", "local_steps=4", "--set", "end_steps=8", "--set", "learning_contexts=32"]
     assert main([*commands()[0][1:], *more, "--set", "max_rank=16", "--threads", "1"]) == 0
     capsys.readouterr()
-    block, own_rule = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (own_rule,) = re.findall(r"```py\n([^`]*decide.*?)```", GUIDE, flags=re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     names = {}
     exec(compile(block, "consolidate.md", "exec"), names)
     assert "patch live on 4 attention modules" in capsys.readouterr().out
-    exec(compile(own_rule, "consolidate.md", "exec"), names)
+    names |= {"model": cramlab.load_pretrained("glassllm").model, "tokens": torch.arange(128)[None]}
+    exec(compile(own_rule, "own-model.md", "exec"), names)
     assert 0.4 < float(capsys.readouterr().out.split()[-1]) < 0.6  # every second token
     torch.set_grad_enabled(True)
