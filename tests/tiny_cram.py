@@ -3,6 +3,8 @@
 import torch
 
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
+from cramlab.memory.router import BenefitGate
+from cramlab.memory.write_gate import SalienceGate
 
 
 def make(**changes):
@@ -14,11 +16,10 @@ def make(**changes):
     )  # fmt: skip
     model = CRAMForCausalLM(config).eval()
     with torch.no_grad():
-        for block in model.layers:
-            for gate in (getattr(block.mixer, "gate", None), block.mixer.episodic.salience):
-                if gate is not None:
-                    gate.out.weight.normal_()
-                    gate.out.bias.zero_()
+        for gate in model.modules():
+            if isinstance(gate, (BenefitGate, SalienceGate)):
+                gate.out.weight.normal_()
+                gate.out.bias.zero_()
         model.embed_tokens.weight.normal_()
     return model
 

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from families import BUILD, build, documents
+from tiny_cram import ids, make
 from torch import nn
 
 from cramlab.auditing.capture import watching
@@ -83,3 +84,9 @@ def test_an_entry_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setitem(FAMILIES, "gpt2", wrong)
     with pytest.raises(UnknownFamilyError, match=r"lacks a module.*o_proj"):
         attention_sites(build("gpt2"))
+
+
+def test_layers_of_a_cram_model_without_memories_are_no_sites():
+    sites, seen = seen_in(make(num_hidden_layers=3, memory_layers=[0, 2], memory_capacity=None), ids())
+    assert [site.layer for site in sites] == [0, 2]
+    assert list(seen) == [0, 1]

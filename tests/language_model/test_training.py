@@ -6,6 +6,8 @@ from families import build
 from tiny_cram import ids, make
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
 
+from cramlab.memory import CRAMLayer
+
 LENGTHS = (12, 5, 9, 2, 12, 3, 7, 11)
 
 
@@ -36,8 +38,8 @@ def without_chance(**changes):
     """A model in training in which nothing is drawn, and yet every term of the loss is there."""
     model = make(**{"num_hidden_layers": 2, "audit_frac": 0.0} | changes).train()
     for block in model.layers:
-        episodic = block.mixer.config.episodic
-        object.__setattr__(episodic, "write_audit_frac", 0.0)
+        if isinstance(block.mixer, CRAMLayer):
+            object.__setattr__(block.mixer.config.episodic, "write_audit_frac", 0.0)
     return model
 
 
@@ -57,6 +59,8 @@ CASES = [
     {"router": "always", "memory_write": "salience"},
     {"router": ["benefit", "always"], "memory_write": "salience"},
     {"router": ["never", "benefit"]},
+    {"memory_layers": [0], "memory_write": "salience"},
+    {"memory_layers": [1], "router": "always"},
 ]
 
 

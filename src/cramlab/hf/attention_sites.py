@@ -28,6 +28,7 @@ class Family:
         out_proj: the affine map from the heads' outputs, side by side, to the sub-layer's output.
         causal: whether attention is causal.
         counts_from_padding: whether positions start after the id of the padding token, so that the first are unused.
+        hybrid: whether blocks without attention may stand among the others.
     """
 
     blocks: str
@@ -36,6 +37,7 @@ class Family:
     out_proj: str
     causal: bool = True
     counts_from_padding: bool = False
+    hybrid: bool = False
 
 
 _LLAMA = Family(blocks="layers", norm="input_layernorm", attention="self_attn", out_proj="self_attn.o_proj")
@@ -54,7 +56,9 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": dataclasses.replace(_BERT, counts_from_padding=True),
     # CRAM language models, and GPT-2 with CRAM layers: the reads of the episodic memory.
-    "cram": Family(blocks="layers", norm="mixer.norm", attention="mixer.episodic", out_proj="mixer.episodic.w_out"),
+    "cram": Family(
+        blocks="layers", norm="mixer.norm", attention="mixer.episodic", out_proj="mixer.episodic.w_out", hybrid=True
+    ),
     "cram_gpt2": Family(
         blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
     ),
@@ -146,7 +150,11 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     family = family_of(model)
     try:
         blocks = cast(nn.ModuleList, base_model(model).get_submodule(family.blocks))
-        return [_site(model, family, layer, block) for layer, block in enumerate(blocks)]
+        return [
+            _site(model, family, layer, block)
+            for layer, block in enumerate(blocks)
+            if not family.hybrid or _attends(block, family)
+        ]
     except AttributeError as error:
         raise UnknownFamilyError(
             f"{type(model).__name__} lacks a module that FAMILIES in cramlab/hf/attention_sites.py names ({error}); "
@@ -168,6 +176,15 @@ def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> Att
         d_head=d_in // n_heads,
         d_model=d_model,
     )
+
+
+def _attends(block: nn.Module, family: Family) -> bool:
+    """Whether the block has an attention module."""
+    try:
+        block.get_submodule(family.attention)
+    except AttributeError:
+        return False
+    return True
 
 
 def _widths(out_proj: nn.Module) -> tuple[int, int]:

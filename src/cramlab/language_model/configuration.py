@@ -19,7 +19,9 @@ from cramlab.memory import (
     CRAMConfig,
     DeltaMemoryConfig,
     EpisodicMemoryConfig,
+    NothingConfig,
     RouterConfig,
+    WorkingLayerConfig,
     WorkingMemoryConfig,
 )
 from cramlab.objective import LossConfig
@@ -48,13 +50,17 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         intermediate_size: hidden width of the MLPs.
         num_hidden_layers: number of blocks.
         num_attention_heads: heads of the episodic memory.
+        memory_layers: layers, counted from 0, with an episodic and a semantic memory; None: all. The other layers have
+            only the working memory. If given, a layer whose router is "always" has no semantic memory, which nothing
+            would ask. A layer whose router is "never" belongs here only for its semantic memory: its keys and values
+            are computed and never read.
         memory_capacity: largest number of entries in a layer's buffer; None: the buffer grows with the context.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
         working: working memory: "leaky" integrators, or a gated "delta" rule with heads of 64 channels.
         state_size: width of the leaky integrators' state.
         semantic_rank: width of the semantic memory.
-        router: "benefit", "always" or "never", for all layers or one per layer; "always" in one layer of eight and
-            "never" in the others make a hybrid of recurrence and attention.
+        router: "benefit", "always" or "never", for all layers with memories or one per layer, "never" in layers
+            without; "always" in one layer of eight and "never" in the others make a hybrid of recurrence and attention.
         read_price: smallest benefit that makes a read worthwhile, in nats.
         audit_frac: share of the tokens that read in training whatever the gate says, in the layer judged at a step.
         benefit_cap: see `LossConfig`, like the fields after it.
@@ -74,6 +80,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     intermediate_size: int = 2048
     num_hidden_layers: int = 8
     num_attention_heads: int = 8
+    memory_layers: list[int] | None = None
     memory_capacity: int | None = 4096
     memory_write: str = "all"
     working: str = "leaky"
@@ -96,13 +103,33 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
 
     def routers(self) -> list[str]:
         """The routers, one per layer; raises ValueError for unknown ones and for too many or too few."""
-        names = [self.router] * self.num_hidden_layers if isinstance(self.router, str) else self.router
+        remembers = self._remembers()
+        names = self.router
+        if isinstance(names, str):
+            names = [names if here else "never" for here in remembers]
         if len(names) != self.num_hidden_layers:
             raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
-        for name in names:
+        for layer, (name, here) in enumerate(zip(names, remembers, strict=True)):
             if name not in ("benefit", "always", "never"):
                 raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
+            if not here and name != "never":
+                raise ValueError(
+                    f'router[{layer}] = "{name}" is of a layer without memories; give "never", or add {layer} to '
+                    f"memory_layers = {self.memory_layers}"
+                )
         return names
+
+    def _remembers(self) -> list[bool]:
+        """Whether each layer has an episodic and a semantic memory; raises ValueError for a layer that is none."""
+        if self.memory_layers is None:
+            return [True] * self.num_hidden_layers
+        for layer in self.memory_layers:
+            if not 0 <= layer < self.num_hidden_layers:
+                raise ValueError(
+                    f"memory_layers = {self.memory_layers} names layer {layer} of {self.num_hidden_layers}; "
+                    f"give layers from 0 to {self.num_hidden_layers - 1}"
+                )
+        return [layer in self.memory_layers for layer in range(self.num_hidden_layers)]
 
     def objective(self) -> LossConfig:
         """Weights and prices of the loss.
@@ -125,8 +152,16 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             return DeltaMemoryConfig(n_heads=self.hidden_size // width, d_head=width)
         raise ValueError(f'working = "{self.working}" is unknown; give "leaky" or "delta"')
 
-    def mixer(self, router: str) -> CRAMConfig:
-        """The config of a layer's mixer; raises ConfigError for sizes that no layer can have."""
+    def mixers(self) -> tuple[CRAMConfig | WorkingLayerConfig, ...]:
+        """The configs of the layers' mixers; raises ConfigError for sizes that no layer can have."""
+        return tuple(
+            self._mixer(router) if here else WorkingLayerConfig(working=self._working())
+            for router, here in zip(self.routers(), self._remembers(), strict=True)
+        )
+
+    def _mixer(self, router: str) -> CRAMConfig:
+        """The config of a layer with memories."""
+        asked = self.memory_layers is None or router != "always"
         return CRAMConfig(
             working=self._working(),
             episodic=EpisodicMemoryConfig(
@@ -134,7 +169,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
                 capacity=self.memory_capacity,
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
-            semantic=AdapterConfig(rank=self.semantic_rank),
+            semantic=AdapterConfig(rank=self.semantic_rank) if asked else NothingConfig(),
             router=RouterConfig(name=router),  # type: ignore[arg-type]
         )
 

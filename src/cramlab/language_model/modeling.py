@@ -86,7 +86,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CRAMForCausalLMConfig) -> None:
         super().__init__(config)
-        mixers = tuple(config.mixer(router) for router in config.routers())
+        mixers = config.mixers()
         blocks = ModelConfig(
             mixer=mixers,
             d_model=config.hidden_size,

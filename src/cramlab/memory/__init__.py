@@ -6,6 +6,7 @@ from cramlab.memory.layer import CRAMConfig, CRAMLayer, CRAMState
 from cramlab.memory.router import RouterConfig
 from cramlab.memory.semantic import AdapterConfig, NothingConfig, SlotsConfig
 from cramlab.memory.working import WorkingMemoryConfig
+from cramlab.memory.working_layer import WorkingLayer, WorkingLayerConfig
 
 __all__ = [
     "AdapterConfig",
@@ -17,5 +18,7 @@ __all__ = [
     "NothingConfig",
     "RouterConfig",
     "SlotsConfig",
+    "WorkingLayer",
+    "WorkingLayerConfig",
     "WorkingMemoryConfig",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -31,6 +32,13 @@ class Buffer(NamedTuple):
     def n_bytes(self) -> int:
         """Size in bytes, of all sequences together."""
         return sum(part.numel() * part.element_size() for part in self)
+
+
+def empty_buffer(n_batch: int, like: Tensor) -> Buffer:
+    """A buffer without entries, with the width, type and device of `like` (..., D)."""
+    empty = like.new_zeros(n_batch, 0, like.shape[-1])
+    filled = torch.zeros_like(empty[..., 0], dtype=torch.bool)
+    return Buffer(keys=empty, values=empty, times=empty[..., 0], filled=filled)
 
 
 class Written(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Count, Positive, Share, Size, checked
-from cramlab.memory.buffer import Buffer, Written
+from cramlab.memory.buffer import Buffer, Written, empty_buffer
 from cramlab.memory.readers import Readers
 from cramlab.memory.write_gate import SalienceGate
 from cramlab.ops import dispatch
@@ -67,11 +67,7 @@ class EpisodicMemory(nn.Module):
 
     def initial_buffer(self, n_batch: int, like: Tensor | None = None) -> Buffer:
         """A buffer without entries, with the type and device of `like` (..., D), or of the parameters if None."""
-        like = self.w_key.weight if like is None else like
-        empty = like.new_zeros(n_batch, 0, like.shape[-1])
-        return Buffer(
-            keys=empty, values=empty, times=empty[..., 0], filled=torch.zeros_like(empty[..., 0], dtype=torch.bool)
-        )
+        return empty_buffer(n_batch, self.w_key.weight if like is None else like)
 
     def write(
         self, h: Tensor, gaps: Tensor, buffer: Buffer, writes: Tensor | None, *, most: int | None = None

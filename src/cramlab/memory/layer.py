@@ -16,7 +16,7 @@ from cramlab.memory.delta import DeltaMemoryConfig
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.readers import All, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
-from cramlab.memory.semantic import AdapterConfig, SemanticConfig
+from cramlab.memory.semantic import AdapterConfig, Nothing, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.select.tokens import running_sum
@@ -87,8 +87,8 @@ class CRAMLayer(Mixer):
     ) -> MixerOutput:
         """Implements `Mixer.forward`.
 
-        In training, `aux` holds "consolidation" (Eq. 5), "salience" if a gate decides on writes, and for `gumbel` the
-        router terms of Eq. 8.
+        In training, `aux` holds "consolidation" (Eq. 5) unless there is no semantic memory, "salience" if a gate
+        decides on writes, and for `gumbel` the router terms of Eq. 8.
 
         Raises:
             ValueError: if the shapes of x and gaps do not fit, if a valid token has a gap that is negative or not
@@ -173,7 +173,8 @@ class CRAMLayer(Mixer):
         known = quality(readers.take(answer.detach()), retrieved, self.config.router.sigma).to(h.dtype)
         unknown = torch.full(chosen.shape, torch.nan, dtype=h.dtype, device=h.device)
         chosen = chosen & readers.mask
-        aux = {"consolidation": self._consolidation(h, retrieved, readers, routing)} if self.training else {}
+        learns = self.training and not isinstance(self.semantic, Nothing)
+        aux = {"consolidation": self._consolidation(h, retrieved, readers, routing)} if learns else {}
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
             attended=readers.mask,
