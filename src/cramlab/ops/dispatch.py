@@ -38,9 +38,9 @@ def usable(x: Tensor) -> bool:
     return _enabled and x.is_cuda and _HAS_TRITON
 
 
-def kernels(operator: str) -> Any:
+def kernels(operator: str, module: str = "kernels") -> Any:
     """The kernels of "read", "scan" or "select", imported when they are first launched, since Triton may be missing."""
-    return importlib.import_module(f"cramlab.ops.{operator}.kernels")
+    return importlib.import_module(f"cramlab.ops.{operator}.{module}")
 
 
 def known_floats(x: Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cramlab.ops.scan import delta_fused, delta_naive
+
 FLOOR = -40.0  # smallest logarithm of a decay: exp(-40) leaves less than the rounding of 32 bits
 _CHUNK = 64  # tokens of a chunk
 
@@ -15,7 +17,8 @@ def delta_rule(
     """Solves `S[t] = a[t] S[t-1] + b[t] k[t] (v[t] - a[t] S[t-1]' k[t])'` and returns `S[t]' q[t]`, for all t.
 
     Inside a chunk the corrections obey a triangular system, which is solved for all chunks at once; the state then
-    passes from chunk to chunk. Nothing is divided by a decay. Work is O(T chunk (K + V) + T K V) per head.
+    passes from chunk to chunk, which alone is sequential. Nothing is divided by a decay. Work is O(T chunk (K + V) +
+    T K V) per head.
 
     Args:
         q: queries, (B, T, H, K).
@@ -39,28 +42,21 @@ def delta_rule(
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, beta, log_decay, state = (t.to(exact) for t in (q, k, v, beta, log_decay, state))
         parts = [_in_chunks(t, chunk) for t in (q, k, v, beta[..., None], log_decay.clamp(min=FLOOR)[..., None])]
-        q, k, v, beta, steps = parts  # (N, B, H, C, ...): a chunk that is not full ends in tokens that change nothing
-        since = steps.cumsum(dim=-2)  # logarithm of what is left at a token of the state before the chunk
+        q, k, v, beta, steps = parts  # (N, M, C, ...): a chunk that is not full ends in tokens that change nothing
+        earlier = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()  # or the same token
+        # Logarithm of what is left at a token of the state before the chunk; CUDA has no deterministic cumulative sum.
+        since = (steps.transpose(-1, -2) * earlier).sum(dim=-1, keepdim=True)
         between = since - since.transpose(-1, -2)  # from the column's token to the row's
-        rows = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device)
-        decays = between.masked_fill(~rows.tril(), float("-inf")).exp()
-        # Corrections U of a chunk: (1 + L) U = b (V - left K S), with L strictly lower triangular.
-        lower = (beta * (k @ k.transpose(-1, -2)) * decays).tril(-1)
+        decays = between.masked_fill(~earlier, float("-inf")).exp()
         left = since.exp()
-        both = torch.linalg.solve_triangular(
-            lower, torch.cat([beta * v, beta * left * k], dim=-1), upper=False, unitriangular=True
-        )
-        own, seen = both.split([v.shape[-1], k.shape[-1]], dim=-1)
-        scores = q @ k.transpose(-1, -2) * decays
-        asked = left * q
-        kept = ((since[..., -1:, :] - since).exp() * k).transpose(-1, -2)
-        ends = left[..., -1:, :]
-        answers = []
-        for i in range(len(q)):
-            corrections = own[i] - seen[i] @ state
-            answers.append(asked[i] @ state + scores[i] @ corrections)
-            state = ends[i] * state + kept[i] @ corrections
-        found = torch.stack(answers).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :n_tokens]  # (B, T, H, V)
+        way = delta_fused if delta_fused.usable(k, chunk) else delta_naive
+        # Corrections U of a chunk: (1 + L) U = b (V - left K S), with L strictly lower triangular.
+        own, seen = way.solve(beta * (k @ k.transpose(-1, -2)) * decays, beta * v, beta * left * k)
+        kept, ends = (since[..., -1:, :] - since).exp() * k, left[..., -1, 0]
+        before, corrections, last = way.pass_state(own, seen, kept, ends, state.flatten(0, 1))
+        answers = (left * q) @ before + (q @ k.transpose(-1, -2) * decays) @ corrections
+        found = answers.unflatten(1, state.shape[:2]).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :n_tokens]
+        state = last.view_as(state)
     return found.to(kind), state
 
 
@@ -89,7 +85,7 @@ def delta_flops(d_key: int, d_value: int, chunk: int = _CHUNK) -> float:
 
 
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """Splits (B, T, H, E) into chunks, (N, B, H, chunk, E), with zeros after the last token."""
+    """Splits (B, T, H, E) into chunks, (N, B H, chunk, E), with zeros after the last token."""
     missing = -x.shape[1] % chunk
     x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
-    return x.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
+    return x.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4).flatten(1, 2)

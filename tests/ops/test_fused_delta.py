@@ -1,0 +1,156 @@
+"""The delta rule with its kernels equals its definition, outputs and gradients. On a CPU in Triton's interpreter."""
+
+import kernels
+import pytest
+import torch
+from kernels import DEVICE
+from torch.nn import functional as F
+
+from cramlab.ops import dispatch
+from cramlab.ops.scan import delta_fused, delta_naive
+from cramlab.ops.scan.delta import delta_rule, delta_rule_by_tokens
+
+pytestmark = [kernels.wanted, kernels.protest]
+SIZES = [(1, 1, 16, 16), (2, 3, 8, 5), (1, 2, 64, 64), (1, 1, 20, 40), (1, 1, 128, 128)]  # B, H, K, V
+
+
+@pytest.fixture(autouse=True)
+def _with_kernels(monkeypatch):
+    monkeypatch.setattr(dispatch, "usable", lambda _: True)
+
+
+def inputs(n_tokens, n_batch=2, n_heads=3, d_key=8, d_value=5):
+    def normal(*shape):
+        return torch.randn(*shape, device=DEVICE)
+
+    q, k = (F.normalize(normal(n_batch, n_tokens, n_heads, d_key), dim=-1) for _ in range(2))
+    v, beta = normal(n_batch, n_tokens, n_heads, d_value), torch.sigmoid(normal(n_batch, n_tokens, n_heads))
+    log_decay = -3 * torch.rand(n_batch, n_tokens, n_heads, device=DEVICE) ** 4
+    return [q, k, v, beta, log_decay, normal(n_batch, n_heads, d_key, d_value)]
+
+
+def close(found, wanted, limit=2e-5):
+    """Equal to `limit` of the largest number: near the rounding of 32 bits, and far below that of 19."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    torch.testing.assert_close(found, wanted, rtol=limit, atol=limit * float(wanted.abs().max()))
+
+
+def compare(ours, theirs, given, exact):
+    """Two ways to compute the same outputs, and their gradients by `given` and `exact`."""
+    for fast, slow in zip(ours, theirs, strict=True):
+        close(fast, slow)
+    weights = [torch.randn_like(y) for y in ours]
+    grads = [
+        torch.autograd.grad(sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), leaves)
+        for outputs, leaves in ((ours, given), (theirs, exact))
+    ]
+    for fast, slow in zip(*grads, strict=True):
+        close(fast, slow, 5e-5)
+
+
+def leaves(given):
+    """Copies in 32 and in 64 bits, whose gradients are wanted."""
+    return ([t.detach().to(dtype).requires_grad_() for t in given] for dtype in (torch.float32, torch.float64))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("n_tokens", [2, 64, 133])
+def test_the_rule_equals_its_definition_with_gradients(sizes, n_tokens):
+    given, exact = leaves(inputs(n_tokens, *sizes))
+    compare(delta_rule(*given), delta_rule_by_tokens(*exact), given, exact)
+
+
+@pytest.mark.parametrize("chunk", [3, 16, 24])
+def test_chunks_of_any_length(chunk):
+    given, exact = leaves(inputs(50))
+    compare(delta_rule(*given, chunk=chunk), delta_rule_by_tokens(*exact), given, exact)
+
+
+@pytest.mark.parametrize("alike", [1.0, 0.999])
+def test_equal_keys_that_overwrite_one_another(alike):
+    """Here powers of the triangular matrix grow to 1e17, though its inverse has no entry beyond 1."""
+    q, k, v, beta, log_decay, state = inputs(150, 1, 2, 16, 16)
+    k = F.normalize(alike * k[:, :1] + (1 - alike) * k, dim=-1)
+    given, exact = leaves([q, k, v, torch.ones_like(beta), torch.zeros_like(log_decay), state])
+    compare(delta_rule(*given), delta_rule_by_tokens(*exact), given, exact)
+
+
+def test_gaps_that_leave_nothing():
+    given = inputs(200, 1)
+    given[4][:, ::17] = -1e30
+    given, exact = leaves(given)
+    compare(delta_rule(*given), delta_rule_by_tokens(*exact), given, exact)
+
+
+def test_padding_leaves_the_state_alone():
+    q, k, v, beta, log_decay, state = inputs(90)
+    valid = torch.rand(2, 90, 1, device=DEVICE) > 0.4
+    padded = delta_rule(q, k, v, beta * valid, log_decay * valid, state)
+    for b in range(2):
+        there = valid[b, :, 0]
+        alone = delta_rule_by_tokens(*(t[b : b + 1, there] for t in (q, k, v, beta, log_decay)), state[b : b + 1])
+        close(padded[0][b, there], alone[0][0])
+        close(padded[1][b], alone[1][0])
+
+
+def test_a_state_goes_on():
+    *tokens, state = inputs(150)
+    answers, last = delta_rule(*tokens, state)
+    first, middle = delta_rule(*(t[:, :70] for t in tokens), state)
+    second, end = delta_rule(*(t[:, 70:] for t in tokens), middle)
+    close(torch.cat([first, second], dim=1), answers)
+    close(end, last)
+
+
+def test_values_of_16_bits_are_solved_in_32():
+    q, k, v, beta, log_decay, state = inputs(100)
+    given = [q, k, v.bfloat16(), beta.bfloat16(), log_decay, state]
+    answers, last = delta_rule(*given)
+    wanted, end = delta_rule_by_tokens(*(t.double() for t in given))
+    assert answers.dtype == torch.bfloat16
+    close(answers, wanted, 2**-8)
+    close(last, end)
+
+
+def parts(n_chunks, n_states=2, chunk=8, d_key=8, d_value=5):
+    def normal(*shape):
+        return torch.randn(*shape, device=DEVICE)
+
+    seen, kept = (normal(n_chunks, n_states, chunk, d_key) / 4 for _ in range(2))
+    ends = torch.rand(n_chunks, n_states, device=DEVICE)
+    return normal(n_chunks, n_states, chunk, d_value), seen, kept, ends, normal(n_states, d_key, d_value)
+
+
+@pytest.mark.parametrize("n_chunks", [1, 2, 7])
+@pytest.mark.parametrize("d_value", [5, 33, 100])
+def test_states_pass_as_in_the_reference_with_gradients(n_chunks, d_value):
+    """All outputs get a gradient, also the states between chunks; and columns are those of several programs."""
+    given, exact = leaves(parts(n_chunks, d_value=d_value))
+    compare(delta_fused.pass_state(*given), delta_naive.pass_state(*exact), given, exact)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 64])
+def test_systems_are_solved_as_in_the_reference_with_gradients(chunk):
+    lower = torch.randn(2, 3, chunk, chunk, device=DEVICE) / chunk**0.5  # all of it: what is not below has no effect
+    given, exact = leaves([lower, *(torch.randn(2, 3, chunk, width, device=DEVICE) for width in (5, 8))])
+    compare(delta_fused.solve(*given), delta_naive.solve(*exact), given, exact)
+
+
+def test_nothing_to_pass():
+    *tokens, state = inputs(70)
+    answers, last = delta_rule(*(t[:0] for t in tokens), state[:0])
+    assert (answers.shape, last.shape) == ((0, 70, 3, 5), (0, 3, 8, 5))
+
+
+def test_the_operators_are_registered_as_pytorch_requires():
+    given = [t.requires_grad_() for t in parts(3)]
+    torch.library.opcheck(delta_fused._pass_state, given)
+    torch.library.opcheck(delta_fused._invert, (torch.randn(2, 2, 16, 16, device=DEVICE, requires_grad=True),))
+
+
+def test_what_does_not_fit_a_program_is_left_to_the_reference():
+    k = torch.zeros(1, 1, 1, 128, device=DEVICE)
+    assert delta_fused.usable(k, 64)
+    assert not delta_fused.usable(k, 65)
+    assert not delta_fused.usable(k.double(), 64)
+    assert not delta_fused.usable(torch.zeros(1, 1, 1, 129, device=DEVICE), 64)
