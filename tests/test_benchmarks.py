@@ -270,3 +270,20 @@ def test_nothing_is_timed_out_of_time_or_without_parity(execution, tmp_path, mon
     monkeypatch.setattr(execution, "parity", lambda *_: {"differences": {"a": 1.0}, "holds": False})
     assert execution.main() == 1
     assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_delta_rule_is_timed_only_while_it_equals_its_definition(broken, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("benchmarks.delta_rule")
+    if broken:
+        rule = module.delta_rule
+        monkeypatch.setattr(module, "delta_rule", lambda *given: (1.001 * rule(*given)[0], rule(*given)[1]))
+    given = ["--device", "cpu", "--sizes", "1x70x2", "--d-head", "8", "--repeats", "1", "--out", str(tmp_path / "out")]
+    assert module.main(given) == broken
+    assert (tmp_path / "out").exists() == (not broken)
+    if broken:
+        assert "parity is broken" in capsys.readouterr().err
+    else:
+        rows = json.loads((tmp_path / "out").read_text())["rows"]
+        assert [row["backward"] for row in rows] == [False, True]
+        assert all(set(row["ways"]) == {"reference", "attention"} for row in rows)
