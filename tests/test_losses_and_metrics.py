@@ -11,6 +11,7 @@ from cramlab.objective import (
     LossConfig,
     TokenLosses,
     gate_loss,
+    nats_loss,
     next_token_losses,
     task_loss,
     terms,
@@ -82,7 +83,7 @@ def terms_token_by_token(task, aux, config, judged, ramp, n_targets):
         found["episodic_price"] = ramp * config.episodic_price * aux["episodic_use"]
         found["semantic_reward"] = -ramp * config.semantic_reward * aux["semantic_use"]
         return found
-    trace, with_reads, without = judged
+    trace, with_reads, without, _ = judged
     sums, counts, gate, n_read = {"retrieval": 0.0, "dynamics": 0.0}, {"retrieval": 0, "dynamics": 0}, 0.0, 0
     for b, t in torch.ones_like(trace.attended).nonzero().tolist():
         if not trace.attended[b, t]:
@@ -255,3 +256,18 @@ def test_three_shares_stay_apart_and_padding_is_not_counted():
 def test_consolidation_ratio():
     assert consolidation_ratio(0.015, 1.0) == 0.015
     assert math.isnan(consolidation_ratio(0.1, 0.0))
+
+
+def test_a_gate_of_nats_is_taught_the_capped_benefit_of_each_read():
+    masks = {
+        "retrieval_mask": torch.tensor([[True, True, True, False]]),
+        "dynamics_mask": torch.zeros(1, 4, dtype=torch.bool),
+    }
+    zero = torch.zeros(1, 4)
+    with_reads = TokenLosses(retrieval=torch.tensor([[1.0, 2.0, 1.0, 0.0]]), dynamics=zero, **masks)
+    without = TokenLosses(retrieval=torch.tensor([[1.5, 1.0, 9.0, 0.0]]), dynamics=zero, **masks)
+    read = torch.tensor([[True, True, True, False]])
+    margin = torch.tensor([[0.2, 0.0, 1.0, 5.0]])
+    loss = nats_loss(margin, with_reads, without, read, LossConfig(benefit_cap=4.0), torch.tensor(0.1))
+    # predicted 0.3, 0.1 and 1.1; saved 0.5, -1 and 8, which is capped
+    assert loss.item() == pytest.approx((0.2**2 + 1.1**2 + 2.9**2) / 3)

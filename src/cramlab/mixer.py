@@ -39,6 +39,8 @@ class Routing(NamedTuple):
         read_all: every valid token reads (the encoding phase).
         audits: tokens that read whatever a learned gate decides, bool (B, T), so that training sees the cost of
             skipping. Other routers ignore it.
+        skips: tokens that do not read, whatever the router decides and `read_all` says, bool (B, T). For a `CRAMLayer`
+            whose router decides before it reads; other mixers ignore it.
         counterfactual: also return the output that the layer would have without its reads, if it can.
         temperature: sampling temperature of a router that samples; None: no sampling.
         oracle_reads: tokens that read with the oracle router, bool (B, T). Other routers ignore it.
@@ -52,6 +54,7 @@ class Routing(NamedTuple):
 
     read_all: bool = False
     audits: Tensor | None = None
+    skips: Tensor | None = None
     counterfactual: bool = False
     temperature: float | None = None
     oracle_reads: Tensor | None = None

@@ -82,11 +82,14 @@ class Judged(NamedTuple):
         trace: what the layer did. Tokens that it `attended` for are judged.
         with_reads: losses of the pass in which the layer read.
         without_reads: losses of the pass in which it did not.
+        threshold: threshold of a gate that learns how many nats a read saves, scalar; None: the gate learns whether the
+            read pays at `LossConfig.read_price`.
     """
 
     trace: Trace
     with_reads: TokenLosses
     without_reads: TokenLosses
+    threshold: Tensor | None = None
 
 
 def terms(
@@ -119,12 +122,13 @@ def terms(
         found["episodic_price"] = price_ramp * config.episodic_price * aux["episodic_use"]
         found["semantic_reward"] = -price_ramp * config.semantic_reward * aux["semantic_use"]
     elif judged is not None:
-        trace, with_reads, without = judged
+        trace, with_reads, without, threshold = judged
         # Weighted by the gate's probability of skipping: a novel query can only be answered by reading.
         goes_without = trace.attended * (1 - trace.gate_prob).clamp(min=config.no_read_floor)
         found["no_read"] = config.no_read_weight * task_loss(without, config, goes_without, n_targets)
         if trace.gate_logit is not None:
-            loss = gate_loss(trace.gate_logit, with_reads, without, trace.attended, config, n_targets)
+            given = trace.gate_logit, with_reads, without, trace.attended, config
+            loss = gate_loss(*given, n_targets) if threshold is None else nats_loss(*given, threshold, n_targets)
             found["gate"] = config.gate_weight * loss
     return found
 
@@ -170,7 +174,8 @@ def next_token_losses(logits: Tensor, target: Tensor, *, ignored: int) -> TokenL
         target: the token after each, int64 (B, T).
         ignored: value of `target` where there is no target.
     """
-    nats = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none", ignore_index=ignored)
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none", ignore_index=ignored)
+    nats = nats.view_as(target)
     has_target = target != ignored
     return TokenLosses(
         retrieval=nats,
@@ -237,3 +242,31 @@ def gate_loss(
         pays = (margin > 0).to(gate_logit.dtype)
     nats = F.binary_cross_entropy_with_logits(gate_logit, pays, reduction="none")
     return (nats * weight).sum() / (read.sum().clamp(min=1) if n is None else n)
+
+
+def nats_loss(
+    margin: Tensor,
+    with_reads: TokenLosses,
+    without: TokenLosses,
+    read: Tensor,
+    config: LossConfig,
+    threshold: Tensor,
+    n: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the benefit that a gate predicts, at the tokens that were read. Scalar. Source: ours.
+
+    The squared error makes the prediction the expected benefit, so one threshold can rank the tokens of all layers.
+
+    Args:
+        margin: predicted benefit minus `threshold`, (B, T).
+        with_reads: losses of the pass with reads.
+        without: losses of the pass without them.
+        read: tokens that were read, bool (B, T).
+        config: for the cap, which limits the benefit of a token in either direction.
+        threshold: scalar.
+        n: divisor of the sum; None: the number of tokens that were read.
+    """
+    with torch.no_grad():
+        benefit = (without.total - with_reads.total).clamp(-config.benefit_cap, config.benefit_cap)
+    error = (margin + threshold - benefit).square() * read
+    return error.sum() / (read.sum().clamp(min=1) if n is None else n)

@@ -1,8 +1,6 @@
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +8,8 @@ import torch
 pytest.importorskip("transformers")
 
 from cramlab import records
-from cramlab.auditing.text import Corpus, Document
 from cramlab.language_model import CRAMForCausalLMConfig, training
-from cramlab.language_model.run import ModelName, TextRunConfig
+from cramlab.language_model.run import TextRunConfig
 from cramlab.language_model.text import PreparedText
 from cramlab.language_model.training import run_text
 
@@ -25,22 +22,42 @@ TINY = TextRunConfig(
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def checkpoints_at_each_evaluation(monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_S", 0.0)
+
+
 @pytest.fixture
 def text():
     stream = (torch.arange(2000) * 7 % 30).to(torch.int32)  # each token says what comes next
     return PreparedText(None, stream, stream[:600])
 
 
+ONLY_FIFTH = ["always" if i == 4 else "never" for i in range(8)]
+ARMS = {
+    "cram": {},
+    "llama": {"model": "llama"},
+    "gpt2": {"model": "gpt2"},
+    "dense": {"cram": {"router": "always"}},
+    "recurrent": {"cram": {"router": "never"}},
+    "hybrid": {"cram": {"router": ONLY_FIFTH}},
+    "delta": {"cram": {"working": "delta", "gate_learns": "nats"}, "reads_frac": 0.125},
+}
+
+
 def test_they_are_of_one_size_and_differ_in_who_attends(text, tmp_path):
-    found = {model: run_text(dataclasses.replace(TINY, model=model), text, tmp_path) for model in ModelName.__args__}
+    found = {
+        arm: run_text(dataclasses.replace(TINY, arm=arm, **changes), text, tmp_path) for arm, changes in ARMS.items()
+    }
     sizes = [record["n_parameters"] for record in found.values()]
     assert max(sizes) < 1.02 * min(sizes)
     assert found["llama"]["series"][-1]["attention_frac"] == 1.0
     assert found["gpt2"]["series"][-1]["attention_frac"] == 1.0
-    assert found["dense"]["series"][-1]["attention_frac"] == 1.0
+    assert found["dense"]["series"][-1]["attention_frac"] == pytest.approx(1)
     assert found["recurrent"]["series"][-1]["attention_frac"] == 0.0
     assert found["hybrid"]["series"][-1]["attention_frac"] == pytest.approx(1 / 8)
-    assert found["hybrid"]["series"][-1]["attention_frac_by_layer"][4] == 1.0
+    assert found["hybrid"]["series"][-1]["attention_frac_by_layer"][4] == pytest.approx(1)
+    assert found["delta"]["series"][-1]["attention_frac"] == pytest.approx(1 / 8, abs=0.05)
     for record in found.values():
         assert record["series"][-1]["n_tokens"] == 6 * 4 * 16
         assert record["series"][-1]["nats_per_token"] < 3.6
@@ -128,62 +145,3 @@ def test_what_is_chosen_by_validation_text_is_not_tested_on_it(text, monkeypatch
         training.held_out(model, longer, dataclasses.replace(TINY, part=part), n_batches=2)
     tokens = torch.cat(seen).flatten()
     assert torch.equal(tokens, longer.held_out[: len(tokens)].long())  # one after the other, each once
-
-
-class AtOnce:
-    """Runs what is submitted in this process."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, work, *given):
-        found = work(*given)
-        return SimpleNamespace(result=lambda: found)
-
-
-def load_tool(monkeypatch):
-    """The script, on a small text and in this process alone."""
-    from reproduction.protocols import text_run as tool
-
-    documents = tuple(Document(f"{i}", " ".join(f"{i * j % 97}" for j in range(900))) for i in range(40))
-    monkeypatch.setattr(tool, "read_corpus", lambda _: Corpus("numbers", documents, ""))
-    monkeypatch.setattr(tool, "ProcessPoolExecutor", AtOnce)
-    return tool
-
-
-def test_every_model_is_trained_at_the_rate_that_suits_it_best(tmp_path, monkeypatch):
-    tool = load_tool(monkeypatch)
-    argv = ["text_run.py", tmp_path, "--models", "llama", "dense", "--rates", "1e-9", "0.01", "--layers", "1"]
-    argv += ["--width", "16", "--context", "16", "--batch", "4", "--steps", "6"]
-    monkeypatch.setattr(sys, "argv", [str(arg) for arg in argv])
-    assert tool.main() == 0
-    found = {path.stem: records.read_json(path)["config"] for path in tmp_path.glob("*.json")}
-    assert {name for name, config in found.items() if config["part"] == "test"} == {"llama-seed0", "dense-seed0"}
-    assert {config["learning_rate"] for config in found.values() if config["part"] == "test"} == {0.01}
-    assert {config["seed"] for config in found.values() if config["part"] == "validation"} == {tool.TUNING_SEED}
-    assert len(found) == 2 + 2 * 2
-
-
-def test_a_rate_at_which_a_run_diverges_is_not_chosen(tmp_path, monkeypatch):
-    tool = load_tool(monkeypatch)
-
-    def run_text(config, *_):
-        if config.learning_rate > 0.1 or (config.part == "test" and config.seed == 1):
-            raise FloatingPointError("the loss is not finite")
-        nats = float("nan") if config.learning_rate == 0.05 else -config.learning_rate
-        return {"config": dataclasses.asdict(config), "series": [{"nats_per_token": nats}]}
-
-    monkeypatch.setattr(tool, "run_text", run_text)
-    argv = ["text_run.py", str(tmp_path), "--models", "llama", "--rates", "0.01", "0.05", "0.02", "1.0"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert tool.main() == 0
-    monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "0", "1"])
-    assert tool.main() == 1
-    monkeypatch.setattr(sys, "argv", [*argv[:-4], "1.0", "2.0"])
-    assert tool.main() == 1

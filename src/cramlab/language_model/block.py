@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cramlab.language_model.packed_rows import Documents
 from cramlab.memory import CRAMLayer, CRAMState
 from cramlab.memory.episodic import Buffer
-from cramlab.mixer import MixerOutput, Routing, Trace
+from cramlab.mixer import MixerOutput, Path, Routing, Trace
 from cramlab.model import Block
 from cramlab.ops.plain import is_plain
 
@@ -39,7 +39,8 @@ class Passed(NamedTuple):
         consolidation: the consolidation loss, summed over sequences; None outside training.
         salience: the write gate's loss, summed over sequences; None: there is no write gate.
         gate_logit: logit of the read gate, (B, T); None: there is no read gate.
-        scored: tokens that read, bool (B, T).
+        scored: tokens that read, audits included, bool (B, T).
+        chosen: tokens that read by the router's decision, bool (B, T).
         working: state of the working memory.
         keys: keys in the buffer; see `Buffer`.
         values: see `Buffer`.
@@ -53,6 +54,7 @@ class Passed(NamedTuple):
     salience: Tensor | None
     gate_logit: Tensor | None
     scored: Tensor
+    chosen: Tensor
     working: Tensor
     keys: Tensor
     values: Tensor
@@ -64,11 +66,16 @@ class Passed(NamedTuple):
         """The mixer's state after the last token."""
         return CRAMState(self.working, Buffer(*self[-4:]))
 
-    def trace(self, has_target: Tensor) -> Trace:
-        """The reads that the loss can judge: those at tokens with a target, bool (B, T)."""
+    def trace(self, has_target: Tensor, *, decides: bool) -> Trace:
+        """The reads that the loss can judge: those at tokens with a target, bool (B, T).
+
+        `decides` is true for a gate that learns a decision, and false for one that learns nats.
+        """
         assert self.gate_logit is not None
         judged = Trace.of_reads(self.scored & has_target, self.gate_logit.dtype)
-        return judged._replace(gate_prob=torch.sigmoid(self.gate_logit.detach()), gate_logit=self.gate_logit)
+        # What a gate of nats lets go is known; the probability of a decision says how sure the gate is.
+        probability = torch.sigmoid(self.gate_logit.detach()) if decides else self.chosen.to(self.gate_logit.dtype)
+        return judged._replace(gate_prob=probability, gate_logit=self.gate_logit)
 
 
 class CRAMBlock(Block, GradientCheckpointingLayer):
@@ -85,8 +92,9 @@ class CRAMBlock(Block, GradientCheckpointingLayer):
         elif silent is not None:
             silent = self.finish(silent, self._mixed(silent, tokens, before, routing).y)
         losses = (None if (loss := mixed.aux.get(name)) is None else loss.sum() for name in Passed._fields[2:4])
-        y = self.finish(x, mixed.y)
-        return y, silent, *losses, mixed.trace.gate_logit, mixed.trace.scored, mixed.state[0], *mixed.state.buffer
+        y, trace = self.finish(x, mixed.y), mixed.trace
+        chosen = trace.path == int(Path.EPISODIC)
+        return y, silent, *losses, trace.gate_logit, trace.scored, chosen, mixed.state[0], *mixed.state.buffer
 
     def _mixed(self, x: Tensor, tokens: Tokens, state: CRAMState | None, routing: Routing) -> MixerOutput:
         if tokens.documents is None:

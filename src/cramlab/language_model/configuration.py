@@ -61,8 +61,12 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         semantic_rank: width of the semantic memory.
         router: "benefit", "always" or "never", for all layers with memories or one per layer, "never" in layers
             without; "always" in one layer of eight and "never" in the others make a hybrid of recurrence and attention.
-        read_price: smallest benefit that makes a read worthwhile, in nats.
+        gate_learns: what gates learn; see `RouterConfig.learns`.
+        gate_width: hidden width of the gates.
+        read_price: smallest benefit that makes a read worthwhile, in nats; for gates that learn a "decision".
         audit_frac: share of the tokens that read in training whatever the gate says, in the layer judged at a step.
+        skip_frac: share of the tokens that do not read in a layer while `read_all` is set in training, so that the
+            model also learns to do without.
         benefit_cap: see `LossConfig`, like the fields after it.
         gate_weight: see `LossConfig`.
         no_read_weight: see `LossConfig`.
@@ -87,8 +91,11 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     state_size: int = 128
     semantic_rank: int = 256
     router: str | list[str] = "benefit"
+    gate_learns: str = "decision"
+    gate_width: int = 64
     read_price: float = 0.1
     audit_frac: float = 0.1
+    skip_frac: float = 0.0
     benefit_cap: float = 2.0
     gate_weight: float = 1.0
     no_read_weight: float = 0.5
@@ -170,7 +177,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
             semantic=AdapterConfig(rank=self.semantic_rank) if asked else NothingConfig(),
-            router=RouterConfig(name=router),  # type: ignore[arg-type]
+            router=RouterConfig(name=router, learns=self.gate_learns, d_hidden=self.gate_width),  # type: ignore[arg-type]
         )
 
 

@@ -7,6 +7,7 @@ transformers is imported.
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +26,8 @@ from cramlab.language_model.configuration import CRAMForCausalLMConfig
 from cramlab.language_model.fresh_weights import keep_fresh, reset_missing
 from cramlab.language_model.packed_rows import Documents, Packing, Past, documents, silent_tokens
 from cramlab.memory import CRAMLayer
-from cramlab.mixer import Routing
+from cramlab.memory.router import BenefitGate
+from cramlab.mixer import Bounds, Routing
 from cramlab.model import ModelConfig
 from cramlab.objective import Judged, next_token_losses, terms
 
@@ -61,7 +63,8 @@ class Stacked(NamedTuple):
         aux: losses of the memories by name, one for each layer that has them, summed over sequences.
         silent: residual stream in which the judged layer has not read, (B, T, D); None: no layer is judged.
         judged: what the judged layer's block returned; None: no layer is judged.
-        waiting: mean gate logit of every other layer with a gate.
+        judged_layer: index of the judged layer; -1: no layer is judged.
+        margins: output of the read gate of each layer that has one, (B, T); see `BenefitGate`.
     """
 
     x: Tensor
@@ -69,7 +72,20 @@ class Stacked(NamedTuple):
     aux: dict[str, list[Tensor]]
     silent: Tensor | None
     judged: Passed | None
-    waiting: list[Tensor]
+    judged_layer: int
+    margins: list[Tensor]
+
+
+@dataclass
+class CRAMOutput(CausalLMOutputWithPast):
+    """Output of a call.
+
+    Attributes:
+        gate_margins: output of the read gate of each layer that has one, (B, T), detached: above 0 where the token
+            reads; None unless `output_gates` asks for it.
+    """
+
+    gate_margins: tuple[Tensor, ...] | None = None
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -164,6 +180,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         read_all: bool = False,
+        read_none: bool = False,
+        output_gates: bool = False,
         position_ids: Tensor | None = None,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
@@ -175,7 +193,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         shift_labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CRAMOutput:
         """One pass.
 
         Args:
@@ -189,6 +207,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
                 config says.
             logits_to_keep: number of last tokens to return logits for, or the indices of tokens; 0: all tokens.
             read_all: every token reads and is written, as in the encoding phase of training.
+            read_none: no token reads, whatever the router.
+            output_gates: return `gate_margins`.
             position_ids: marks the documents of packed rows, see `Packing`; the model itself uses no positions.
             seq_idx: see `Packing`.
             cu_seq_lens_q: see `Packing`.
@@ -217,7 +237,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             shape, attention_mask, past_key_values, packing, use_cache, labels, shift_labels, num_items_in_batch
         )
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        stacked = self._through_blocks(x, call, read_all)
+        stacked = self._through_blocks(x, call, read_all=read_all, read_none=read_none)
         x = self.norm(stacked.x)
         logits = self.lm_head(x if call.target is not None else inputs.kept(x, logits_to_keep))
         loss = None
@@ -226,12 +246,30 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             logits = inputs.kept(logits, logits_to_keep)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        return CausalLMOutputWithPast(
+        return CRAMOutput(
             loss=loss,
             logits=logits,
             past_key_values=call.cache if call.use_cache else None,
             hidden_states=(*stacked.hidden, x) if output_hidden_states else None,  # type: ignore[arg-type]
+            gate_margins=tuple(margin.detach() for margin in stacked.margins) if output_gates else None,
         )
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: float | Tensor) -> None:
+        """Sets the threshold of all read gates, in nats if they learn nats: the price of a read.
+
+        Raises:
+            ValueError: for a model without a gate that has a threshold.
+        """
+        if not (gates := self._gates()):
+            raise ValueError('this model has no gate with a threshold; build it with gate_learns = "nats"')
+        for gate in gates:
+            cast("Tensor", gate.threshold).copy_(torch.as_tensor(threshold))
+
+    def _gates(self) -> list[BenefitGate]:
+        """The read gates that have a threshold."""
+        found = [m for m in self.layers.modules() if isinstance(m, BenefitGate)]
+        return [gate for gate in found if gate.threshold is not None]
 
     def _checked(
         self,
@@ -265,19 +303,23 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         simple = packed is None and valid is None and shift_labels is None
         return Call(valid, packed, target, labels if simple else None, past_key_values, bool(use_cache), n_items)
 
-    def _through_blocks(self, x: Tensor, call: Call, read_all: bool) -> Stacked:
+    def _through_blocks(self, x: Tensor, call: Call, *, read_all: bool, read_none: bool) -> Stacked:
         """Runs all blocks on embeddings (B, T, D), and continues the cache if there is one."""
         tokens = Tokens(torch.ones(x.shape[:2], dtype=x.dtype, device=x.device), call.valid, call.documents)
         routing = Routing(read_all=read_all, by_sequence=call.n_items is not None)
-        learns_gate = self.training and call.target is not None and "benefit" in self.config.routers()
+        if read_none:
+            routing = routing._replace(skips=torch.ones_like(tokens.gaps, dtype=torch.bool))
         without = -1
-        if learns_gate:
+        if self.training and call.target is not None and not read_none and "benefit" in self.config.routers():
             routing, without = self._training_routing(routing, tokens.gaps)
         stepping = x.shape[1] == 1 and call.valid is None
-        stepping = stepping and not (self.training or read_all or torch.is_grad_enabled())
+        stepping = stepping and not (self.training or read_all or read_none or torch.is_grad_enabled())
         silent: Tensor | None = None
         judged: Passed | None = None
-        hidden, waiting, aux = [], [], {"consolidation": [], "salience": []}
+        # Only the judged layer is audited: if all layers were, each could rely on the others' reads. A gate that the
+        # task's loss teaches learns only where there is a read, so then all layers are audited.
+        audited = range(len(self.layers)) if without < 0 else (without,)
+        hidden, margins, aux = [], [], {"consolidation": [], "salience": []}
         for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
             hidden.append(x)
             layer = None if call.cache is None else cast("CRAMCacheLayer", call.cache.layers[i])
@@ -286,8 +328,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
                 x = block.finish(x, layer.step(mixer, block.mixer_input(x), tokens.gaps))
                 continue
             state = None if layer is None else layer.take()
-            # Only the judged layer is audited: if all layers were, each could rely on the others' reads.
-            asked = routing._replace(counterfactual=i == without, audits=routing.audits if i == without else None)
+            asked = routing._replace(counterfactual=i == without, audits=routing.audits if i in audited else None)
             parts = () if state is None else (state.working, *state.buffer)
             passed = Passed(*block(x, silent, tokens, asked, *parts))
             x, silent = passed.x, passed.silent
@@ -296,18 +337,26 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
                     losses.append(loss)
             if i == without:
                 judged = passed
-            elif learns_gate and passed.gate_logit is not None:
-                waiting.append(passed.gate_logit.mean())
+            if passed.gate_logit is not None:
+                margins.append(passed.gate_logit)
             if layer is not None:
                 layer.saw(call.valid)
                 layer.put(passed.state, x.shape[1])
-        return Stacked(x, tuple(hidden), aux, silent, judged, waiting)
+        return Stacked(x, tuple(hidden), aux, silent, judged, without, margins)
 
     def _training_routing(self, routing: Routing, gaps: Tensor) -> tuple[Routing, int]:
-        """Draws the audits of this step and the layer with a gate that a second pass runs without reads."""
-        audits = torch.rand(gaps.shape, device=gaps.device) < self.config.audit_frac
+        """Draws audits or skips, and the layer with a gate that a second pass runs without reads; -1: none."""
+        drawn = torch.rand(gaps.shape, device=gaps.device)
+        if not routing.read_all:
+            routing = routing._replace(audits=drawn < self.config.audit_frac)
+        elif self.config.skip_frac:
+            routing = routing._replace(skips=drawn < self.config.skip_frac)
+        if gaps.is_cuda:  # bounds that are never met: no size depends on a gate, so nothing waits for the device
+            routing = routing._replace(bounds=Bounds(gaps.shape[1], gaps.shape[1]))
+        if self.config.gate_learns not in ("decision", "nats"):
+            return routing, -1
         gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
-        return routing._replace(audits=audits), gated[int(torch.randint(len(gated), ()))]
+        return routing, gated[int(torch.randint(len(gated), ()))]
 
     def _loss(self, stacked: Stacked, logits: Tensor, call: Call) -> Tensor:
         """Sum of the objective's terms, scalar."""
@@ -323,12 +372,14 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 with_reads = next_token_losses(logits, target, ignored=inputs.IGNORED)
             without = next_token_losses(silent_logits, target, ignored=inputs.IGNORED)
-            judged = Judged(stacked.judged.trace(target != inputs.IGNORED), with_reads, without)
+            threshold = cast("CRAMLayer", self.layers[stacked.judged_layer].mixer).gate.threshold
+            trace = stacked.judged.trace(target != inputs.IGNORED, decides=threshold is None)
+            judged = Judged(trace, with_reads, without, threshold)
         task = self._next_token_loss(logits, call.labels, target, n_items)
         found = terms(task, aux, self.objective, judged, n_targets=n_targets)
         loss = torch.stack(list(found.values())).sum()
-        if stacked.waiting:  # data parallel training waits for every parameter's gradient, even a zero
-            loss = loss + 0.0 * torch.stack(stacked.waiting).sum()
+        if self.training and stacked.margins:  # data parallelism waits for every parameter's gradient, even a zero
+            loss = loss + 0.0 * torch.stack([margin.mean() for margin in stacked.margins]).sum()
         return loss
 
     def _next_token_loss(

@@ -67,8 +67,9 @@ class Documents:
     def mix(self, mixer: nn.Module, x: Tensor, gaps: Tensor, valid: Tensor | None, routing: Routing) -> MixerOutput:
         """Runs a mixer on each document alone and returns its output as rows; see `Mixer.forward`."""
         there = self.there if valid is None else self.there & self.apart(valid)
-        audits = None if routing.audits is None else self.apart(routing.audits)
-        mixed = mixer(self.apart(x), self.apart(gaps), None, valid=there, routing=routing._replace(audits=audits))
+        marks = {"audits": routing.audits, "skips": routing.skips}
+        routing = routing._replace(**{name: self.apart(mark) for name, mark in marks.items() if mark is not None})
+        mixed = mixer(self.apart(x), self.apart(gaps), None, valid=there, routing=routing)
         without = mixed.y_without_reads
         return mixed._replace(
             y=self.together(mixed.y),

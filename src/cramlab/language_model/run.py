@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from cramlab.config import ConfigError, Count, CountOrZero, Layers, Positive, Seed, Share, Size, Weight, checked
+from cramlab.config import ConfigError, Count, CountOrZero, Layers, Name, Positive, Seed, Share, Size, Weight, checked
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.language_model.text import Part
 
-ModelName = Literal["cram", "hybrid", "hybrid-first", "llama", "dense", "recurrent", "gpt2"]
+ModelName = Literal["cram", "llama", "gpt2"]
 
 
 @checked("")
@@ -22,8 +23,9 @@ class TextRunConfig:
     The learning rate rises over `warmup_steps` and falls along a cosine to a tenth.
 
     Attributes:
-        model: "cram"; "llama" or "gpt2", with attention; or CRAM blocks of which all read ("dense"), none reads
-            ("recurrent"), or one in eight reads: the fifth, as in Jamba ("hybrid"), or the first ("hybrid-first").
+        model: "cram"; "llama" or "gpt2", with attention.
+        arm: name of the model among those it is compared with, and stem of its files; empty: "cram" or the like.
+        cram: fields of `CRAMForCausalLMConfig`, for a CRAM model.
         seed: seed of weights, batches and audits.
         vocab_size: number of tokens of the tokenizer.
         context: tokens per sequence.
@@ -35,17 +37,27 @@ class TextRunConfig:
         learning_rate: largest learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         warmup_steps: steps from zero to the largest learning rate.
-        encoding_frac: share of the steps in which every token of a CRAM model reads; then its gates decide.
-        read_price: smallest benefit that makes a read worthwhile, in nats; sets a CRAM model's trade-off.
-        eval_every_steps: steps between two evaluations on held-out text; a stopped run resumes from the last of them.
+        encoding_frac: largest share of the steps in which every token of a CRAM model reads; then its gates decide.
+        least_gain: the encoding phase ends earlier, when loss without reads minus loss with them has stopped growing
+            and is at least this, in nats per token; None: it does not.
+        read_price: smallest benefit that makes a read worthwhile, in nats; sets the trade-off of gates that learn a
+            "decision".
+        reads_frac: share of reads, mean over all layers, to which the threshold of other gates is moved; None: the
+            threshold stays 0.
+        ramp_frac: share of the steps over which the share of reads falls from 1 to `reads_frac`.
+        eval_every_steps: steps between two evaluations on held-out text; a stopped run resumes from one of them.
         part: part of the held-out text to evaluate on; "validation" for choices such as the learning rate.
         device: torch device.
+        precision: "32", or "bf16": matrix products in bfloat16, weights in 32 bits.
+        compile: whether each block is compiled by `torch.compile`.
         n_checkpoints: models saved in folders of their own after the untrained one, at steps that grow by a constant
             factor; 0: none, not even the untrained one.
         first_checkpoint: step of the first of them.
     """
 
     model: ModelName = "cram"
+    arm: Name = ""
+    cram: dict[str, Any] = field(default_factory=dict)
     seed: Seed = 0
     vocab_size: Size = 2048
     context: Size = 256
@@ -58,10 +70,15 @@ class TextRunConfig:
     weight_decay: Weight = 0.01
     warmup_steps: CountOrZero = 100
     encoding_frac: Share = 0.3
+    least_gain: Positive | None = None
     read_price: Weight = 0.01
+    reads_frac: Share | None = None
+    ramp_frac: Share = 0.1
     eval_every_steps: Count = 100
     part: Part = "test"
     device: Annotated[str, Field(pattern="^(cpu|cuda|mps|meta)(:[0-9]+)?$")] = "cpu"
+    precision: Literal["32", "bf16"] = "32"
+    compile: bool = False
     n_checkpoints: Annotated[int, Field(ge=0, le=1000)] = 0
     first_checkpoint: Count = 30
 
@@ -71,13 +88,19 @@ class TextRunConfig:
             raise ConfigError(f"n_heads = {self.n_heads} must divide d_model = {self.d_model}")
         if self.n_checkpoints and self.first_checkpoint > self.n_steps:
             raise ConfigError(f"first_checkpoint = {self.first_checkpoint} must be at most n_steps = {self.n_steps}")
+        if self.cram and self.model != "cram":
+            raise ConfigError(f'cram = {self.cram} does not apply to model = "{self.model}"; leave it out')
+        if self.reads_frac is not None and self.cram.get("gate_learns", "decision") == "decision":
+            raise ConfigError(
+                f'reads_frac = {self.reads_frac} needs gates with a threshold; set cram.gate_learns="nats"'
+            )
 
     @property
     def name(self) -> str:
         """Stem of the record and folder of the saved models."""
-        price = f"-price{self.read_price:g}" if self.model == "cram" else ""
+        price = f"-price{self.read_price:g}" if self.model == "cram" and not self.arm else ""
         rate = f"-rate{self.learning_rate:g}-{self.n_steps}-steps" if self.part == "validation" else ""
-        return f"{self.model}{price}{rate}-seed{self.seed}{'-validation' if rate else ''}"
+        return f"{self.arm or self.model}{price}{rate}-seed{self.seed}{'-validation' if rate else ''}"
 
     @property
     def checkpoint_steps(self) -> list[int]:
@@ -87,32 +110,32 @@ class TextRunConfig:
         factor = (self.n_steps / self.first_checkpoint) ** (1 / (self.n_checkpoints - 1))
         return [0, *sorted({round(self.first_checkpoint * factor**i) for i in range(self.n_checkpoints)})]
 
+    @property
+    def learns_gates(self) -> bool:
+        """Whether the model has read gates, which open and close in training."""
+        router = self.cram.get("router", "benefit")
+        return self.model == "cram" and (router == "benefit" or "benefit" in list(router))
+
     def build(self) -> PreTrainedModel:
-        """A fresh model. The width of the MLPs is chosen so that every model has as many parameters as CRAM."""
-        make = {
-            "cram": self._cram,
-            "llama": self._llama,
-            "gpt2": self._gpt2,
-            "hybrid": lambda width: self._cram(width, self._every_eighth(4)),
-            "hybrid-first": lambda width: self._cram(width, self._every_eighth(0)),
-            "dense": lambda width: self._cram(width, "always"),
-            "recurrent": lambda width: self._cram(width, "never"),
-        }[self.model]
+        """A fresh model. The width of the MLPs is chosen so that every model has as many parameters.
+
+        Their number is that of a CRAM model with leaky integrators and gates in every layer, whose MLPs are four times
+        as wide as the model.
+        """
+        make = {"cram": self._cram, "llama": self._llama, "gpt2": self._gpt2}[self.model]
         with torch.device("meta"):
-            wanted = self._cram(4 * self.d_model).num_parameters()
+            wanted = self._reference(4 * self.d_model).num_parameters()
             narrow, wide = (make(width).num_parameters() for width in (64, 128))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return make(64 + round((wanted - narrow) / (wide - narrow) * 64))
 
-    def _every_eighth(self, first: int) -> list[str]:
-        """Routers of a model in which every eighth layer always reads and the others never do."""
-        return ["always" if i % 8 == first else "never" for i in range(self.n_layers)]
+    def _reference(self, width: int) -> PreTrainedModel:
+        return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width)))
 
-    def _cram(self, width: int, router: str | list[str] = "benefit") -> PreTrainedModel:
-        return CRAMForCausalLM(
-            CRAMForCausalLMConfig(**self._sizes(width), memory_capacity=None, router=router, read_price=self.read_price)
-        )
+    def _cram(self, width: int) -> PreTrainedModel:
+        fields = {"memory_capacity": None, "read_price": self.read_price} | self.cram
+        return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width), **fields))
 
     def _llama(self, width: int) -> PreTrainedModel:
         return LlamaForCausalLM(LlamaConfig(**self._sizes(width), tie_word_embeddings=True))

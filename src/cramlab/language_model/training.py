@@ -25,13 +25,17 @@ from cramlab import records
 from cramlab.config import differing, to_dict
 from cramlab.files import load_checkpoint, refuse_full_disk, save_checkpoint, write_json
 from cramlab.language_model.modeling import CRAMForCausalLM
+from cramlab.language_model.reading_schedule import ReadingSchedule, quantile_threshold
 from cramlab.language_model.run import TextRunConfig
-from cramlab.language_model.text import PreparedText, held_out_windows, random_windows
+from cramlab.language_model.text import Part, PreparedText, held_out_windows, random_windows
 from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
 STEP_FILE = "step.json"
 N_EVAL_BATCHES = 16
+CHECKPOINT_EVERY_S = 60.0
+_FINITE_EVERY_STEPS = 20
+_SETTLING_BATCHES = 8
 
 
 @dataclass
@@ -42,11 +46,13 @@ class TextProgress:
         step: optimiser steps made.
         series: evaluations so far.
         elapsed_s: seconds of work up to the newest checkpoint.
+        reading: state of a CRAM model's reading.
     """
 
     step: int = 0
     series: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def run_text(
@@ -85,25 +91,31 @@ def run_text(
             return record
     device = torch.device(config.device)
     model, optimizer, progress = _prepare(config, text, checkpoint, device)
-    start_s = time.perf_counter() - progress.elapsed_s
+    reading = ReadingSchedule(**progress.reading)
+    start_s, saved_s = time.perf_counter() - progress.elapsed_s, time.perf_counter()
     if progress.step == 0 and config.checkpoint_steps:
         _save_model(model, text, config, out, 0)
     while progress.step < config.n_steps:
-        _step(model, optimizer, text, config, progress.step)
+        _step(model, optimizer, text, config, progress.step, reading)
         progress.step += 1
+        last = progress.step == config.n_steps
+        if last and config.reads_frac is not None:
+            _settle(cast("CRAMForCausalLM", model), text, config, reading)
         if progress.step in config.checkpoint_steps:
             _save_model(model, text, config, out, progress.step)
-        if progress.step % config.eval_every_steps and progress.step != config.n_steps:
+        if progress.step % config.eval_every_steps and not last:
             continue
-        row = {"step": progress.step, "n_tokens": _n_tokens(config, progress.step)} | held_out(model, text, config)
-        progress.series.append(row)
-        progress.elapsed_s = time.perf_counter() - start_s
-        weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        whose = {"run": vars(progress), "config": to_dict(config), "text_sha256": text.digest}
-        save_checkpoint(checkpoint, weights | whose)
+        progress.series.append(_evaluated(model, text, config, progress.step, reading))
+        progress.elapsed_s, progress.reading = time.perf_counter() - start_s, dict(vars(reading))
+        out_of_time = deadline is not None and time.time() > deadline
+        if last or out_of_time or time.perf_counter() - saved_s >= CHECKPOINT_EVERY_S:
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            whose = {"run": vars(progress), "config": to_dict(config), "text_sha256": text.digest}
+            save_checkpoint(checkpoint, weights | whose)
+            saved_s = time.perf_counter()
         if log is not None:
-            log(f"{config.name} {row} {progress.elapsed_s:.0f} s")
-        if deadline is not None and time.time() > deadline and progress.step < config.n_steps:
+            log(f"{config.name} {progress.series[-1]} {progress.elapsed_s:.0f} s")
+        if out_of_time and not last:
             raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
     record = records.header(device) | {
         "kind": "text",
@@ -146,34 +158,103 @@ def _prepare(
     """Model, optimiser and progress, fresh or from the checkpoint."""
     model = config.build()
     nn.Module.to(model, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    if config.compile:
+        for block in _blocks(model):
+            block.compile()
+    fused = device.type == "cuda"
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
     if not checkpoint.exists():
         return model, optimizer, TextProgress()
     saved = load_checkpoint(checkpoint)
     _check_same(config, text, saved, checkpoint)
     model.load_state_dict(saved["model"])
+    if isinstance(threshold := saved["run"].get("reading", {}).get("threshold"), Tensor):
+        saved["run"]["reading"]["threshold"] = threshold.to(device)
     optimizer.load_state_dict(saved["optimizer"])
     return model, optimizer, TextProgress(**saved["run"])
 
 
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks of a model, which are alike."""
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return next(blocks for blocks in found if len(blocks) == model.config.num_hidden_layers)
+
+
 def _step(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, text: PreparedText, config: TextRunConfig, step: int
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    text: PreparedText,
+    config: TextRunConfig,
+    step: int,
+    reading: ReadingSchedule,
 ) -> None:
     """One optimiser step. Every model sees the same windows at a step."""
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * rate_factor(config, step)
     seed = config.seed * 1_000_003 + step
     tokens = random_windows(text.train, config.context, config.batch_size, seed).to(config.device)
-    encoding = {"read_all": step < config.encoding_frac * config.n_steps} if config.model == "cram" else {}
+    asked = {"read_all": reading.reads_all(config, step)} if config.learns_gates else {}
+    if config.reads_frac is not None:
+        asked["output_gates"] = True
     model.train()
     torch.manual_seed(seed)  # audits
-    loss = model(input_ids=tokens, labels=tokens, **encoding).loss
-    if not bool(torch.isfinite(loss)):
+    with _autocast(config):
+        output = model(input_ids=tokens, labels=tokens, **asked)
+    if step % _FINITE_EVERY_STEPS == 0 and not bool(torch.isfinite(output.loss)):
         raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
     optimizer.zero_grad()
-    loss.backward()
+    output.loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+    if config.reads_frac is not None:
+        share = reading.share(config, step + 1)
+        threshold = reading.follow(output.gate_margins, config.n_layers, share)
+        cast("CRAMForCausalLM", model).set_threshold(threshold)
+
+
+def _autocast(config: TextRunConfig) -> torch.autocast:
+    """The context in which a model of the run is called."""
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@torch.no_grad()
+def _settle(model: CRAMForCausalLM, text: PreparedText, config: TextRunConfig, reading: ReadingSchedule) -> None:
+    """Sets the final threshold, by the share of reads on training windows that the run did not draw.
+
+    What one layer reads changes what the gates above see, so the quantile is taken several times.
+    """
+    assert reading.threshold is not None
+    assert config.reads_frac is not None
+    model.eval()
+    windows = random_windows(text.train, config.context, _SETTLING_BATCHES * config.batch_size, seed=config.n_steps)
+    for _ in range(3):
+        margins: list[tuple[Tensor, ...]] = []
+        for tokens in windows.split(config.batch_size):
+            with _autocast(config):
+                output = model(input_ids=tokens.to(config.device), use_cache=False, output_gates=True)
+            margins.append(cast("Any", output).gate_margins)
+        joined = [torch.cat(layer) for layer in zip(*margins, strict=True)]
+        reading.threshold = reading.threshold + quantile_threshold(joined, config.n_layers, config.reads_frac)
+        model.set_threshold(reading.threshold)
+
+
+def _evaluated(
+    model: PreTrainedModel, text: PreparedText, config: TextRunConfig, step: int, reading: ReadingSchedule
+) -> dict[str, Any]:
+    """A row of the series; tells the schedule what reading gains."""
+    row = {"step": step, "n_tokens": _n_tokens(config, step)} | held_out(model, text, config)
+    if not config.learns_gates:
+        return row
+    row["threshold"] = None if reading.threshold is None else float(reading.threshold)
+    if config.least_gain is not None and reading.ended_at is None:
+        with_reads, without = (
+            held_out(model, text, config, _SETTLING_BATCHES, part="validation", **{name: True})["nats_per_token"]
+            for name in ("read_all", "read_none")
+        )
+        row["gain"] = without - with_reads
+        reading.saw_gain(config, step, row["gain"])
+    return row | {"encoding_ended_at": reading.ended_at}
 
 
 def rate_factor(config: TextRunConfig, step: int) -> float:
@@ -186,20 +267,34 @@ def rate_factor(config: TextRunConfig, step: int) -> float:
 
 @torch.no_grad()
 def held_out(
-    model: PreTrainedModel, text: PreparedText, config: TextRunConfig, n_batches: int = N_EVAL_BATCHES
+    model: PreTrainedModel,
+    text: PreparedText,
+    config: TextRunConfig,
+    n_batches: int = N_EVAL_BATCHES,
+    *,
+    part: Part | None = None,
+    **asked: bool,
 ) -> dict[str, Any]:
     """Evaluates a model on held-out text, by the gates' own decisions.
+
+    Args:
+        model: the model.
+        text: its text.
+        config: its run.
+        n_batches: batches to evaluate on.
+        part: part of the held-out text; None: that of the run.
+        asked: `read_all` or `read_none` of a CRAM model.
 
     Returns:
         `nats_per_token`; `attention_frac`, share of the tokens that attend; `attention_frac_by_layer`, a list.
     """
     model.eval()
-    windows = held_out_windows(text, config.part, config.context, n_batches * config.batch_size)
+    windows = held_out_windows(text, part or config.part, config.context, n_batches * config.batch_size)
     shares = torch.zeros(config.n_layers, dtype=torch.float64)
-    seen: list[float] = []
+    seen: list[Tensor] = []
 
     def count(_module: nn.Module, _args: Any, output: MixerOutput) -> None:
-        seen.append(float(output.trace.scored.double().mean()))
+        seen.append(output.trace.scored.double().mean())
 
     hooks = []
     if isinstance(model, CRAMForCausalLM):
@@ -207,8 +302,9 @@ def held_out(
     total = 0.0
     try:
         for tokens in windows.split(config.batch_size):
-            total += _nats(model, tokens.to(config.device)) * len(tokens) / len(windows)
-            shares += torch.tensor(seen or [1.0] * config.n_layers, dtype=torch.float64) * len(tokens) / len(windows)
+            weight = len(tokens) / len(windows)
+            total += _nats(model, tokens.to(config.device), config, asked) * weight
+            shares += weight * (torch.stack(seen).cpu() if seen else torch.ones(config.n_layers, dtype=torch.float64))
             seen.clear()
     finally:
         for hook in hooks:
@@ -216,10 +312,11 @@ def held_out(
     return {"nats_per_token": total, "attention_frac": float(shares.mean()), "attention_frac_by_layer": shares.tolist()}
 
 
-def _nats(model: PreTrainedModel, tokens: Tensor) -> float:
+def _nats(model: PreTrainedModel, tokens: Tensor, config: TextRunConfig, asked: dict[str, bool]) -> float:
     """Mean cross-entropy of the next token, in nats."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    return float(F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:]))
+    with _autocast(config):
+        logits = model(input_ids=tokens, use_cache=False, **asked).logits[:, :-1]
+    return float(F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()))
 
 
 def _n_tokens(config: TextRunConfig, step: int) -> int:

@@ -148,7 +148,8 @@ class CRAMLayer(Mixer):
         bounds = routing.bounds
         if bounds is None:
             return routing
-        if self.config.router.name == "gumbel" or routing.read_all:
+        reads_all = routing.read_all and bounds.reads < x.shape[1]
+        if self.config.router.name == "gumbel" or reads_all:
             who = "routing.read_all" if routing.read_all else 'router "gumbel"'
             raise ValueError(f"routing.bounds = {bounds} cannot hold: with {who} every token reads; leave bounds out")
         if min(bounds) < 1:
@@ -165,10 +166,13 @@ class CRAMLayer(Mixer):
         answer = self.semantic.answer(recognised)
         gate_logit = self.gate(h, recognised) if self.config.router.name == "benefit" else None
         chosen = self._decide(h, gate_logit, routing)
+        chosen = chosen if routing.skips is None else chosen & ~routing.skips
         asked = chosen if gate_logit is None or routing.audits is None else chosen | routing.audits
         readers = select_readers(asked & self._can_read(written, valid), None if bounds is None else bounds.reads)
         retrieved = self.episodic.read(h, readers, written)
-        y = working + readers.put_onto(retrieved, answer)
+        found = readers.put_onto(retrieved, answer)
+        weight = None if gate_logit is None else self.gate.weight(gate_logit, chosen)
+        y = working + (found if weight is None else answer + weight.to(h.dtype)[..., None] * (found - answer))
         without = working + answer if routing.counterfactual else None
         known = quality(readers.take(answer.detach()), retrieved, self.config.router.sigma).to(h.dtype)
         unknown = torch.full(chosen.shape, torch.nan, dtype=h.dtype, device=h.device)
