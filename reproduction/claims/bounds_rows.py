@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class BoundPoint:
         attention_frac: measured.
         below: whether it reads less than the theorem allows, by the upper ends of what it reads and of `eps`.
         standard: whether it is on the paper's task.
+        run: the record.
     """
 
     label: str
@@ -51,6 +53,7 @@ class BoundPoint:
     attention_frac: float
     below: bool
     standard: bool
+    run: dict[str, Any]
 
 
 def point(run: dict[str, Any]) -> BoundPoint | None:
@@ -86,25 +89,22 @@ def point(run: dict[str, Any]) -> BoundPoint | None:
         attention_frac=test["attention_frac"],
         below=most_read < bound(most_wrong),
         standard=standard(run),
+        run=run,
     )
 
 
 def points(evidence: Evidence) -> list[BoundPoint]:
-    """All experiments' on SRCD."""
-    found = [point(run) for run in _runs(evidence)]
-    return [p for p in found if p is not None]
-
-
-def _runs(evidence: Evidence) -> list[dict[str, Any]]:
+    """Runs of all experiments on SRCD."""
     experiments = ("bounds", "transition", "srcd", "srcd_table", "srcd_sweeps", "srcd_routers")
     runs = [run for name in experiments for run in evidence.of(name)]
-    return runs + [run for run in evidence.of("transfer") if run["variant"].endswith("-scratch")]
+    runs += [run for run in evidence.of("transfer") if run["variant"].endswith("-scratch")]
+    return [p for p in map(point, runs) if p is not None]
 
 
-def table(evidence: Evidence) -> str:
-    """A row a run of the experiments made for it."""
-    found = [p for p in points(evidence) if p.label.startswith(("bounds", "transition", "transfer"))]
-    if not found:
+def table(found: Sequence[BoundPoint]) -> str:
+    """Table with a row for each run of the experiments made for the claim."""
+    shown = [p for p in found if p.label.startswith(("bounds", "transition", "transfer"))]
+    if not shown:
         return "No records yet.\n"
     columns = ("run", "n", "keys reassigned", "f, recurring", "eps", "Theorem 1 asks for", "attention_frac",
                "below it")  # fmt: skip
@@ -113,21 +113,20 @@ def table(evidence: Evidence) -> str:
         [
             (p.label, str(p.seq_len), "yes" if p.holds else "no", f"{p.f:.4f}", f"{p.eps:.4f}", f"{p.bound:.4f}",
              f"{p.attention_frac:.4f}", "yes" if p.below else "no")
-            for p in found
+            for p in shown
         ],
     )  # fmt: skip
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """With the assumption, without it, and the two figures of the paper."""
-    found = points(evidence)
+def rows(found: Sequence[BoundPoint]) -> list[ClaimRow]:
+    """Rows on Theorem 1 with its assumption and without it, on the paper's two figures, and on what is proved."""
     held, free = [p for p in found if p.holds], [p for p in found if not p.holds]
     states = [p for p in held if p.mixer in STATES]
     held = [p for p in held if p.mixer not in STATES]
     static = [p for p in free if p.mixer in STATIC] + states
     crams = [p for p in free if p.mixer == "cram" and p.standard]
     share = run_share(sum(p.below for p in crams), len(crams))
-    ours = [run for run in _runs(evidence) if run["mixer"] == "cram" and standard(run) and point(run)]
+    ours = [p.run for p in found if p.mixer == "cram" and p.standard]
     f = QUERY_FRAC * RECURRING_FRAC
     from_ours = separation_length(f=f, eps=0, eps_cons=0, delta=DELTA, n_patterns=N_PATTERNS)
     from_theirs = math.log(N_PATTERNS / DELTA) / f**2
@@ -198,7 +197,7 @@ def ceiling(n: int) -> float:
     return (most + QUERY_FRAC * (1 - RECURRING_FRAC) * n) / static_reads(n, f=f, eps=0.0)
 
 
-def _verdict(found: list[BoundPoint], reproduced: bool) -> Verdict:
+def _verdict(found: Sequence[BoundPoint], reproduced: bool) -> Verdict:
     if not found:
         return Verdict.NOT_RUN
     return Verdict.REPRODUCED if reproduced else Verdict.NOT_REPRODUCED

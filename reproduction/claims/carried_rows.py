@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cramlab.report.intervals import Interval, seed_interval
@@ -11,13 +12,14 @@ from reproduction.claims.transfer_rows import CLAIMED
 from reproduction.claims.verdict import Verdict, at_least, every
 from reproduction.pages import markdown
 
+Groups = Mapping[tuple[str, str, str], list[dict[str, Any]]]  # documents by data set, mixer and way
 COMMAND = (
     "cramlab irregular --data {data} --source runs/results/transfer/cram-source-seed0 --out runs/results/irregular"
 )
 LEAST = 0.001  # a share of visits below which there is nothing to save
 
 
-def groups(evidence: Evidence) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def groups(evidence: Evidence) -> Groups:
     """Documents by data set, mixer and way."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for document in evidence.irregular:
@@ -26,9 +28,8 @@ def groups(evidence: Evidence) -> dict[tuple[str, str, str], list[dict[str, Any]
     return dict(sorted(found.items()))
 
 
-def table(evidence: Evidence) -> str:
-    """A row a way; empty without documents."""
-    found = groups(evidence)
+def table(found: Groups) -> str:
+    """Table with a row for each way; "" without documents."""
     if not found:
         return ""
     columns = ("data", "model", "way", "seeds", "AUC", "AUC over scratch, by seed", "next-value error / last value",
@@ -50,16 +51,15 @@ def _text(value: Interval | None, digits: int = 3) -> str:
     return "-" if value is None else value.format(digits)
 
 
-def _gain(found: dict[tuple[str, str, str], list[dict[str, Any]]], data: str, model: str, way: str) -> Interval | None:
+def _gain(found: Groups, data: str, model: str, way: str) -> Interval | None:
     """AUC minus that of training from scratch on the same split."""
     scratch = {d["seed"]: d["test"]["auc"] for d in found.get((data, model, "scratch"), [])}
     gains = [d["test"]["auc"] - scratch[d["seed"]] for d in found[data, model, way] if d["seed"] in scratch]
     return seed_interval(gains) if gains else None
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """A row a data set."""
-    found = groups(evidence)
+def rows(found: Groups) -> list[ClaimRow]:
+    """A row for each data set."""
     names = sorted({data for data, model, way in found if (model, way) == ("cram", "embedding")})
     if not names:
         return [_claim("pbcseq", "-", Verdict.NOT_RUN)]
@@ -74,7 +74,7 @@ def _claim(data: str, ours: str, verdict: Verdict) -> ClaimRow:
     )  # fmt: skip
 
 
-def _data_row(data: str, found: dict[tuple[str, str, str], list[dict[str, Any]]]) -> ClaimRow:
+def _data_row(data: str, found: Groups) -> ClaimRow:
     """Reads saved at equal AUC; where training from scratch hardly reads, there is nothing to test."""
     used = {way: over_seeds(found.get((data, "cram", way), []), "attention_frac") for way in ("scratch", "embedding")}
     gain = _gain(found, data, "cram", "embedding")
@@ -90,7 +90,7 @@ def _data_row(data: str, found: dict[tuple[str, str, str], list[dict[str, Any]]]
     return _claim(data, text, every([equal(gain.negative()), saved]))
 
 
-def _spared(found: dict[tuple[str, str, str], list[dict[str, Any]]], data: str) -> Interval | None:
+def _spared(found: Groups, data: str) -> Interval | None:
     """Reads below those that the claim allows, split by split: a share of those from scratch minus one's own."""
     scratch, own = ({d["seed"]: d["test"]["attention_frac"] for d in found[data, "cram", way]}
                     for way in ("scratch", "embedding"))  # fmt: skip

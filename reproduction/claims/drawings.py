@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,25 +15,11 @@ from cramlab.report.plots import svg
 from reproduction.analysis.encounters import threshold_gate
 from reproduction.analysis.human import TABLES
 from reproduction.claims import bounds_rows, irregular_rows, practice_rows, transfer_rows
-from reproduction.claims.evidence import Evidence
 from reproduction.claims.transition_rows import PAPER_QUALITY
 
 _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 _LEAST = 3e-3  # what lies below is drawn there, so that a log axis can show it
 _LEAST_RATIO, _RIGHT = 0.02, 1e-4  # the same for attention over its bound, and for wrong answers
-
-
-def draw(evidence: Evidence) -> dict[str, str]:
-    """By file name, for whatever there are records of."""
-    made = {
-        "transition.svg": transition(evidence),
-        "practice.svg": practice(evidence),
-        "bounds.svg": bounds(evidence),
-        "transfer.svg": transfer(evidence),
-        "transfer_training.svg": transfer_training(evidence),
-        "irregular.svg": irregular(evidence),
-    }
-    return {name: text for name, text in made.items() if text is not None}
 
 
 def _finish(axes: Axes) -> None:
@@ -47,9 +35,8 @@ def _finish_beside(axes: Axes) -> None:
         axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def transition(evidence: Evidence) -> str | None:
-    """Attention, and below it the mean q of recurring queries, over training; a line a run, a colour a kind of run."""
-    runs = evidence.of("transition")
+def transition(runs: Sequence[dict[str, Any]]) -> str | None:
+    """Draws attention and the mean q of recurring queries over training; a line a run, a colour a kind of run."""
     if not runs:
         return None
     figure = Figure(figsize=(10.5, 6.5), layout="constrained")
@@ -85,12 +72,11 @@ def transition(evidence: Evidence) -> str | None:
     return svg(figure)
 
 
-def practice(evidence: Evidence) -> str | None:
-    """Models, the null and people: all in logs, where a power law is a line."""
-    found = practice_rows.summaries(evidence)
-    # What was read by decree hides the curve where there was much of it; table rows show both.
-    shown = {key: summary for key, (_, summary) in found.items() if key[0] in ("transition", "transfer")}
-    shown = shown or {key: summary for key, (_, summary) in found.items()}
+def practice(found: Mapping[practice_rows.Key, practice_rows.Logs]) -> str:
+    """Draws models, the null and people in logs, where a power law is a line."""
+    # Many reads of the encoding phase hide the curve; the table shows both.
+    shown = {key: group.summary for key, group in found.items() if key[0] in ("transition", "transfer")}
+    shown = shown or {key: group.summary for key, group in found.items()}
     figure = Figure(figsize=(12.0, 7.0), layout="constrained")
     grid = figure.subplot_mosaic([["models", "models"], ["null", "people"]])
     models, null, people = grid["models"], grid["null"], grid["people"]
@@ -128,9 +114,9 @@ def practice(evidence: Evidence) -> str | None:
     return svg(figure)
 
 
-def bounds(evidence: Evidence) -> str | None:
-    """Measured attention over the least that Theorem 1 asks for, by each quantity of it; below 1 it is broken."""
-    found = [p for p in bounds_rows.points(evidence) if p.bound]
+def bounds(points: Sequence[bounds_rows.BoundPoint]) -> str | None:
+    """Draws measured attention over the least that Theorem 1 asks for, by each quantity of it; below 1 it is broken."""
+    found = [p for p in points if p.bound]
     if not found:
         return None
     figure = Figure(figsize=(11.0, 7.0), layout="constrained")
@@ -166,9 +152,8 @@ def bounds(evidence: Evidence) -> str | None:
     return svg(figure)
 
 
-def transfer(evidence: Evidence) -> str | None:
-    """Reads against wrong answers, a panel a target, one legend for all."""
-    found = transfer_rows.found(evidence)
+def transfer(found: Sequence[transfer_rows.Row]) -> str | None:
+    """Draws reads against wrong answers, a panel a target, with one legend for all."""
     if not found:
         return None
     targets = _in_order(found)
@@ -196,9 +181,9 @@ def transfer(evidence: Evidence) -> str | None:
     return svg(figure)
 
 
-def transfer_training(evidence: Evidence) -> str | None:
-    """Training reads until retrieval is right, and until it is also sparse; a line a target, a colour a way."""
-    found = [row for row in transfer_rows.found(evidence) if row.mixer == "cram"]
+def transfer_training(rows: Sequence[transfer_rows.Row]) -> str | None:
+    """Draws training reads until retrieval is right, and until it is also sparse; a line a target, a colour a way."""
+    found = [row for row in rows if row.mixer == "cram"]
     if not found:
         return None
     targets = _in_order(found)
@@ -222,15 +207,14 @@ def transfer_training(evidence: Evidence) -> str | None:
     return svg(figure)
 
 
-def _in_order(found: list[transfer_rows.Row]) -> list[str]:
-    """The targets that there are runs on."""
+def _in_order(found: Sequence[transfer_rows.Row]) -> list[str]:
+    """The targets that have runs."""
     known = {row.target for row in found}
     return [target for target in transfer_rows.OTHER_FACTS + transfer_rows.SAME_FACTS if target in known]
 
 
-def irregular(evidence: Evidence) -> str | None:
-    """AUC with its interval, a panel a data set."""
-    groups = irregular_rows.groups(evidence)
+def irregular(groups: irregular_rows.Groups) -> str | None:
+    """Draws the AUC with its interval, a panel a data set."""
     if not groups:
         return None
     names = sorted({data for data, _ in groups})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cramlab.report.intervals import Interval, seed_interval
@@ -10,6 +10,7 @@ from reproduction.claims.evidence import ClaimRow, Evidence
 from reproduction.claims.verdict import Verdict, at_most, every
 from reproduction.pages import markdown
 
+Groups = Mapping[tuple[str, str], list[dict[str, Any]]]  # documents by data set and model
 COMMAND = "cramlab irregular --data nafld2 --out runs/results/irregular"
 FETCH = "the data have to be fetched by the user"
 SIMPLE = "gradient-boosting"  # what people would really use
@@ -17,7 +18,7 @@ FEW = 0.17  # share of the visits that CRAM may attend at: the paper's on Physio
 LOST = 0.01  # AUC by which the best other model may be ahead, by the whole of the interval over splits
 
 
-def groups(evidence: Evidence) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def groups(evidence: Evidence) -> Groups:
     """Documents by data set and model, without those of models carried over."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for document in evidence.irregular:
@@ -37,9 +38,8 @@ def over_seeds(documents: Iterable[dict[str, Any]], name: str) -> Interval | Non
     return interval if name == "forecast_skill_ratio" else interval.within(0.0, 1.0)
 
 
-def table(evidence: Evidence) -> str:
-    """A row a model, and how far the simple baseline is ahead of it on the same splits."""
-    found = groups(evidence)
+def table(found: Groups) -> str:
+    """Table with a row for each model, with the lead of the simple baseline over it on the same splits."""
     if not found:
         return "No records yet.\n"
     columns = ("data", "model", "seeds", "AUC", "trees ahead by, on the same split", "average precision",
@@ -69,8 +69,8 @@ def _format(value: Interval | None) -> str:
     return "-" if value is None else value.format(3)
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """The paper's data sets, which are not at hand, and the two that are."""
+def rows(found: Groups) -> list[ClaimRow]:
+    """Rows on the paper's data sets, which are not at hand, and on those that are."""
     made = [
         ClaimRow(
             claim="C8",
@@ -86,7 +86,6 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
             ("person-activity", "FILE", "UCI person activity, accuracy", "0.181, SeqBoat 0.386", FETCH),
         )
     ]
-    found = groups(evidence)
     names = sorted({data for data, _ in found})
     if not names:
         made.append(ClaimRow(claim="C8", what="a real irregular series: CRAM against simple models", paper="-",
@@ -102,7 +101,7 @@ def equal(ahead: Interval | None) -> Verdict:
     return Verdict.NOT_REPRODUCED if ahead.low > 0 else Verdict.UNDECIDED
 
 
-def _data_row(data: str, found: dict[tuple[str, str], list[dict[str, Any]]]) -> ClaimRow:
+def _data_row(data: str, found: Groups) -> ClaimRow:
     """Does CRAM reach the AUC of the best other model, the simple baseline included, at few of the visits?"""
     auc = {model: over_seeds(documents, "auc") for (name, model), documents in found.items() if name == data}
     cram, attention = auc.get("cram"), over_seeds(found.get((data, "cram"), []), "attention_frac")

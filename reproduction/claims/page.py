@@ -17,19 +17,27 @@ from reproduction.claims import (
     transition_rows,
 )
 from reproduction.claims.evidence import COLUMNS, ClaimRow, Evidence
+from reproduction.claims.findings import Findings
 from reproduction.claims.verdict import Verdict
 from reproduction.pages import markdown
 
 
-def claim_rows(evidence: Evidence) -> list[ClaimRow]:
-    """C1 to C8."""
-    parts = (audit_rows, table_rows, transition_rows, bounds_rows, transfer_rows, carried_rows, practice_rows,
-             irregular_rows)  # fmt: skip
-    return [row for part in parts for row in part.rows(evidence)]
+def claim_rows(found: Findings) -> list[ClaimRow]:
+    """All rows, from C1 to C8."""
+    return [
+        *audit_rows.rows(found.evidence),
+        *table_rows.rows(found.evidence),
+        *transition_rows.rows(found.courses),
+        *bounds_rows.rows(found.points),
+        *transfer_rows.rows(found.transfers),
+        *carried_rows.rows(found.carried),
+        *practice_rows.rows(found.practice),
+        *irregular_rows.rows(found.irregular),
+    ]
 
 
 def hours(evidence: Evidence) -> str:
-    """What the runs took, by experiment and machine: the sum over runs, as many of which at once as it has cores."""
+    """Table of the hours of the runs by experiment and machine, on which as many runs at once as it has cores."""
     spent: dict[tuple[str, str, str], list[tuple[float, int | None]]] = {}
     timed: list[tuple[str, str, dict[str, Any], float, int | None]] = [
         (run["experiment"], run["size"], run, run["elapsed_s"], run["n_train_tokens"]) for run in evidence.runs
@@ -46,31 +54,43 @@ def hours(evidence: Evidence) -> str:
     return markdown.table(columns, cells) if cells else "No records yet.\n"
 
 
-def sections(evidence: Evidence) -> dict[str, str]:
-    """The text between each pair of marks of docs/claims.md."""
-    rows = claim_rows(evidence)
+def sections(found: Findings) -> dict[str, str]:
+    """Text of docs/claims.md by the name in its marks."""
+    rows = claim_rows(found)
     counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
     summary = "; ".join(f"{verdict.strip('*')}: {count}" for verdict, count in counts.items())
     experiments = ("transition", "bounds", "transfer")
-    lines = sorted({origin(run) for name in experiments for run in evidence.of(name)})
-    series = irregular_rows.table(evidence)
-    if drawings.irregular(evidence) is not None:
+    lines = sorted({origin(run) for name in experiments for run in found.evidence.of(name)})
+    series = irregular_rows.table(found.irregular)
+    if found.irregular:
         series = f"{series}\n![AUC on irregular series](figures/irregular.svg)\n"
     return {
         "claims": markdown.table(COLUMNS, [row.cells() for row in rows]) + f"\nRows: {summary}.\n",
-        "carried": carried_rows.table(evidence) or "No records yet.\n",
+        "carried": carried_rows.table(found.carried) or "No records yet.\n",
         "irregular": series,
-        "claims hours": hours(evidence),
+        "claims hours": hours(found.evidence),
         "claims origins": "".join(f"- {line}\n" for line in lines) or "No records yet.\n",
     }
 
 
-def tables(evidence: Evidence) -> dict[str, str]:
-    """The text between each pair of marks of docs/tables/claims.md."""
-    parts = {"transition": transition_rows, "practice": practice_rows, "bounds": bounds_rows, "transfer": transfer_rows}
-    return {name: part.table(evidence) for name, part in parts.items()}
+def tables(found: Findings) -> dict[str, str]:
+    """Text of docs/tables/claims.md by the name in its marks."""
+    return {
+        "transition": transition_rows.table(found.courses),
+        "practice": practice_rows.table(found.practice),
+        "bounds": bounds_rows.table(found.points),
+        "transfer": transfer_rows.table(found.transfers, found.evidence),
+    }
 
 
-def figures(evidence: Evidence) -> dict[str, str]:
-    """SVG text by file name; only those that there are records for."""
-    return drawings.draw(evidence)
+def figures(found: Findings) -> dict[str, str]:
+    """SVG text by file name, of the figures that have records."""
+    made = {
+        "transition.svg": drawings.transition(found.evidence.of("transition")),
+        "practice.svg": drawings.practice(found.practice),
+        "bounds.svg": drawings.bounds(found.points),
+        "transfer.svg": drawings.transfer(found.transfers),
+        "transfer_training.svg": drawings.transfer_training(found.transfers),
+        "irregular.svg": drawings.irregular(found.irregular),
+    }
+    return {name: text for name, text in made.items() if text is not None}

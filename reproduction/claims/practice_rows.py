@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ LATER, AFRESH = "patterns-all", "patterns-no_encoding"
 LATER_COMMAND = "cramlab run transfer/cram --size small --out runs/results/transfer"
 MIXERS = ("cram", "cram-no-encoding", "cram-fast-semantic", "cram-gumbel", "price-only")
 N_PATTERNS = 12
-AFTER = ", after encoding"  # of rows that leave out what was read by decree
+AFTER = ", after encoding"  # of rows that leave out the encounters of the encoding phase
 # Rates and spreads of the null that are shown.
 NULLS = tuple((rate, spread) for rate in (0.02, 0.2, 1.0) for spread in (0.5, 2.0))
 
@@ -38,20 +38,38 @@ NULLS = tuple((rate, spread) for rate in (0.02, 0.2, 1.0) for spread in (0.5, 2.
 Key = tuple[str, ...]  # experiment, size, mixer and variant
 
 
-def logs(evidence: Evidence) -> dict[Key, tuple[str, int, int]]:
-    """Practice logs as JSON, the encounter after which they are looked at, and the number of runs."""
+@dataclass(frozen=True)
+class Logs:
+    """Practice logs of runs that differ in their seeds.
+
+    Attributes:
+        runs: the records.
+        after: encounters of each pattern that are left out, as most of them fall into the encoding phase.
+    """
+
+    runs: Sequence[dict[str, Any]]
+    after: int = 0
+
+    @functools.cached_property
+    def summary(self) -> PracticeSummary:
+        """Curve and fitted laws, which take seconds and are computed once."""
+        encounters = [Encounters.of_record(run) for run in self.runs]
+        return summarise([one.after(self.after) for one in encounters if one is not None], n_patterns=N_PATTERNS)
+
+
+def logs(evidence: Evidence) -> dict[Key, Logs]:
+    """Practice logs with all encounters, and with those after the encoding phase where enough are left."""
     groups: dict[Key, list[dict[str, Any]]] = {}
     for run in [run for experiment in (*EXPERIMENTS, "transfer") for run in evidence.of(experiment)]:
         if run.get("practice") and is_read(run):
             key = (run["experiment"], run["size"], run["mixer"], run.get("variant", ""))
             groups.setdefault(key, []).append(run)
-    found = {}
+    found: dict[Key, Logs] = {}
     for key, runs in groups.items():
-        text = json.dumps([run["practice"] for run in runs])
-        found[key] = (text, 0, len(runs))
-        decreed = max(encounters_in_encoding(run) for run in runs)
-        if decreed and sum(first > decreed for first in runs[0]["practice"]["first_encounter"]) >= 4:
-            found[(*key[:3], key[3] + AFTER)] = (text, round(decreed), len(runs))
+        found[key] = Logs(runs)
+        forced = max(encounters_in_encoding(run) for run in runs)
+        if forced and sum(first > forced for first in runs[0]["practice"]["first_encounter"]) >= 4:
+            found[(*key[:3], key[3] + AFTER)] = Logs(runs, after=round(forced))
     return found
 
 
@@ -61,24 +79,11 @@ def is_read(run: dict[str, Any]) -> bool:
     return (later or run["experiment"] in EXPERIMENTS) and run["mixer"] in MIXERS and standard(run)
 
 
-def summaries(evidence: Evidence) -> dict[Key, tuple[int, PracticeSummary]]:
-    """Number of runs and what their practice logs say, of all of them."""
-    return {key: (n_runs, _summary(text, after)) for key, (text, after, n_runs) in logs(evidence).items()}
-
-
 def encounters_in_encoding(run: dict[str, Any]) -> float:
-    """How often a pattern was met, on average, while everything was read by decree."""
+    """Mean number of encounters of a pattern during the encoding phase, in which every token is forced to read."""
     ended, task = run["encoding_ended_step"] or 0, run["config"]["task"]
     tokens = max((row["n_tokens"] for row in run["series"] if row["step"] <= ended), default=0)
     return tokens * task["query_frac"] * task["recurring_frac"] / task["n_patterns"]
-
-
-@functools.lru_cache(maxsize=64)
-def _summary(text: str, after: int) -> PracticeSummary:
-    """Fits take seconds, and table, rows and figure ask for the same ones."""
-    runs = [Encounters.of_record({"practice": log}) for log in json.loads(text)]
-    late = [run.after(after) for run in runs if run is not None]
-    return summarise(late, n_patterns=N_PATTERNS)
 
 
 @functools.cache
@@ -104,16 +109,17 @@ def exponent(found: PracticeSummary, method: str = METHOD) -> Interval:
     return seed_interval([float(value) for value in found.exponents[method]])
 
 
-def table(evidence: Evidence) -> str:
-    """Models, people and the null, a row each."""
+def table(found: Mapping[Key, Logs]) -> str:
+    """Table of models, people and the null hypothesis."""
     columns = ("whose", "runs", "power exponent: likelihood", "least squares", "line through the logs",
                "best law by run", "best law of one pattern", "parameters of the best of all runs")  # fmt: skip
     rows: list[tuple[str, ...]] = []
-    for key, (n_runs, found) in summaries(evidence).items():
-        best = next(iter(found.together.values()))
-        rows.append((" ".join(filter(None, key)), str(n_runs),
-                     *(exponent(found, method).format(2) for method in found.exponents), _laws(found.best_by_run),
-                     _laws(found.by_pattern), _parameters(best)))  # fmt: skip
+    for key, group in found.items():
+        summary = group.summary
+        best = next(iter(summary.together.values()))
+        rows.append((" ".join(filter(None, key)), str(len(group.runs)),
+                     *(exponent(summary, method).format(2) for method in summary.exponents), _laws(summary.best_by_run),
+                     _laws(summary.by_pattern), _parameters(best)))  # fmt: skip
     for name, fitted in human().items():
         best = next(iter(fitted.fits.values()))
         rows.append((f"people: {name}", "-", "-", "-", _people(fitted),
@@ -137,22 +143,17 @@ def _parameters(found: PracticeFit) -> str:
     )
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """Exponent, law, the faster semantic memory, and people.
+def rows(found: Mapping[Key, Logs]) -> list[ClaimRow]:
+    """Rows on the exponent, the law, the faster semantic memory, and people.
 
-    The row is that of the experiment and size with most seeds, and the faster memory is judged at the same; all
-    others are in the table.
+    They take the experiment and size with most seeds, and judge the faster memory at the same; all others are in the
+    table.
     """
-    found = logs(evidence)
     ours = [key for key in found if key[2] == "cram" and not key[3].endswith(("no_encoding", LATER, AFTER))]
-    key = max(ours, key=lambda key: found[key][2], default=NONE_YET)
+    key = max(ours, key=lambda key: len(found[key].runs), default=NONE_YET)
     fast = (*key[:2], "cram-fast-semantic", key[3])
 
-    def summary(key: Key) -> tuple[int, PracticeSummary] | None:
-        text, after, n_runs = found.get(key, ("", 0, 0))
-        return (n_runs, _summary(text, after)) if n_runs else None
-
-    main, command, fast_command = summary(key), COMMAND.format(*key), COMMAND.format(*fast)
+    main, command, fast_command = found.get(key), COMMAND.format(*key), COMMAND.format(*fast)
     people = human()
     text = "; ".join(f"{name} {_people(fit)}" for name, fit in people.items())
     return [
@@ -161,10 +162,10 @@ def rows(evidence: Evidence) -> list[ClaimRow]:
         _exponent_row(
             "the same for patterns first met after the router has learned",
             PAPER_EXPONENT,
-            next((summary(key) for key in found if key[3] == LATER), None),
+            next((found[key] for key in found if key[3] == LATER), None),
             LATER_COMMAND,
         ),
-        _exponent_row("10x semantic learning rate: exponent 0.71", PAPER_FAST, summary(fast), fast_command),
+        _exponent_row("10x semantic learning rate: exponent 0.71", PAPER_FAST, found.get(fast), fast_command),
         ClaimRow(
             claim="C7",
             what="people's exponent is 0.4 to 0.5",
@@ -184,11 +185,11 @@ def _in_range(value: tuple[float, float, float]) -> Verdict:
     return Verdict.REPRODUCED if least <= low and high <= highest else Verdict.UNDECIDED
 
 
-def _exponent_row(what: str, paper: Figure, found: tuple[int, PracticeSummary] | None, command: str) -> ClaimRow:
+def _exponent_row(what: str, paper: Figure, found: Logs | None, command: str) -> ClaimRow:
     """Where methods disagree, a law does not hold and the exponent is the method's; the likelihood's is judged."""
     ours, text = None, "-"
     if found is not None:
-        n_runs, summary = found
+        n_runs, summary = len(found.runs), found.summary
         ours = exponent(summary)
         others = [f"{method} {exponent(summary, method).format(2)}" for method in summary.exponents if method != METHOD]
         text = f"{METHOD}, each seed by itself and no probability above 1: {ours.format(2)}, {n_runs} run"
@@ -197,11 +198,11 @@ def _exponent_row(what: str, paper: Figure, found: tuple[int, PracticeSummary] |
     return ClaimRow(claim="C7", what=what, paper=theirs, ours=text, command=command, verdict=judge(ours, paper))
 
 
-def _law_row(found: tuple[int, PracticeSummary] | None, command: str) -> ClaimRow:
+def _law_row(found: Logs | None, command: str) -> ClaimRow:
     """Run by run: trials of one run share its weights, so that AIC grows with them and not with what is known."""
     text, verdict = "-", Verdict.NOT_RUN
     if found is not None:
-        n_runs, summary = found
+        n_runs, summary = len(found.runs), found.summary
         worse = seed_interval([fits["power"].aic - min(f.aic for f in fits.values()) for fits in summary.by_run])
         text = (
             f"best law by run: {_laws(summary.best_by_run)}, {n_runs} run{'s' if n_runs > 1 else ''}; the power law is "

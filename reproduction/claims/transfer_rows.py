@@ -90,7 +90,7 @@ def row(run: dict[str, Any]) -> Row | None:
     )
 
 
-def found(evidence: Evidence) -> list[Row]:
+def on_targets(evidence: Evidence) -> list[Row]:
     """All runs on targets."""
     return [r for r in map(row, evidence.of("transfer")) if r is not None]
 
@@ -145,26 +145,25 @@ to_goal = _training_reduction("reads_to_goal")
 to_sparse = _training_reduction("reads_to_sparse")
 
 
-def table(evidence: Evidence) -> str:
-    """A row a run."""
-    rows = found(evidence)
-    if not rows:
+def table(found: Sequence[Row], evidence: Evidence) -> str:
+    """Table with a row for each run on a target, and a line on the runs on the source."""
+    if not found:
         return "No records yet.\n"
     columns = ("target", "mixer", "way", "seed", "retrieval", "level error / scratch", "attention_frac", "/ oracle",
                "fewer reads than scratch", f"training reads to {GOAL:.0%}", "fewer",
                f"to {GOAL:.0%} and {SPARSE:g} x oracle", "fewer")  # fmt: skip
     order = OTHER_FACTS + SAME_FACTS
     cells = []
-    for one in sorted(rows, key=lambda r: (order.index(r.target), r.mixer, r.way not in SCRATCH, r.way, r.seed)):
-        scratch = scratch_of(rows, one)
+    for one in sorted(found, key=lambda r: (order.index(r.target), r.mixer, r.way not in SCRATCH, r.way, r.seed)):
+        scratch = scratch_of(found, one)
         gone = scratch is not None and lost(one, scratch)
         ratio = "-" if scratch is None else f"{one.dynamics_mse / scratch.dynamics_mse:.2f}"
         cells.append(
             (one.target, one.mixer, one.way, str(one.seed), f"{one.retrieval_acc:.4f}", ratio,
              f"{one.attention_frac:.4f}", f"{one.attention_frac / one.oracle:.2f}" if one.oracle else "-",
-             "accuracy lost" if gone else _percent(None if one is scratch else reduction(rows, one)),
-             _count(one.reads_to_goal), _percent(None if one.way in SCRATCH else to_goal(rows, one)),
-             _count(one.reads_to_sparse), _percent(None if one.way in SCRATCH else to_sparse(rows, one)))
+             "accuracy lost" if gone else _percent(None if one is scratch else reduction(found, one)),
+             _count(one.reads_to_goal), _percent(None if one.way in SCRATCH else to_goal(found, one)),
+             _count(one.reads_to_sparse), _percent(None if one.way in SCRATCH else to_sparse(found, one)))
         )  # fmt: skip
     return markdown.table(columns, cells) + "\n" + _sources(evidence)
 
@@ -231,9 +230,8 @@ def over_seeds(
     return made
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """Reads at test, which the claim is about, and reads in training, which it might have been about."""
-    runs = found(evidence)
+def rows(runs: Sequence[Row]) -> list[ClaimRow]:
+    """Rows on reads at test, of which the paper speaks, and on reads in training, of which it might have spoken."""
     every = OTHER_FACTS + SAME_FACTS
     return [
         _row("a frozen memory and router with a new head reads about half of what training from scratch ends at",
@@ -284,8 +282,8 @@ def _decided(shown: bool, refuted: bool) -> Verdict:
 
 
 def _row(
-    what: str, paper: str, runs: list[Row], mixer: str, targets: Sequence[str], ways: Sequence[str], saved_by: Saved,
-    judge: Callable[[Sequence[Saving]], Verdict],
+    what: str, paper: str, runs: Sequence[Row], mixer: str, targets: Sequence[str], ways: Sequence[str],
+    saved_by: Saved, judge: Callable[[Sequence[Saving]], Verdict],
 ) -> ClaimRow:  # fmt: skip
     savings = over_seeds(runs, mixer, targets, ways, saved_by)
     text = "; ".join(f"{s.target}{f' ({s.way})' if len(ways) > 1 else ''}: {s}" for s in savings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,23 +95,23 @@ def _smoothed(steps: list[int], values: list[float | None]) -> tuple[list[int], 
     return [step for step, _ in known][2:-2], mean.tolist()
 
 
-def courses(evidence: Evidence, wanted: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[Course]:
-    """All that can be told, of runs that are wanted, in the order of their groups."""
+def courses(evidence: Evidence) -> list[Course]:
+    """The runs that have a course, in the order of their experiments."""
     experiments = ("transition", "srcd", "srcd_table", "srcd_sweeps", "srcd_routers")
-    found = [course(run) for name in experiments for run in evidence.of(name) if wanted(run)]
+    found = [course(run) for name in experiments for run in evidence.of(name)]
     return [c for c in found if c is not None]
 
 
-def table(evidence: Evidence) -> str:
-    """A row a router, recurrence level and encoding phase."""
+def table(found: Sequence[Course]) -> str:
+    """Table with a row for each router, level of recurrence and encoding phase."""
     groups: dict[tuple[str, str, str, str], list[Course]] = {}
-    for c in courses(evidence):
+    for c in found:
         groups.setdefault(c.group, []).append(c)
     if not groups:
         return "No records yet.\n"
     columns = ("experiment", "size", "router", "variant", "runs", "encoding ends", "transitions", "at step",
                "10-90% width", "fold", "q there", "q at the end", "transitions after encoding")  # fmt: skip
-    return markdown.table(columns, [_cells(group, found) for group, found in groups.items()])
+    return markdown.table(columns, [_cells(group, members) for group, members in groups.items()])
 
 
 def _cells(group: tuple[str, str, str, str], found: list[Course]) -> tuple[str, ...]:
@@ -137,12 +137,12 @@ def _range(values: list[Any], digits: int = 0) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def rows(evidence: Evidence) -> list[ClaimRow]:
-    """The claim in its parts, on the paper's task; CRAM's own router after an encoding phase unless said."""
-    found = courses(evidence, lambda run: run["mixer"] in OURS + PAPERS and standard(run))
-    ours = [c for c in found if c.mixer == "cram" and c.encoding_ended]
+def rows(found: Sequence[Course]) -> list[ClaimRow]:
+    """Rows on the parts of the claim, on the paper's task; CRAM's own router after an encoding phase unless stated."""
+    judged = [c for c in found if c.mixer in OURS + PAPERS and standard(c.run)]
+    ours = [c for c in judged if c.mixer == "cram" and c.encoding_ended]
     sharp = [c for c in ours if c.whole is not None]
-    return [_fold(ours, sharp), _cause(ours, sharp), _emergent(found), _quality(ours)]
+    return [_fold(ours, sharp), _cause(ours, sharp), _emergent(judged), _quality(ours)]
 
 
 def _row(what: str, paper: str, ours: str, used: list[Course], verdict: Verdict) -> ClaimRow:

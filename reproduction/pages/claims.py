@@ -19,6 +19,7 @@ from cramlab import records
 from cramlab.auditing import AuditResult, over_training
 from cramlab.files import write_json, write_text
 from reproduction.claims.evidence import Evidence
+from reproduction.claims.findings import Findings
 from reproduction.claims.page import figures, sections, tables
 from reproduction.collect_results import collect
 from reproduction.pages.renew import renew
@@ -58,7 +59,7 @@ def main() -> None:
         for new in collect(Path(sys.argv[1]), results):
             print(new)
         collect_irregular(Path(sys.argv[1]), results)
-    found = evidence(results)
+    found = Findings.of(evidence(results))
     renew(PAGE, sections(found))
     renew(TABLES, tables(found))
     for name, text in figures(found).items():

@@ -21,6 +21,7 @@ from reproduction.claims import (
     transition_rows,
 )
 from reproduction.claims.evidence import Evidence, commands, over_seeds, standard
+from reproduction.claims.findings import Findings
 from reproduction.claims.page import claim_rows, figures, hours
 from reproduction.claims.verdict import Verdict
 from reproduction.pages.renew import renewed
@@ -51,17 +52,17 @@ def irregular(model, auc, seed, attention=None, data="pbcseq"):
 
 
 def test_without_records_nothing_is_reproduced_but_what_is_proved():
-    rows = claim_rows(Evidence())
+    rows = claim_rows(Findings.of(Evidence()))
     assert {row.claim for row in rows} == {f"C{i}" for i in range(1, 9)}
     proved = [row for row in rows if row.verdict is Verdict.REPRODUCED]
     assert {row.command for row in proved} == {"pytest tests/reproduction/analysis/test_bounds.py"}
     assert len(proved) == 2
     assert any(row.verdict is Verdict.NOT_RUN for row in rows)
-    assert figures(Evidence()).keys() == {"practice.svg"}  # the null and people need no records
+    assert figures(Findings.of(Evidence())).keys() == {"practice.svg"}  # the null and people need no records
 
 
 def test_every_command_is_understood():
-    for row in claim_rows(Evidence(runs=[RUN | {"practice": None}])):
+    for row in claim_rows(Findings.of(Evidence(runs=[RUN | {"practice": None}]))):
         for command in row.command.split(" && "):
             words = command.split()
             if words[0] == "cramlab":
@@ -116,8 +117,10 @@ def test_other_tasks_and_other_mixers_are_no_evidence_for_the_papers():
     longer = run(seed=2)
     longer["config"]["task"]["seq_len"] = 2048
     assert [standard(r) for r in (RUN, other, longer)] == [True, False, True]
-    alone = transition_rows.rows(Evidence(runs=[RUN]))
-    beside = transition_rows.rows(Evidence(runs=[RUN, other, run(mixer="price-only"), run(mixer="cram-random")]))
+    alone = transition_rows.rows(transition_rows.courses(Evidence(runs=[RUN])))
+    beside = transition_rows.rows(
+        transition_rows.courses(Evidence(runs=[RUN, other, run(mixer="price-only"), run(mixer="cram-random")]))
+    )
     for row, again in zip(alone, beside, strict=True):
         assert row == again
     assert commands([RUN, longer, run("srcd")]) == (
@@ -132,7 +135,7 @@ def test_a_fall_at_the_end_of_encoding_is_found_and_laid_at_its_door():
     assert course.whole.fold > 8
     assert course.routed is None
     assert course.quality < 0.6
-    rows = {row.what: row for row in transition_rows.rows(Evidence(runs=[RUN]))}
+    rows = {row.what: row for row in transition_rows.rows(transition_rows.courses(Evidence(runs=[RUN])))}
     assert "1 of 1 runs the step is where the encoding phase ends" in rows["the fall is consolidation"].ours
 
 
@@ -156,7 +159,7 @@ def test_the_papers_routers_decide_whether_a_transition_is_emergent(n, hits, ver
             if row["validation"]:
                 row["validation"]["attention_frac"] = 0.05 if row["step"] > 50 else 1.0
     runs += [run(seed=seed) for seed in range(3)]
-    found = {row.what: row for row in transition_rows.rows(Evidence(runs=runs))}
+    found = {row.what: row for row in transition_rows.rows(transition_rows.courses(Evidence(runs=runs)))}
     row = found["the transition is emergent, not set off by a schedule"]
     assert row.verdict is verdict
     assert f"{hits} of {n} runs with an encoding phase" in row.ours
@@ -165,7 +168,7 @@ def test_the_papers_routers_decide_whether_a_transition_is_emergent(n, hits, ver
 
 def test_who_ends_at_the_share_of_queries_has_consolidated_nothing():
     runs = [falling("cram-gumbel", 0, last=0.05), falling("cram-gumbel", 1, last=0.0155)]
-    found = {row.what: row for row in transition_rows.rows(Evidence(runs=runs))}
+    found = {row.what: row for row in transition_rows.rows(transition_rows.courses(Evidence(runs=runs)))}
     assert "of these 1 end at the share" in found["the transition is emergent, not set off by a schedule"].ours
 
 
@@ -183,12 +186,12 @@ def test_a_run_below_theorem_1_is_a_counterexample_only_where_it_may_memorise():
     held = run("bounds", "cram", attention_frac=0.05, retrieval_acc_rebound=0.99)
     held["metrics"]["test"]["n_queries_rebound"] = held["metrics"]["test"]["n_queries_recurring"]
     held["config"]["task"]["rebind_frac"] = 1.0
-    first, second, *_ = bounds_rows.rows(Evidence(runs=[free, held]))
+    first, second, *_ = bounds_rows.rows(bounds_rows.points(Evidence(runs=[free, held])))
     assert first.verdict is Verdict.REPRODUCED
     assert second.verdict is Verdict.NOT_REPRODUCED
     assert [p.below for p in bounds_rows.points(Evidence(runs=[free, held]))] == [True, False]
     held["metrics"]["test"]["attention_frac"] = 0.01
-    assert bounds_rows.rows(Evidence(runs=[held]))[0].verdict is Verdict.NOT_REPRODUCED
+    assert bounds_rows.rows(bounds_rows.points(Evidence(runs=[held])))[0].verdict is Verdict.NOT_REPRODUCED
 
 
 def series(accuracies, attention, reads=1.0):
@@ -210,18 +213,20 @@ def test_a_reduction_that_costs_accuracy_is_none():
         run("transfer", "cram", "copy-head", attention_frac=0.1, retrieval_acc=0.99, dynamics_mse=0.02),
         run("transfer", "cram", "source"),
     ]
-    found = transfer_rows.found(Evidence(runs=runs))
+    found = transfer_rows.on_targets(Evidence(runs=runs))
     saved = {(r.target, r.way): transfer_rows.reduction(found, r) for r in found}
     assert saved["recall", "head"] is saved["copy", "head"] is None
     assert saved["rebound", "head"] == pytest.approx(0.5)
-    table = transfer_rows.table(Evidence(runs=runs))
+    table = transfer_rows.table(transfer_rows.on_targets(Evidence(runs=runs)), Evidence(runs=runs))
     assert table.count("accuracy lost") == 2
     assert "Sources: cram seed 0" in table
-    row = transfer_rows.rows(Evidence(runs=runs))[0]
+    row = transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=runs)))[0]
     assert row.ours == "recall: none in 1 of 1; rebound: 50%; copy: none in 1 of 1"
     assert row.verdict is Verdict.UNDECIDED  # one run a target
     again = [copy.deepcopy(r) | {"seed": 1} for r in runs]
-    assert transfer_rows.rows(Evidence(runs=runs + again))[0].verdict is Verdict.NOT_REPRODUCED
+    assert (
+        transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=runs + again)))[0].verdict is Verdict.NOT_REPRODUCED
+    )
 
 
 def test_a_reduction_is_a_mean_over_seeds_none_of_which_lost():
@@ -229,13 +234,15 @@ def test_a_reduction_is_a_mean_over_seeds_none_of_which_lost():
     for seed, share in enumerate((0.05, 0.06, 0.04)):
         runs += [run("transfer", "cram", f"recall-{way}", seed, attention_frac=frac)
                  for way, frac in (("scratch", 0.2), ("head", share))]  # fmt: skip
-    row = transfer_rows.rows(Evidence(runs=runs))[0]
+    row = transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=runs)))[0]
     assert row.ours == "recall: 75 [63, 87]%"
     assert row.verdict is Verdict.REPRODUCED
     runs[-1]["metrics"]["test"]["attention_frac"] = 0.15
-    assert transfer_rows.rows(Evidence(runs=runs))[0].verdict is Verdict.UNDECIDED  # its interval holds the claim
+    assert (
+        transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=runs)))[0].verdict is Verdict.UNDECIDED
+    )  # its interval holds the claim
     runs[-1]["metrics"]["test"]["retrieval_acc"] = 0.5
-    row = transfer_rows.rows(Evidence(runs=runs))[0]
+    row = transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=runs)))[0]
     assert row.ours == "recall: none in 1 of 3"
     assert row.verdict is Verdict.NOT_REPRODUCED
 
@@ -248,7 +255,10 @@ def test_controls_that_save_reads_are_reported():
         run("transfer", "seqboat", "recall-head", attention_frac=0.2),
     ]
     again = runs + [copy.deepcopy(r) | {"seed": 1} for r in runs]
-    once, twice = ({row.what: row.verdict for row in transfer_rows.rows(Evidence(runs=some))} for some in (runs, again))
+    once, twice = (
+        {row.what: row.verdict for row in transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=some)))}
+        for some in (runs, again)
+    )
     random, seqboat = (
         "a random router at the carried one's rate saves nothing",
         ("SeqBoat's router, carried with a new head, saves nothing"),
@@ -279,17 +289,19 @@ def test_training_reads_are_compared_with_the_cheaper_way_from_scratch():
         with_series("patterns-no_encoding", (0.5, 0.5, 0.5, 0.96), sparse, 0.5),
         with_series("patterns-all", (0.5, 0.96, 0.96, 0.96), (0.1, 0.1, 0.01, 0.01), 0.1),
     ]
-    found = transfer_rows.found(Evidence(runs=runs))
+    found = transfer_rows.on_targets(Evidence(runs=runs))
     assert transfer_rows.to_goal(found, found[2]) == pytest.approx(1 - 20 / 200)
     assert transfer_rows.to_sparse(found, found[2]) == pytest.approx(1 - 30 / 200)
     # From scratch never sparse: all that it read is less than it would have needed.
     never = [with_series("patterns-scratch", (0.5, 0.96), (0.1, 0.1)), runs[2]]
     never[0] |= {"train_reads_frac": 1.0, "n_train_tokens": 600}
-    found = transfer_rows.found(Evidence(runs=never))
+    found = transfer_rows.on_targets(Evidence(runs=never))
     assert transfer_rows.to_sparse(found, found[1]) == pytest.approx(1 - 30 / 600)
     slow = [runs[0], with_series("patterns-all", (0.5, 0.5), (0.1, 0.1))]
     assert (
-        transfer_rows.to_goal(transfer_rows.found(Evidence(runs=slow)), transfer_rows.found(Evidence(runs=slow))[1])
+        transfer_rows.to_goal(
+            transfer_rows.on_targets(Evidence(runs=slow)), transfer_rows.on_targets(Evidence(runs=slow))[1]
+        )
         is None
     )
 
@@ -300,7 +312,7 @@ def test_our_aim_needs_three_targets():
                 for way, reads in (("scratch", 1.0), ("all", 0.3)) for seed in seeds]  # fmt: skip
 
     def verdict(*targets, seeds=(0, 1)):
-        rows = transfer_rows.rows(Evidence(runs=[r for t in targets for r in pair(t, seeds)]))
+        rows = transfer_rows.rows(transfer_rows.on_targets(Evidence(runs=[r for t in targets for r in pair(t, seeds)])))
         return next(row.verdict for row in rows if row.what.startswith("ours: training reads up to 95% retrieval,"))
 
     assert verdict("recall", "rebound") is Verdict.NOT_REPRODUCED
@@ -323,21 +335,27 @@ def test_irregular_series_ask_for_fewer_reads_at_equal_auc(scratch, carried, auc
     documents = [irregular("cram", 0.80, s, scratch) | {"way": "scratch"} | extra for s in (0, 1)]
     documents += [irregular("cram", auc, s, carried) | {"way": "embedding"} | extra for s in (0, 1)]
     evidence = Evidence(irregular=documents)
-    (row,) = carried_rows.rows(evidence)
+    (row,) = carried_rows.rows(carried_rows.groups(evidence))
     assert row.verdict is verdict
-    assert "| pbcseq | cram | embedding | 2 |" in carried_rows.table(evidence)
+    assert "| pbcseq | cram | embedding | 2 |" in carried_rows.table(carried_rows.groups(evidence))
     assert irregular_rows.groups(evidence) == {}
 
 
 def test_the_best_simple_model_decides_on_irregular_series():
     documents = [irregular("cram", auc, s, 0.1) for s, auc in enumerate((0.80, 0.81, 0.82))]
     documents += [irregular("gradient-boosting", auc, s) for s, auc in enumerate((0.90, 0.91, 0.92))]
-    row = irregular_rows.rows(Evidence(irregular=documents))[-1]
+    row = irregular_rows.rows(irregular_rows.groups(Evidence(irregular=documents)))[-1]
     assert row.verdict is Verdict.NOT_REPRODUCED
     assert "gradient-boosting 0.910" in row.ours
     worse = [irregular("x", 0.7 + 0.01 * s, s) for s in range(3)]
-    assert irregular_rows.rows(Evidence(irregular=documents[:3] + worse))[-1].verdict is Verdict.REPRODUCED
-    assert irregular_rows.rows(Evidence(irregular=documents[:3] + worse[:1]))[-1].verdict is Verdict.UNDECIDED
+    assert (
+        irregular_rows.rows(irregular_rows.groups(Evidence(irregular=documents[:3] + worse)))[-1].verdict
+        is Verdict.REPRODUCED
+    )
+    assert (
+        irregular_rows.rows(irregular_rows.groups(Evidence(irregular=documents[:3] + worse[:1])))[-1].verdict
+        is Verdict.UNDECIDED
+    )
 
 
 @pytest.mark.parametrize(
@@ -352,14 +370,14 @@ def test_the_best_simple_model_decides_on_irregular_series():
 def test_the_interval_of_the_lead_over_splits_decides(ahead, verdict):
     documents = [irregular("cram", 0.8, s, 0.0) for s in range(len(ahead))]
     documents += [irregular("gradient-boosting", 0.8 + lead, s) for s, lead in enumerate(ahead)]
-    assert irregular_rows.rows(Evidence(irregular=documents))[-1].verdict is verdict
+    assert irregular_rows.rows(irregular_rows.groups(Evidence(irregular=documents)))[-1].verdict is verdict
 
 
 def test_few_reads_are_part_of_the_claim_on_irregular_series():
     def verdict(attention):
         documents = [irregular("cram", 0.8, s, share) for s, share in enumerate(attention)]
         documents += [irregular("transformer", 0.8, s, 1.0) for s in range(2)]
-        return irregular_rows.rows(Evidence(irregular=documents))[-1].verdict
+        return irregular_rows.rows(irregular_rows.groups(Evidence(irregular=documents)))[-1].verdict
 
     assert verdict((0.16, 0.16)) is Verdict.REPRODUCED
     assert verdict((0.18, 0.18)) is Verdict.NOT_REPRODUCED
@@ -371,7 +389,7 @@ def test_the_lead_of_the_trees_is_taken_split_by_split():
     documents += [irregular("gradient-boosting", auc, s) for s, auc in enumerate((0.72, 0.82, 0.92, 0.1))]
     assert irregular_rows.lead(documents[3:], documents[:3]).format(3) == "0.020 [0.020, 0.020]"
     assert irregular_rows.lead(documents[6:], documents[:3]) is None
-    assert "| 0.020 [0.020, 0.020] |" in irregular_rows.table(Evidence(irregular=documents))
+    assert "| 0.020 [0.020, 0.020] |" in irregular_rows.table(irregular_rows.groups(Evidence(irregular=documents)))
 
 
 def test_training_without_attention_models_decides_nothing():
@@ -421,7 +439,7 @@ def test_practice_rows_name_the_command_of_their_own_records(monkeypatch):
     runs = [run("srcd_table", "cram", seed=s) for s in (0, 1)]
     runs += [run("transition", "cram"), *(run(e, "cram-fast-semantic") for e in ("transition", "srcd_table"))]
     monkeypatch.setattr(practice_rows, "N_PATTERNS", 1)
-    first, law, _, fast, _ = practice_rows.rows(Evidence(runs=runs))
+    first, law, _, fast, _ = practice_rows.rows(practice_rows.logs(Evidence(runs=runs)))
     assert first.command == law.command == "cramlab run srcd_table/cram --size small --out runs/results/srcd_table"
     assert ", 2 runs; by other methods: least squares" in first.ours
     assert fast.command == "cramlab run srcd_table/cram-fast-semantic --size small --out runs/results/srcd_table"
@@ -452,12 +470,22 @@ def test_decreed_encounters_are_counted_from_the_tokens_of_the_encoding_phase():
     assert all(share == 1 for first, share in zip(log["first_encounter"], reads, strict=True) if first < expected / 2)
 
 
-@pytest.mark.parametrize("name", ["transition", "bounds", "transfer", "transfer_training", "irregular"])
+DRAWN = {
+    "transition": lambda evidence: evidence.of("transition"),
+    "bounds": bounds_rows.points,
+    "transfer": transfer_rows.on_targets,
+    "transfer_training": transfer_rows.on_targets,
+    "irregular": irregular_rows.groups,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_figures_parse(name):
     runs = [RUN, run("transfer", "cram", "recall-scratch"), run("transfer", "cram", "recall-head")]
-    drawn = getattr(drawings, name)(Evidence(runs=runs, irregular=[irregular("cram", 0.8, 0, 0.1)]))
+    evidence = Evidence(runs=runs, irregular=[irregular("cram", 0.8, 0, 0.1)])
+    drawn = getattr(drawings, name)(DRAWN[name](evidence))
     assert "".join(ElementTree.fromstring(drawn).itertext())
-    assert getattr(drawings, name)(Evidence()) is None
+    assert getattr(drawings, name)(DRAWN[name](Evidence())) is None
 
 
 def sections_of(text):
@@ -474,9 +502,14 @@ def test_tables_without_fits_are_made_from_the_records(tool):
     evidence = tool.evidence(ROOT / "results")
     text = tool.PAGE.read_text(encoding="utf-8")
     page = sections_of(text) | sections_of(tool.TABLES.read_text(encoding="utf-8"))
-    for name, part in (("transition", transition_rows), ("bounds", bounds_rows), ("transfer", transfer_rows),
-                       ("irregular", irregular_rows)):  # fmt: skip
-        assert part.table(evidence).strip() in page[name], f"{name}: run python -m reproduction.pages.claims results"
+    made = {
+        "transition": transition_rows.table(transition_rows.courses(evidence)),
+        "bounds": bounds_rows.table(bounds_rows.points(evidence)),
+        "transfer": transfer_rows.table(transfer_rows.on_targets(evidence), evidence),
+        "irregular": irregular_rows.table(irregular_rows.groups(evidence)),
+    }
+    for name, table in made.items():
+        assert table.strip() in page[name], f"{name}: run python -m reproduction.pages.claims results"
     for name in ("transition", "practice", "bounds", "transfer", "transfer_training", "irregular"):
         assert f"(figures/{name}.svg)" in text
         assert (ROOT / "docs" / "figures" / f"{name}.svg").exists()
@@ -484,8 +517,8 @@ def test_tables_without_fits_are_made_from_the_records(tool):
 
 @pytest.mark.slow
 def test_the_page_is_made_from_the_records(tool):
-    evidence = tool.evidence(ROOT / "results")
-    for path, made in ((tool.PAGE, tool.sections(evidence)), (tool.TABLES, tool.tables(evidence))):
+    found = Findings.of(tool.evidence(ROOT / "results"))
+    for path, made in ((tool.PAGE, tool.sections(found)), (tool.TABLES, tool.tables(found))):
         text = path.read_text(encoding="utf-8")
         assert renewed(text, made, path.name) == text
 

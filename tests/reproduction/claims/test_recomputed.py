@@ -9,6 +9,7 @@ import pytest
 import recomputed
 
 from reproduction.claims.evidence import Evidence
+from reproduction.claims.findings import Findings
 from reproduction.claims.page import claim_rows
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,7 @@ def objects():
         over_training=recomputed.over_training(),
         irregular=[*recomputed.documents("nafld2"), *recomputed.documents("pbcseq")],
     )
-    return {row.what: (row.ours, row.verdict) for row in claim_rows(evidence)}
+    return {row.what: (row.ours, row.verdict) for row in claim_rows(Findings.of(evidence))}
 
 
 def disagreements(text, expected):
