@@ -28,6 +28,7 @@ from cramlab.language_model.modeling import CRAMForCausalLM
 from cramlab.language_model.reading_schedule import ReadingSchedule, quantile_threshold
 from cramlab.language_model.run import TextRunConfig
 from cramlab.language_model.text import Part, PreparedText, held_out_windows, random_windows
+from cramlab.memory import CRAMLayer
 from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
@@ -159,8 +160,7 @@ def _prepare(
     model = config.build()
     nn.Module.to(model, device)
     if config.compile:
-        for block in _blocks(model):
-            block.compile()
+        _compile(model)
     fused = device.type == "cuda"
     rate, decay = config.learning_rate, config.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
@@ -175,10 +175,20 @@ def _prepare(
     return model, optimizer, TextProgress(**saved["run"])
 
 
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The blocks of a model, which are alike."""
+def _compile(model: PreTrainedModel) -> None:
+    """Compiles what takes the time: working memories and MLPs of CRAM models, whole blocks of others.
+
+    A block of a CRAM model takes many forms in training (judged or not, with or without the silent stream, encoding or
+    gated), each of which would be compiled by itself.
+    """
+    if isinstance(model, CRAMForCausalLM):
+        for block in cast("list[Block]", list(model.layers)):
+            cast("CRAMLayer", block.mixer).working.compile()
+            setattr(block, "_finish", torch.compile(block._finish))  # noqa: B010 - it is a method elsewhere
+        return
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return next(blocks for blocks in found if len(blocks) == model.config.num_hidden_layers)
+    for block in next(blocks for blocks in found if len(blocks) == model.config.num_hidden_layers):
+        block.compile()
 
 
 def _step(
