@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cramlab.errors import UsageError
 from cramlab.files import DamagedFileError, write_json
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ _PACKAGES = ("cramlab", "torch", "numpy", "scipy", "lightning-fabric")
 
 class RecordError(DamagedFileError):
     """A file is not a record of this schema version."""
+
+
+class MissingRecordError(RecordError, UsageError):
+    """A path does not exist, or holds no record."""
 
 
 @functools.cache
@@ -215,7 +220,8 @@ def find(paths: list[Path]) -> list[Path]:
     Documents of another kind are left out. A file that is named itself is always taken.
 
     Raises:
-        RecordError: a path does not exist or holds no record, or a file is not one of cramlab's documents.
+        MissingRecordError: a path does not exist or holds no record.
+        RecordError: a file is not one of cramlab's documents.
     """
     return list(_found(paths, iter))
 
@@ -237,7 +243,7 @@ def _found(paths: list[Path], progress: Progress) -> dict[Path, Any]:
     below: dict[Path, list[Path]] = {}
     for path in paths:
         if not path.exists():
-            raise RecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
+            raise MissingRecordError(f"{path} does not exist; give a run folder, a folder of records or a record file")
         below[path] = [path] if path.is_file() else sorted(p for p in path.rglob("*.json") if p.is_file())
     found: dict[Path, Any] = {}
     for file in progress(list(dict.fromkeys(file for files in below.values() for file in files))):
@@ -251,5 +257,5 @@ def _found(paths: list[Path], progress: Progress) -> dict[Path, Any]:
             )
     empty = next((path for path, files in below.items() if found.keys().isdisjoint(files)), None)
     if empty is not None:
-        raise RecordError(f"{empty} holds no record; is the run finished?")
+        raise MissingRecordError(f"{empty} holds no record; is the run finished?")
     return found

@@ -78,8 +78,7 @@ def test_cost_says_where_the_compute_goes_and_from_where_on_it_pays(tmp_path, ca
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("keys and values", "write gate", "scores", "full attention from"))
     assert all(part in shown for part in ("MLP", "embedding and heads", "including audits"))
-    assert main(["cost", str(tmp_path)]) == 1
-    assert "config.json" in capsys.readouterr().err
+    assert "holds no config.json" in refused(capsys, "cost", str(tmp_path))
 
 
 def test_report_writes_one_page(runs, tmp_path, capsys):
@@ -89,11 +88,11 @@ def test_report_writes_one_page(runs, tmp_path, capsys):
     assert "must end in .html" in refused(capsys, "report", str(runs), "--out", str(tmp_path / "page.pdf"))
 
 
-def test_what_is_not_there_fails(tmp_path, capsys):
-    assert main(["eval", str(tmp_path)]) == 1
-    assert "no checkpoint.pt" in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "x"), "--out", str(tmp_path / "x.html")]) == 1
-    assert "does not exist" in capsys.readouterr().err
+def test_a_folder_without_what_a_command_reads_is_refused(tmp_path, capsys):
+    assert "holds no checkpoint.pt" in refused(capsys, "eval", str(tmp_path))
+    assert "holds no record" in refused(capsys, "report", str(tmp_path), "--out", str(tmp_path / "x.html"))
+    assert "holds no record" in refused(capsys, "show", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ls_and_show(runs, capsys):
@@ -142,8 +141,14 @@ def test_ls_and_show(runs, capsys):
         (("consolidate", "x", "--text", "stdlib", "--out", "x", "--max-loss-increase", "inf"), "above 0 and finite"),
         (("consolidate", "x", "--text", "stdlib", "--out", "x", "--max-loss-increase", "nan"), "above 0 and finite"),
         (("irregular", "--data", "pbcseq", "--seeds", "0", "--out", "x"), "--seeds 0 must be 1 or more"),
-        (("report", "x", "--out", ""), "is not a path"),
-        (("report", "x", "--out", f"{__file__}/page.html"), "is a file"),
+        (("irregular", "--data", "mimic3", "--out", "x"), "--data mimic3 needs --path"),
+        (("irregular", "--data", "pbcseq", "--path", "none", "--out", "x"), "--path none does not exist"),
+        (("irregular", "--data", "pbcseq", "--source", ".", "--out", "x"), "--source . holds no record.json"),
+        (("cost", "none"), "DIR none does not exist"),
+        (("eval", "none"), "DIR none does not exist"),
+        (("report", "none", "--out", "x.html"), "DIR none does not exist"),
+        (("report", ".", "--out", ""), "is not a path"),
+        (("report", ".", "--out", f"{__file__}/page.html"), "is a file"),
         (("eval", ""), "is not a path"),
         (("show", "srd"), 'did you mean "srcd"'),
     ],

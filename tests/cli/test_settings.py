@@ -27,6 +27,12 @@ REFUSED = [
     "consolidate glassllm --text stdlib --out x --set windw=3",
     "consolidate glassllm --text stdlib --out x --from no-such-folder",
     "irregular --data pbseq --out x",
+    "irregular --data pbcseq --path no-such-path --out x",
+    "irregular --data pbcseq --source no-such-run --out x",
+    "irregular --data mimic3 --out x",
+    "eval no-such-folder",
+    "cost no-such-folder",
+    "report no-such-folder --out x.html",
     "show srdc",
 ]
 

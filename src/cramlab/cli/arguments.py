@@ -94,6 +94,19 @@ def existing(flag: str) -> Callable[[str], Path]:
     return read
 
 
+def run_folder(flag: str, *files: str) -> Callable[[str], Path]:
+    """The folder of one run, which holds these files."""
+
+    def read(text: str) -> Path:
+        found = existing(flag)(text)
+        for name in files:
+            if not (found / name).is_file():
+                raise UsageError(f"{flag} {text} holds no {name}; give the folder of one run")
+        return found
+
+    return read
+
+
 def folder_of(flag: str) -> Callable[[str], Path]:
     """A folder that exists or can be made."""
 

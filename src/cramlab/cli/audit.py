@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cramlab.cli.arguments import existing, folder_of, model_of, text_of, whole
@@ -127,6 +126,7 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
     from cramlab.files import only_process_in, write_text
     from cramlab.hf.loading import device_named
     from cramlab.report.audit_page import render_over_training
+    from cramlab.report.intervals import estimate
 
     path = args.out / over_training.FILE
     if args.out.exists() and any(args.out.iterdir()) and not args.resume:
@@ -140,22 +140,16 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
         write_text(args.out / "over_training.html", render_over_training(data))
     for trend in data["trends"]:
         steps, r2 = f"from step {trend['from_step']} to {trend['to_step']}", trend["r2"]
-        print(f"{trend['run']}: centred R2 {r2['direction']} {steps}: {_estimate(r2['change'], '+.3f')}")
+        print(f"{trend['run']}: centred R2 {r2['direction']} {steps}: {estimate(r2['change'], '+.3f')}")
     print(f"record: {path}\nreport: {args.out / 'over_training.html'}")
-
-
-def _estimate(estimate: Sequence[float | None], form: str = ".3f") -> str:
-    """Returns a value with its interval; "-" when it is None."""
-    value, low, high = estimate
-    if value is None:
-        return "-"
-    return f"{value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low is not None and high is not None else "")
 
 
 def _print(result: AuditResult) -> None:
     """Prints the main figures."""
     from rich.console import Console
     from rich.table import Table
+
+    from cramlab.report.intervals import estimate
 
     data = result.data
     table = Table(
@@ -165,12 +159,12 @@ def _print(result: AuditResult) -> None:
     means = result.layers("r", "mean")
     for i, layer in enumerate(data["model"]["layers"]):
         row = None if data["loss"] is None else data["loss"]["alone"][i]
-        nats = ["-" if row is None else _estimate(row[kind]) for kind in ("probe", "mean", "zero")]
+        nats = ["-" if row is None else estimate(row[kind]) for kind in ("probe", "mean", "zero")]
         shares = (result.layers("r")[i], means[i], result.layers("r2")[i])
-        table.add_row(str(layer), *map(_estimate, shares), *nats)
+        table.add_row(str(layer), *map(estimate, shares), *nats)
     table.add_section()
     overall = (result.overall("r"), result.overall("r", "mean"), result.overall("r2"))
-    table.add_row("mean", *map(_estimate, overall))
+    table.add_row("mean", *map(estimate, overall))
     Console().print(table)
     if "verdict" in data and (both := data["verdict"]["predictable_not_removable"]):
         print(f"predictable, but not removable: layers {', '.join(map(str, both))}")

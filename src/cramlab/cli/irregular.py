@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cramlab.cli.arguments import folder_of, path_of, whole
+from cramlab.cli.arguments import existing, folder_of, run_folder, whole
+from cramlab.errors import UsageError
 
-DATA = ("pbcseq", "nafld2", "physionet2012", "mimic3", "person-activity")
+PACKAGED, PROVIDED = ("pbcseq", "nafld2"), ("physionet2012", "mimic3", "person-activity")
 
 
 def add_irregular(commands: Any) -> None:
@@ -23,14 +24,14 @@ def add_irregular(commands: Any) -> None:
         epilog="examples: cramlab irregular --data pbcseq --out runs/pbcseq | cramlab irregular --data pbcseq "
         "--source runs/transfer/cram-source-seed0 --out runs/pbcseq",
     )
-    parser.add_argument("--data", required=True, choices=DATA, help="data set")
+    parser.add_argument("--data", required=True, choices=PACKAGED + PROVIDED, help="data set")
     parser.add_argument(
-        "--path", type=path_of("--path"), metavar="PATH", help="file or folder of a data set that you provide"
+        "--path", type=existing("--path"), metavar="PATH", help="file or folder of a data set that you provide"
     )
     parser.add_argument("--models", metavar="A,B", help="models to train (default: all); not with --source")
     parser.add_argument(
         "--source",
-        type=path_of("--source"),
+        type=run_folder("--source", "record.json", "checkpoint.pt"),
         metavar="RUN",
         help="folder of a finished run of cram or seqboat whose layers are transferred",
     )
@@ -51,6 +52,8 @@ def add_irregular(commands: Any) -> None:
 
 def run_irregular(args: argparse.Namespace) -> None:
     """Runs every model (or way of transferring one) with every seed, and prints a line for each."""
+    if args.path is None and args.data in PROVIDED:
+        raise UsageError(f"--data {args.data} needs --path PATH, the file or folder that its makers publish")
     from cramlab.tasks.irregular import load
     from cramlab.training.irregular.fit import FitConfig
     from cramlab.training.irregular.study import Study, chosen_kinds

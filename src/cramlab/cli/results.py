@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cramlab.cli.arguments import page_of, path_of
+from cramlab.cli.arguments import existing, page_of, run_folder
 from cramlab.cli.cost import print_cost
+from cramlab.errors import UsageError
 
 
 def add_eval(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add_eval(commands: Any) -> None:
         description="Loads each run under DIR from its checkpoint and measures it on the test split with the "
         "routing rule that decoding uses. Changes no file.",
     )
-    parser.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder, or a folder of runs")
+    parser.add_argument("dir", type=existing("DIR"), metavar="DIR", help="a run's folder, or a folder of runs")
     parser.set_defaults(command=_eval)
 
 
@@ -30,7 +31,9 @@ def add_cost(commands: Any) -> None:
         "FLOPs, parameter and state bytes that follow, layer by layer and part by part, with the length below which "
         "full attention is cheaper. Changes no file.",
     )
-    parser.add_argument("dir", type=path_of("DIR"), metavar="DIR", help="a run's folder")
+    parser.add_argument(
+        "dir", type=run_folder("DIR", "config.json", "checkpoint.pt"), metavar="DIR", help="a run's folder"
+    )
     parser.set_defaults(command=_cost)
 
 
@@ -43,7 +46,7 @@ def add_report(commands: Any) -> None:
         "with intervals over seeds. The page needs no network.",
     )
     parser.add_argument(
-        "dirs", type=path_of("DIR"), nargs="+", metavar="DIR", help="run folders, folders of records, or records"
+        "dirs", type=existing("DIR"), nargs="+", metavar="DIR", help="run folders, folders of records, or records"
     )
     parser.add_argument(
         "--out", type=page_of("--out"), required=True, metavar="PAGE.html", help="where to write the page"
@@ -54,9 +57,7 @@ def add_report(commands: Any) -> None:
 def _eval(args: argparse.Namespace) -> None:
     folders = sorted(path.parent for path in args.dir.rglob("checkpoint.pt")) if args.dir.is_dir() else []
     if not folders:
-        from cramlab.records import RecordError
-
-        raise RecordError(f"{args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
+        raise UsageError(f"DIR {args.dir} holds no checkpoint.pt; give a run's folder or a folder of runs")
     from rich.console import Console
     from rich.table import Table
 
@@ -73,11 +74,6 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _cost(args: argparse.Namespace) -> None:
-    for name in ("config.json", "checkpoint.pt"):
-        if not (args.dir / name).exists():
-            from cramlab.records import RecordError
-
-            raise RecordError(f"{args.dir} holds no {name}; give the folder of one run")
     print_cost(args.dir)
 
 
