@@ -16,6 +16,9 @@ from typing import Any
 MODULES = {
     "audit": "auditing",
     "audit.errors": "errors",
+    "baselines.attention": "baselines.shared.attention",
+    "baselines.packing": "baselines.shared.packing",
+    "baselines.selected": "baselines.shared.selected",
     "cli_arguments": "cli.arguments",
     "cli_audit": "cli.audit",
     "cli_consolidate": "cli.consolidate",

@@ -18,9 +18,9 @@ from cramlab.baselines import (
     TransMambaConfig,
     jamba,
 )
-from cramlab.baselines.packing import pack
 from cramlab.baselines.recurrence import selective_scan
-from cramlab.baselines.selected import SelectedAttention
+from cramlab.baselines.shared.packing import pack
+from cramlab.baselines.shared.selected import SelectedAttention
 
 D = 16
 CONFIGS = {

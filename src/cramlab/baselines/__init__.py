@@ -1,4 +1,4 @@
-"""Other mixers with the same interface (`Mixer`), one file each."""
+"""Other mixers with the same interface (`Mixer`), one file each; `shared` holds machinery that several of them use."""
 
 from cramlab.baselines.jamba import jamba
 from cramlab.baselines.memorizer import Memorizer, MemorizerConfig

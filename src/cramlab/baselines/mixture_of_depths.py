@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cramlab.baselines.selected import SelectedAttention, SelectedCache
+from cramlab.baselines.shared.selected import SelectedAttention, SelectedCache
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 

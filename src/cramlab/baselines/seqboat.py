@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.baselines.attention import check_heads
 from cramlab.baselines.recurrence import RecurrenceConfig, RecurrenceState
-from cramlab.baselines.selected import SelectedAttention, SelectedCache
+from cramlab.baselines.shared.attention import check_heads
+from cramlab.baselines.shared.selected import SelectedAttention, SelectedCache
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.baselines.attention import check_heads
-from cramlab.baselines.packing import last_tokens, pack
+from cramlab.baselines.shared.attention import check_heads
+from cramlab.baselines.shared.packing import last_tokens, pack
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs, nothing_mixed
 from cramlab.ops.read.attention import dense

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.baselines.attention import check_heads
+from cramlab.baselines.shared.attention import check_heads
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.read.attention import dense

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cramlab.baselines.attention import check_heads
-from cramlab.baselines.packing import pack
 from cramlab.baselines.recurrence import selective_scan
+from cramlab.baselines.shared.attention import check_heads
+from cramlab.baselines.shared.packing import pack
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.read.attention import dense

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.baselines.attention import check_heads
+from cramlab.baselines.shared.attention import check_heads
 from cramlab.mixer import Cost
 from cramlab.ops.read.attention import dense
 from cramlab.ops.read.visibility import visible_places

@@ -1,0 +1,1 @@
+"""Machinery that several baselines use: no mixer is here."""
