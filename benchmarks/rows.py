@@ -123,7 +123,8 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
 def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
     """All places filled."""
     nothing = torch.zeros(keys.shape[:2], device=keys.device)
-    return Buffer(keys=keys, values=values, times=nothing, filled=nothing == 0)
+    n_written = torch.full((len(keys),), keys.shape[1], device=keys.device)
+    return Buffer(keys=keys, values=values, times=nothing, filled=nothing == 0, n_written=n_written)
 
 
 @torch.no_grad()

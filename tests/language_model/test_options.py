@@ -17,7 +17,10 @@ OPTIONS = {
     "memories in the last layer": {"num_hidden_layers": 3, "memory_layers": [2]},
     "... of a delta rule that always reads": {"memory_layers": [1], "working": "delta", "router": "always"},
     "no memories at all": {"memory_layers": []},
+    "rotary positions and norms": {"rope": True, "rope_theta": 40.0, "qk_norm": True},
+    "... in one layer that always reads": {"rope": True, "qk_norm": True, "memory_layers": [1], "router": "always"},
 }
+NEW_FIELDS = ("memory_layers", "rope", "rope_theta", "qk_norm")
 of_options = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
 of_writes = pytest.mark.parametrize("write", ["all", "salience"])
 
@@ -118,7 +121,7 @@ def test_saved_and_loaded_it_is_the_same_model(changes, tmp_path):
 
 def test_a_config_without_these_options_is_that_of_before():
     """The names of all weights and the defaults of a checkpoint made before there were options."""
-    old = {key: value for key, value in make().config.to_dict().items() if key not in ("memory_layers",)}
+    old = {key: value for key, value in make().config.to_dict().items() if key not in NEW_FIELDS}
     assert CRAMForCausalLMConfig.from_dict(old).to_dict() == make().config.to_dict()
     assert {name.removeprefix("layers.0.") for name in make().state_dict() if name.startswith("layers.0.")} == {
         *(f"mixer.working.{name}" for name in (

@@ -46,6 +46,7 @@ class Passed(NamedTuple):
         values: see `Buffer`.
         times: see `Buffer`.
         filled: see `Buffer`.
+        n_written: see `Buffer`.
     """
 
     x: Tensor
@@ -60,11 +61,12 @@ class Passed(NamedTuple):
     values: Tensor
     times: Tensor
     filled: Tensor
+    n_written: Tensor
 
     @property
     def state(self) -> CRAMState:
         """The mixer's state after the last token."""
-        return CRAMState(self.working, Buffer(*self[-4:]))
+        return CRAMState(self.working, Buffer(*self[-5:]))
 
     def trace(self, has_target: Tensor, *, decides: bool) -> Trace:
         """The reads that the loss can judge: those at tokens with a target, bool (B, T).

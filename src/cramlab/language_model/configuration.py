@@ -55,6 +55,9 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             would ask. A layer whose router is "never" belongs here only for its semantic memory: its keys and values
             are computed and never read.
         memory_capacity: largest number of entries in a layer's buffer; None: the buffer grows with the context.
+        rope: rotary positions in the episodic memory, counted in entries written (see `EpisodicMemoryConfig`).
+        rope_theta: base of their wavelengths.
+        qk_norm: RMS norm of each head's queries and keys, with a learned scale.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
         working: working memory: "leaky" integrators, or a gated "delta" rule with heads of 64 channels.
         state_size: width of the leaky integrators' state.
@@ -86,6 +89,9 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     num_attention_heads: int = 8
     memory_layers: list[int] | None = None
     memory_capacity: int | None = 4096
+    rope: bool = False
+    rope_theta: float = 10000.0
+    qk_norm: bool = False
     memory_write: str = "all"
     working: str = "leaky"
     state_size: int = 128
@@ -174,6 +180,9 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             episodic=EpisodicMemoryConfig(
                 n_heads=self.num_attention_heads,
                 capacity=self.memory_capacity,
+                rope=self.rope,
+                rope_theta=self.rope_theta,
+                qk_norm=self.qk_norm,
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
             semantic=AdapterConfig(rank=self.semantic_rank) if asked else NothingConfig(),

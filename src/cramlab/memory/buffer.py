@@ -16,12 +16,14 @@ class Buffer(NamedTuple):
         values: (B, S, D).
         times: time since the entry was written, (B, S).
         filled: false on empty places, bool (B, S).
+        n_written: number of entries written so far, evicted ones included, int64 (B,).
     """
 
     keys: Tensor
     values: Tensor
     times: Tensor
     filled: Tensor
+    n_written: Tensor
 
     @property
     def n_places(self) -> int:
@@ -38,7 +40,8 @@ def empty_buffer(n_batch: int, like: Tensor) -> Buffer:
     """A buffer without entries, with the width, type and device of `like` (..., D)."""
     empty = like.new_zeros(n_batch, 0, like.shape[-1])
     filled = torch.zeros_like(empty[..., 0], dtype=torch.bool)
-    return Buffer(keys=empty, values=empty, times=empty[..., 0], filled=filled)
+    n_written = torch.zeros(n_batch, dtype=torch.int64, device=like.device)
+    return Buffer(keys=empty, values=empty, times=empty[..., 0], filled=filled, n_written=n_written)
 
 
 class Written(NamedTuple):
@@ -50,6 +53,8 @@ class Written(NamedTuple):
         gapless: all places up to any `last` are known to be filled, without waiting for the device.
         full: all places are known to be filled, without waiting for the device.
         one_each: every token of the call has a place, filled or empty: its `last`.
+        position: number of entries of the sequence written before each token, in any call and evicted ones included,
+            int64 (B, T); None: attention uses no positions. For a written token this is its index among the entries.
     """
 
     buffer: Buffer
@@ -57,6 +62,7 @@ class Written(NamedTuple):
     gapless: bool = False
     full: bool = False
     one_each: bool = False
+    position: Tensor | None = None
 
     @property
     def filled(self) -> Tensor | None:

@@ -75,7 +75,7 @@ def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac:
     return Cost(
         projection_flops=sum(parts.values()) - read_flops,
         read_flops=read_flops,
-        state_bytes=4 * layer.working.state_size + round(held) * (2 * d * 4 + 4 + 1),
+        state_bytes=4 * layer.working.state_size + round(held) * (2 * d * 4 + 4 + 1) + 8,
         reads=n_reads,
         parameter_bytes=layer.parameter_bytes,
         parts=parts,

@@ -29,19 +29,24 @@ class Ring:
     def __init__(self, buffer: Buffer, capacity: int | None) -> None:
         self.capacity = capacity
         filled, n_held = buffer.filled, buffer.filled.sum(dim=1)
-        self.n_written: list[int] = n_held.tolist()
+        self.n_written: list[int] = buffer.n_written.tolist()
         self.clock = buffer.times.new_zeros(len(filled))  # time since the ring was made, (B,)
-        n_places = self._rounded(max(self.n_written, default=0))
+        n_places = self._rounded(int(n_held.max()) if len(n_held) else 0)
         self.keys = buffer.keys.new_zeros(len(filled), n_places, buffer.keys.shape[-1])
         self.values, self.written_at = torch.zeros_like(self.keys), self.clock.new_zeros(len(filled), n_places)
-        for b, n in enumerate(self.n_written):
-            row = filled[b]
-            self.keys[b, :n], self.values[b, :n] = buffer.keys[b, row], buffer.values[b, row]
-            self.written_at[b, :n] = -buffer.times[b, row]
+        for b in range(len(filled)):
+            row, place = filled[b], self._order(b)
+            self.keys[b, place], self.values[b, place] = buffer.keys[b, row], buffer.values[b, row]
+            self.written_at[b, place] = -buffer.times[b, row]
 
     def _rounded(self, n_places: int) -> int:
         n_places = -(-n_places // _GROWTH) * _GROWTH
         return n_places if self.capacity is None else min(n_places, self.capacity)
+
+    def _order(self, row: int) -> Tensor:
+        """Places of a sequence's entries, oldest first."""
+        n, n_places = self.n_written[row], self.keys.shape[1]
+        return torch.arange(n - self.held(row), n, device=self.keys.device) % max(1, n_places)
 
     def held(self, row: int) -> int:
         """Number of entries of a sequence."""
@@ -65,13 +70,15 @@ class Ring:
         keys, values = (t.new_zeros(len(t), n_most, t.shape[-1]) for t in (self.keys, self.values))
         times = self.written_at.new_zeros(len(keys), n_most)
         filled = torch.zeros_like(times, dtype=torch.bool)
-        for b, n in enumerate(self.n_written):
-            held, n_places = self.held(b), self.keys.shape[1]
-            order = torch.arange(n - held, n, device=keys.device) % max(1, n_places)
-            here = slice(n_most - held, n_most)
+        for b in range(len(keys)):
+            order, here = self._order(b), slice(n_most - self.held(b), n_most)
             keys[b, here], values[b, here], filled[b, here] = self.keys[b, order], self.values[b, order], True
             times[b, here] = self.clock[b] - self.written_at[b, order]
-        return Buffer(keys=keys, values=values, times=times, filled=filled)
+        return Buffer(keys=keys, values=values, times=times, filled=filled, n_written=self.counts())
+
+    def counts(self) -> Tensor:
+        """Number of entries that each sequence has written, evicted ones included, int64 (B,)."""
+        return torch.tensor(self.n_written, dtype=torch.int64, device=self.keys.device)
 
     @property
     def n_bytes(self) -> int:
@@ -115,10 +122,11 @@ class Decoder(LayerDecoder):
         working = working[:, 0]
         h = layer.norm(working)
         ring.clock += gaps
+        position = ring.counts() if episodic.config.rope else None
         rows = list(range(len(h))) if episodic.salience is None else _true(episodic.salience(h))
         if rows:
-            chosen = _rows(h, rows)
-            for row, key, value in zip(rows, episodic.w_key(chosen), episodic.w_value(chosen), strict=True):
+            chosen, place = _rows(h, rows), None if position is None else _rows(position, rows)
+            for row, key, value in zip(rows, episodic.keys(chosen, place), episodic.w_value(chosen), strict=True):
                 ring.put(row, key, value)
         recognised = layer.semantic.recognise(h)
         if name == "never":
@@ -127,16 +135,17 @@ class Decoder(LayerDecoder):
             asking = range(len(h)) if name == "always" else _true(layer.gate(h, recognised))
             readers = [row for row in asking if ring.held(row)]
         if len(readers) == len(h):
-            return working + self._read(h, readers)
+            return working + self._read(h, position, readers)
         y = working + layer.semantic.answer(recognised)
         if readers:
-            y[readers] = working[readers] + self._read(h[readers], readers)
+            y[readers] = working[readers] + self._read(h, position, readers)
         return y
 
-    def _read(self, h: Tensor, readers: list[int]) -> Tensor:
-        """Eq. 3 for some sequences, (R, D), given their h, (R, D)."""
+    def _read(self, h: Tensor, position: Tensor | None, readers: list[int]) -> Tensor:
+        """Eq. 3 for some sequences, (R, D), given the h (B, D) and positions (B,) of all."""
         episodic, ring, found = self.layer.episodic, self.ring, []
-        queries, held = episodic.w_query(h), {ring.held(row) for row in readers}
+        queries = episodic.queries(_rows(h, readers), None if position is None else _rows(position, readers))
+        held = {ring.held(row) for row in readers}
         if len(held) == 1 and len(readers) == len(ring.keys):  # all sequences at once, and no entry is copied
             (n,) = held
             answer = attention.dense(queries[:, None], ring.keys[:, :n], ring.values[:, :n], episodic.config.n_heads)
@@ -178,7 +187,7 @@ class GraphDecoder(LayerDecoder):
         ring = Ring(state.buffer, capacity)
         more = capacity + 1 - ring.keys.shape[1]  # one more place receives what is not written
         self.keys, self.values = (F.pad(t, (0, 0, 0, more)) for t in (ring.keys, ring.values))
-        self.n_written = torch.tensor(ring.n_written, device=self.keys.device)
+        self.n_written = ring.counts()
         self.row = torch.arange(len(self.keys), device=self.keys.device)
 
     @torch.no_grad()
@@ -194,7 +203,8 @@ class GraphDecoder(LayerDecoder):
         else:
             writes = episodic.salience(h) > 0
             place = torch.where(writes, self.n_written % self.capacity, self.capacity)
-        self.keys[self.row, place], self.values[self.row, place] = episodic.w_key(h), episodic.w_value(h)
+        position = self.n_written.clone() if episodic.config.rope else None
+        self.keys[self.row, place], self.values[self.row, place] = episodic.keys(h, position), episodic.w_value(h)
         self.n_written += writes
         recognised = layer.semantic.recognise(h)
         answer = layer.semantic.answer(recognised)
@@ -203,7 +213,7 @@ class GraphDecoder(LayerDecoder):
         last = self.n_written.clamp(max=self.capacity) - 1  # -1: nothing to read
         if name == "benefit":
             last = torch.where(layer.gate(h, recognised) > 0, last, -1)
-        q, n_heads = episodic.w_query(h)[:, None], episodic.config.n_heads
+        q, n_heads = episodic.queries(h, position)[:, None], episodic.config.n_heads
         found = attention.attend(q, last[:, None], self.keys, self.values, None, n_heads, None)
         return working + torch.where(last[:, None] >= 0, episodic.w_out(found[:, 0]), answer)
 
@@ -214,5 +224,5 @@ def _true(logits: Tensor) -> list[int]:
 
 
 def _rows(entries: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of (B, D), without a copy if these are all."""
+    """Some rows of (B, ...), without a copy if these are all."""
     return entries if len(rows) == len(entries) else entries[rows]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cramlab.config import Count, Positive, Share, Size, checked
 from cramlab.memory.buffer import Buffer, Written, empty_buffer
+from cramlab.memory.matching import Matching
 from cramlab.memory.readers import Readers
 from cramlab.memory.write_gate import SalienceGate
 from cramlab.ops import dispatch
@@ -34,6 +35,10 @@ class EpisodicMemoryConfig:
         write: "all" writes every valid token; "salience" writes the tokens that a learned gate expects to be read.
         write_price: least expected use (see `SalienceGate`) for which an entry is worth its place.
         write_audit_frac: share of the tokens refused by the gate that training writes anyway, 0 to 1.
+        rope: rotary positions of queries and keys. The position of a token is the number of entries of its sequence
+            written before it, so that padding and tokens refused by a write gate take none, and time gaps do not count.
+        rope_theta: base of the wavelengths of rotary positions.
+        qk_norm: RMS norm of each head's queries and keys, with a learned scale.
     """
 
     n_heads: Size = 4
@@ -41,6 +46,9 @@ class EpisodicMemoryConfig:
     write: WriteRule = "all"
     write_price: Positive = 0.02
     write_audit_frac: Share = 0.1
+    rope: bool = False
+    rope_theta: Positive = 10000.0
+    qk_norm: bool = False
 
 
 class EpisodicMemory(nn.Module):
@@ -58,7 +66,15 @@ class EpisodicMemory(nn.Module):
             raise ValueError(
                 f"episodic.n_heads = {config.n_heads} does not divide d_model = {d_model}; change one of them"
             )
+        d_head = d_model // config.n_heads
+        if config.rope and d_head % 2:
+            raise ValueError(
+                f"episodic.rope = True needs heads of an even width, not d_model / episodic.n_heads = {d_head}; "
+                "change one of them"
+            )
         self.config = config
+        theta = config.rope_theta if config.rope else None
+        self.matching = Matching(config.n_heads, d_head, norm=config.qk_norm, theta=theta)
         self.w_query = nn.Linear(d_model, d_model, bias=False)
         self.w_key = nn.Linear(d_model, d_model, bias=False)
         self.w_value = nn.Linear(d_model, d_model, bias=False)
@@ -85,14 +101,16 @@ class EpisodicMemory(nn.Module):
         n_before, n_tokens = buffer.n_places, h.shape[1]
         now = running_sum(gaps)
         total = now[:, -1:]
+        position = self._positions(h, buffer, writes, most) if self.config.rope else None
         if self.salience is None:  # every token gets a place, padding too, so no gather is needed
             filled = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
-            new = Buffer(keys=self.w_key(h), values=self.w_value(h), times=total - now, filled=filled)
+            n_new = filled.sum(dim=1)
+            new = Buffer(self.keys(h, position), self.w_value(h), total - now, filled, n_new)
             last = torch.arange(n_before, n_before + n_tokens, device=h.device).expand(h.shape[:2])
             gapless = full = not n_before and writes is None
         else:
             writes = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
-            new, rank = self._packed(h, total - now, writes, most)
+            new, rank = self._packed(h, total - now, position, writes, most)
             last = (rank if most is None else rank.clamp(max=most)) + (n_before - 1)
             gapless, full = not n_before, not n_before and len(h) == 1 and most is None
         grown = Buffer(
@@ -100,17 +118,39 @@ class EpisodicMemory(nn.Module):
             values=_joined(buffer.values, new.values),
             times=_joined(buffer.times + total, new.times) if n_tokens else buffer.times,
             filled=_joined(buffer.filled, new.filled),
+            n_written=buffer.n_written + new.n_written,
         )
-        return Written(buffer=grown, last=last, gapless=gapless, full=full, one_each=self.salience is None)
+        return Written(
+            buffer=grown, last=last, gapless=gapless, full=full, one_each=self.salience is None, position=position
+        )
 
-    def _packed(self, h: Tensor, ages: Tensor, writes: Tensor, most: int | None) -> tuple[Buffer, Tensor]:
+    def keys(self, h: Tensor, position: Tensor | None) -> Tensor:
+        """Keys of tokens h (..., D) at positions (...), which only `rope` needs; (..., D)."""
+        return self.matching.key(self.w_key(h), position)
+
+    def queries(self, h: Tensor, position: Tensor | None) -> Tensor:
+        """Queries of tokens, as in `keys`."""
+        return self.matching.query(self.w_query(h), position)
+
+    def _positions(self, h: Tensor, buffer: Buffer, writes: Tensor | None, most: int | None) -> Tensor:
+        """`Written.position`, int64 (B, T); arguments as in `write`."""
+        if writes is None:
+            within = torch.arange(h.shape[1], device=h.device).expand(h.shape[:2])
+        else:
+            within = running_sum(writes) - writes.long()
+        return buffer.n_written[:, None] + (within if most is None else within.clamp(max=most))
+
+    def _packed(
+        self, h: Tensor, ages: Tensor, position: Tensor | None, writes: Tensor, most: int | None
+    ) -> tuple[Buffer, Tensor]:
         """Entries of the written tokens, in order, and the rank of each token among them, (B, T)."""
         if most is not None or dispatch.few_launches(h.device):  # project the fillers too
             if most is None:
                 most = int(writes.sum(dim=1).max()) if writes.numel() else 0
             chosen = first_tokens(writes, most)
-            rows = take(h, chosen)
-            return Buffer(self.w_key(rows), self.w_value(rows), take(ages, chosen), chosen.there), chosen.rank
+            rows, place = take(h, chosen), None if position is None else take(position, chosen)
+            n_new, filled = chosen.there.sum(dim=1), chosen.there
+            return Buffer(self.keys(rows, place), self.w_value(rows), take(ages, chosen), filled, n_new), chosen.rank
         rank = running_sum(writes)
         most = int(rank[:, -1:].amax()) if writes.numel() else 0
         token = writes.flatten().nonzero().squeeze(-1)
@@ -127,7 +167,9 @@ class EpisodicMemory(nn.Module):
             )
 
         filled = packed(torch.ones_like(token, dtype=torch.bool))
-        return Buffer(packed(self.w_key(rows)), packed(self.w_value(rows)), packed(ages.flatten()[token]), filled), rank
+        keys = self.keys(rows, None if position is None else position.flatten()[token])
+        ages = packed(ages.flatten()[token])
+        return Buffer(packed(keys), packed(self.w_value(rows)), ages, filled, filled.sum(dim=1)), rank
 
     def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
         """Keeps the newest `capacity` entries of each sequence; drops places in front that are empty in all.
@@ -140,7 +182,10 @@ class EpisodicMemory(nn.Module):
         """
         if full:
             excess = 0 if self.config.capacity is None else buffer.n_places - self.config.capacity
-            return buffer if excess <= 0 else Buffer(*(part[:, excess:].clone() for part in buffer))
+            if excess <= 0:
+                return buffer
+            keys, values, times, filled = (part[:, excess:].clone() for part in buffer[:4])
+            return Buffer(keys, values, times, filled, buffer.n_written)
         n_filled = int(buffer.filled.sum(dim=1).max()) if buffer.n_places and waits else buffer.n_places
         keep = n_filled if self.config.capacity is None else min(n_filled, self.config.capacity)
         if waits and keep == buffer.n_places and bool((buffer.filled[:, 1:] >= buffer.filled[:, :-1]).all()):
@@ -153,6 +198,7 @@ class EpisodicMemory(nn.Module):
             values=buffer.values.gather(1, wide),
             times=buffer.times.gather(1, order),
             filled=buffer.filled.gather(1, order),
+            n_written=buffer.n_written,
         )
 
     def can_read(self, written: Written) -> Tensor:
@@ -174,8 +220,12 @@ class EpisodicMemory(nn.Module):
             readers: tokens that read, all of which can.
             written: from `write`.
         """
-        q = self.w_query(readers.take(h))
+        q = self._asked(h, readers, written)
         return self.w_out(readers.attend(q, written, self.config.n_heads, self.config.capacity))
+
+    def _asked(self, h: Tensor, readers: Readers, written: Written) -> Tensor:
+        """Queries of the tokens that read, in the layout of `readers`."""
+        return self.queries(readers.take(h), None if written.position is None else readers.take(written.position))
 
     def use(self, h: Tensor, askers: Readers, writes: Tensor, written: Written) -> Tensor:
         """Squared attention weight of each place of the buffer, summed over `askers`, mean over heads, (B, S).
@@ -183,7 +233,7 @@ class EpisodicMemory(nn.Module):
         The weight of a token's own entry does not count: to answer itself, a token needs no buffer.
         """
         own = written.last.where(writes, -1)
-        return askers.use(self.w_query(askers.take(h)), own, written, self.config.n_heads, self.config.capacity)
+        return askers.use(self._asked(h, askers, written), own, written, self.config.n_heads, self.config.capacity)
 
     def salience_loss(
         self, logit: Tensor, h: Tensor, askers: Readers, writes: Tensor, written: Written, *, by_sequence: bool = False

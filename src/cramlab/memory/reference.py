@@ -33,6 +33,7 @@ def reference_layer(
         ys, used = [], []
         state = torch.zeros(layer.working.state_size)
         entries: list[tuple[Tensor, Tensor]] = []
+        n_written = 0
         for t in range(x.shape[1]):
             if not valid[b, t]:
                 ys.append(torch.zeros(layer.d_model))
@@ -40,12 +41,14 @@ def reference_layer(
                 continue
             state, hidden, working = _working(layer, x[b, t], gaps[b, t], state)
             h = x[b, t] if layer.config.router.name == "gumbel" else layer.norm(working)
+            position = n_written
             if _is_written(layer, h):
-                entries.append((layer.episodic.w_key(h), layer.episodic.w_value(h)))
+                n_written += 1
+                entries.append((_matched(layer, h, position, "key"), layer.episodic.w_value(h)))
             if layer.config.episodic.capacity is not None:
                 entries = entries[-layer.config.episodic.capacity :]
             forced = reads is not None and bool(reads[b, t])
-            y, read = _answer(layer, (x[b, t], gaps[b, t], hidden), working, h, entries, forced)
+            y, read = _answer(layer, (x[b, t], gaps[b, t], hidden), working, h, position, entries, forced)
             ys.append(y)
             used.append(read)
         outputs.append(torch.stack(ys))
@@ -80,13 +83,33 @@ def _is_written(layer: CRAMLayer, h: Tensor) -> bool:
     return bool(gate.out(hidden * torch.sigmoid(hidden)) > 0)
 
 
-def _retrieve(layer: CRAMLayer, h: Tensor, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _matched(layer: CRAMLayer, h: Tensor, position: int, which: str) -> Tensor:
+    """The query or the key of a token, head by head and channel by channel."""
+    episodic, config = layer.episodic, layer.episodic.config
+    projected = (episodic.w_query if which == "query" else episodic.w_key)(h)
+    heads = []
+    for head in projected.split(layer.d_model // config.n_heads):
+        if config.qk_norm:
+            scale = getattr(episodic.matching, f"{which}_scale")
+            head = head / torch.sqrt((head**2).mean() + 1e-6) * scale
+        if config.rope:
+            half, turned = len(head) // 2, list(head)
+            for i in range(half):
+                angle = position / config.rope_theta ** (i / half)
+                turned[i] = head[i] * math.cos(angle) - head[half + i] * math.sin(angle)
+                turned[half + i] = head[i] * math.sin(angle) + head[half + i] * math.cos(angle)
+            head = torch.stack(turned)
+        heads.append(head)
+    return torch.cat(heads)
+
+
+def _retrieve(layer: CRAMLayer, h: Tensor, position: int, entries: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Eq. 3, head by head; zero if nothing has been written."""
     if not entries:
         return torch.zeros_like(h)
     n_heads = layer.config.episodic.n_heads
     d_head = layer.d_model // n_heads
-    query = layer.episodic.w_query(h)
+    query = _matched(layer, h, position, "query")
     heads = []
     for i in range(n_heads):
         part = slice(i * d_head, (i + 1) * d_head)
@@ -119,6 +142,7 @@ def _answer(
     token: tuple[Tensor, Tensor, Tensor],
     working: Tensor,
     h: Tensor,
+    position: int,
     entries: list[tuple[Tensor, Tensor]],
     forced: bool,
 ) -> tuple[Tensor, bool]:
@@ -126,13 +150,13 @@ def _answer(
     value, recognised = _know(layer, h)
     name = layer.config.router.name
     if name == "gumbel":
-        return _answer_by_path(layer, token, working, _retrieve(layer, h, entries), value)
+        return _answer_by_path(layer, token, working, _retrieve(layer, h, position, entries), value)
     if name == "benefit":
         gate = layer.gate
         hidden = gate.hidden(torch.cat([h, recognised]))
         forced = forced or bool(gate.gain * gate.out(hidden * torch.sigmoid(hidden)) > 0)
     read = (forced or name == "always") and bool(entries)
-    return working + (_retrieve(layer, h, entries) if read else value), read
+    return working + (_retrieve(layer, h, position, entries) if read else value), read
 
 
 def _answer_by_path(
