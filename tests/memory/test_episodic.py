@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
-from cramlab.memory.readers import All, Gathered, Packed, select_readers
+from cramlab.memory.readers import All, Gathered, Nobody, Packed, select_readers
 from cramlab.memory.write_gate import SalienceGate
 from cramlab.ops import dispatch
 from cramlab.ops.read import attention, fused, naive, windows
@@ -51,6 +51,8 @@ def layouts(reads):
         yield Packed(reads, first_tokens(reads, max(counts) + more), waits=waits)
     if reads.all():
         yield All(reads)
+    if not reads.any():
+        yield Nobody(reads)
 
 
 def gradients(y, weight, inputs):

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cramlab.memory import (
     WorkingMemoryConfig,
 )
 from cramlab.memory.consolidation import consolidation_loss, quality
+from cramlab.memory.readers import select_readers
 from cramlab.memory.reference import reference_layer
 from cramlab.mixer import Bounds, Path, Routing
 from cramlab.ops import dispatch
@@ -501,3 +503,16 @@ def test_losses_by_sequence_are_those_of_each_sequence_alone(router, write, boun
             torch.testing.assert_close(whole.aux[name][row], loss[0], atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(loss[0], mean.aux[name] * counts[name], atol=1e-5, rtol=1e-4)
     sum(loss.sum() for loss in whole.aux.values()).backward()
+
+
+@pytest.mark.parametrize(("router", "reads"), [("never", False), ("always", True)])
+def test_readers_are_counted_only_if_data_decide_who_reads(router, reads, monkeypatch):
+    """A count waits for the device. Of skips only the data tell how many tokens are left to read."""
+    count = mock.Mock(side_effect=select_readers)
+    monkeypatch.setattr("cramlab.memory.layer.select_readers", count)
+    layer, (x, gaps) = make(router).train(), example(12)
+    assert bool((layer(x, gaps).trace.scored == reads).all())
+    count.assert_not_called()
+    skips = torch.rand(gaps.shape) < 0.5
+    assert torch.equal(layer(x, gaps, routing=Routing(skips=skips)).trace.scored, ~skips & reads)
+    assert count.called == reads

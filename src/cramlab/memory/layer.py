@@ -14,7 +14,7 @@ from cramlab.memory.consolidation import consolidation_loss, consolidation_sums,
 from cramlab.memory.cost import CostedLayer, cram_cost
 from cramlab.memory.delta import DeltaMemoryConfig
 from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
-from cramlab.memory.readers import All, Readers, select_readers
+from cramlab.memory.readers import All, Nobody, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, Nothing, SemanticConfig
 from cramlab.memory.working import NoWorkingMemory, WorkingMemoryConfig
@@ -161,14 +161,13 @@ class CRAMLayer(Mixer):
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
         """Each token takes a read or the semantic answer. Only the tokens that read are scored."""
-        bounds = routing.bounds
         recognised = self.semantic.recognise(h)
         answer = self.semantic.answer(recognised)
         gate_logit = self.gate(h, recognised) if self.config.router.name == "benefit" else None
         chosen = self._decide(h, gate_logit, routing)
         chosen = chosen if routing.skips is None else chosen & ~routing.skips
         asked = chosen if gate_logit is None or routing.audits is None else chosen | routing.audits
-        readers = select_readers(asked & self._can_read(written, valid), None if bounds is None else bounds.reads)
+        readers = self._readers(asked, written, valid, routing)
         retrieved = self.episodic.read(h, readers, written)
         found = readers.put_onto(retrieved, answer)
         weight = None if gate_logit is None else self.gate.weight(gate_logit, chosen)
@@ -188,6 +187,17 @@ class CRAMLayer(Mixer):
             quality=readers.put_onto(known, unknown),
         )
         return y, without, trace, aux
+
+    def _readers(self, asked: Tensor, written: Written, valid: Tensor | None, routing: Routing) -> Readers:
+        """The tokens that ask, bool (B, T), and can read. Nothing waits for the device if no data decides who reads."""
+        if self.config.router.name == "never":
+            return Nobody(asked)
+        most = None if routing.bounds is None else routing.bounds.reads
+        everyone = self.config.router.name == "always" or routing.read_all
+        everyone = everyone and valid is None and routing.skips is None and self.episodic.salience is None
+        if everyone and (most is None or most >= asked.shape[1]):
+            return All(asked)
+        return select_readers(asked & self._can_read(written, valid), most)
 
     def _can_read(self, written: Written, valid: Tensor | None) -> Tensor:
         """True for valid tokens that see at least one entry, bool (B, T)."""

@@ -1,4 +1,4 @@
-"""Three layouts for the tokens that read: all tokens, the readers alone (ragged), or padded to equal length."""
+"""Layouts for the tokens that read: all tokens, none, the readers alone (ragged), or padded to equal length."""
 
 from __future__ import annotations
 
@@ -93,6 +93,29 @@ class All(Readers):
     def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
         """Implements `Readers.use`."""
         return attention.use(q, written.last, own, written.buffer.keys, written.filled, n_heads, capacity)
+
+
+@final
+class Nobody(Readers):
+    """No token reads. Rows are (B, 0, ...)."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def take(self, entries: Tensor, absent: int = 0) -> Tensor:  # noqa: ARG002
+        """Implements `Readers.take`."""
+        return entries[:, :0]
+
+    def put_onto(self, rows: Tensor, onto: Tensor) -> Tensor:
+        """Implements `Readers.put_onto`. What would have made the rows gets a gradient of zero."""
+        return torch.cat([onto, rows.to(onto.dtype)], dim=1)
+
+    def _attend(self, q: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:  # noqa: ARG002
+        return q
+
+    def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:  # noqa: ARG002
+        """Implements `Readers.use`."""
+        return torch.zeros_like(written.buffer.keys[..., 0])
 
 
 @final
