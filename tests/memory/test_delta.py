@@ -74,6 +74,19 @@ def test_in_16_bits_the_state_keeps_32():
     assert y.isfinite().all()
 
 
+def test_under_autocast_a_step_keeps_the_state_in_32_bits_and_equals_one_pass():
+    layer, (x, gaps) = memory(dtype=torch.float32), tokens(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, _, last = layer(x, gaps, layer.initial_state(3))
+        state, steps = layer.initial_state(3), []
+        for some, those in zip(x.split(1, dim=1), gaps.split(1, dim=1), strict=True):
+            y, _, state = layer(some, those, state)
+            steps.append(y)
+    assert state.dtype == last.dtype == torch.float32
+    torch.testing.assert_close(state, last, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=2e-2, atol=2e-2)
+
+
 def layer(router="benefit", write="all"):
     torch.manual_seed(0)
     config = CRAMConfig(

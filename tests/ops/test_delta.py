@@ -76,3 +76,15 @@ def test_16_bits_keep_a_state_of_32():
     answers, state = delta_rule(*given, torch.zeros(2, 3, 8, 5))
     assert answers.dtype == torch.bfloat16
     assert state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n_tokens", [1, 20])
+def test_autocast_leaves_the_recurrence_in_32_bits(n_tokens):
+    """In a step of decoding and in chunks, outputs and gradients."""
+    found = []
+    for enabled in (False, True):
+        given = [t.requires_grad_() for t in inputs(n_tokens, dtype=torch.float32)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            answers, state = delta_rule(*given)
+        found.append([answers, state, *torch.autograd.grad(answers.sum() + state.sum(), given)])
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*found, strict=True))
