@@ -1,13 +1,13 @@
 """Routed execution on an accelerator: parity, speed against FlashAttention, roofline, launches, torch.compile.
 
-    python -m benchmarks.accelerator --minutes 8                     # as much as fits; call again to go on
+    python -m benchmarks.accelerator --minutes 8                     # as much as fits; call again to continue
     python -m benchmarks.accelerator --only ceilings                 # the checks and a first look, a minute
     python -m benchmarks.accelerator --device cpu --longest 256      # a dry run
 
-Checks come first, then what the goals need. Each measurement is a file of its own in --out, so that a run that was cut
-off, or out of time, goes on where it was; one that fails leaves a file that says so, and is made again when that is
-deleted. What a check covers is not timed where the check fails, and the fused kernel is not used where its own does;
-all else goes on. The paper-size models are trained by
+Checks come first, then what the goals need. Each measurement is a file of its own in --out, so an interrupted run
+continues; a measurement that fails leaves a file that says so, and is repeated when that file is deleted. Where a check
+fails, what it covers is not timed; where the kernel's own check fails, the fused kernel is not used. The paper-size
+models are trained by
 `cramlab run srcd_deep --size paper --set training.accelerator=cuda --resume`.
 """
 
@@ -66,7 +66,7 @@ Unit = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Euclidean, as a share of the expected: the largest entry alone would be an outlier of rounding in 16 bits."""
+    """Euclidean norm of the difference over that of `expected`; a single entry may be an outlier of rounding."""
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm())
 
@@ -100,14 +100,14 @@ def kernel_parity(where: rows.Where) -> dict[str, Any]:
 
 
 def routed_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
-    """Routed against dense scores, gradients too."""
+    """Compares routed with dense scores, outputs and gradients."""
     torch.manual_seed(0)
     h = where.rand(1, n_tokens, rows.D)
     memory = rows.episodic("all", where)
     written = memory.write(h, torch.ones_like(h[..., 0]), memory.initial_buffer(1), None)
     reads = rows.some(n_tokens, 0.1, where)
     outputs, gradients = [], []
-    for asking in (torch.ones_like(reads), reads):  # everybody, of whom the others are dropped
+    for asking in (torch.ones_like(reads), reads):  # all tokens; those that do not read are dropped
         given = h.clone().requires_grad_()
         readers = select_readers(asking)
         y = readers.put_onto(memory.read(given, readers, written), torch.zeros_like(given)) * reads[..., None]
@@ -121,10 +121,10 @@ def routed_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def steps_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
-    """Each way to take one token at a time against one pass, for a block whose gate lets a tenth read.
+    """Compares each way of single steps with one pass, for a block whose gate lets a tenth of the tokens read.
 
-    Tokens whose gate is as near to its threshold as the tolerance (of the logits' deviation) are counted and left out:
-    rounding may decide them otherwise.
+    Tokens whose gate is nearer to its threshold than the tolerance (in deviations of the logits) are counted and left
+    out, because rounding may decide them otherwise.
     """
     torch.manual_seed(0)
     x = where.rand(2, n_tokens, rows.D)
@@ -153,13 +153,13 @@ def steps_parity(where: rows.Where, n_tokens: int) -> dict[str, Any]:
 
 
 def verdict(differences: dict[str, float], where: rows.Where) -> dict[str, Any]:
-    """Holds if all are within the tolerance of the number type; one that is no number is not."""
+    """Whether all differences are within the tolerance of the number type; a NaN is not."""
     limit = TOLERANCES[where.dtype]
     return {"differences": differences, "tolerance": limit, "holds": all(v <= limit for v in differences.values())}
 
 
 def ceilings(where: rows.Where) -> dict[str, Any]:
-    """What the device reaches at best: bytes a second copied, and FLOPs a second of a large product."""
+    """Measures the peak of the device: bytes per second of a copy, and FLOPs per second of a large matrix product."""
     size = 8192 if not where.on_cpu else 512
     a, b = where.rand(size, size), where.rand(size, size)
     clock = core_ms if where.on_cpu else cuda_ms
@@ -173,7 +173,7 @@ def ceilings(where: rows.Where) -> dict[str, Any]:
 
 @torch.no_grad()
 def attention_backends(where: rows.Where, n_tokens: int) -> dict[str, Any]:
-    """Causal attention by each of PyTorch's kernels: which one the dense way is, and whether another is faster."""
+    """Times causal attention by each of PyTorch's kernels: the one that the dense way uses, and the others."""
     q, k, v = (where.rand(1, rows.N_HEADS, n_tokens, rows.D // rows.N_HEADS) for _ in range(3))
 
     def by(backend: SDPBackend | None) -> Tensor:
@@ -194,7 +194,7 @@ def attention_backends(where: rows.Where, n_tokens: int) -> dict[str, Any]:
 
 
 def with_least_work(row: dict[str, Any]) -> dict[str, Any]:
-    """Adds the least FLOPs and bytes (16-bit numbers) by way: every operand once, half of all pairs scored."""
+    """Adds the minimal FLOPs and bytes (16-bit numbers) of each way: operands move once, half the pairs count."""
     n, d, n_batch = row["n_tokens"], rows.D, row.get("n_batch", 1)
     read, held = row["read_frac"] * n, row.get("write_frac", 1.0) * n
     projections = row["what"] != "scores only, full buffer"
@@ -215,7 +215,7 @@ def with_least_work(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def launches(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
-    """Kernels launched, where their time goes, and waits for the device, in one call of the tier and of training."""
+    """Counts kernels launched and waits for the device, with their time, in one call of the tier and of training."""
     found: dict[str, Any] = {}
 
     def counting(what: str, ways: dict[str, Callable[[], Any]], **_: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def launches(where: rows.Where, n_tokens: int, n_batch: int) -> dict[str, Any]:
 
 
 def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool = False) -> dict[str, Any]:
-    """A block with and without `torch.compile`, and as graphs; what does not compile costs the others nothing."""
+    """Times a block with and without `torch.compile`, and as graphs; a failed compilation does not stop the others."""
     torch.compiler.reset()  # else another shape would be compiled for all shapes
     x = where.rand(n_batch, n_tokens, rows.D)
     ours, theirs = rows.cram_block(x), rows.transformer_block(where)
@@ -268,7 +268,7 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool =
     bounded = rows.bounded(ours, x)
     x.requires_grad_(training)
     works = {"transformer": (theirs, x, None), "cram": (ours, x, None), "cram, bounded": (ours, x, bounded)}
-    if training:  # in several graphs nothing is gained
+    if training:  # several graphs gain nothing
         del works["cram"]
 
     def way_by(go: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
@@ -294,7 +294,7 @@ def compiled(where: rows.Where, n_tokens: int, n_batch: int, *, training: bool =
 
 
 def checks(device: torch.device, longest: int) -> Iterator[Unit]:
-    """What must hold before anything is timed."""
+    """The checks that must hold before anything is timed."""
     kinds = {"kernel": kernel_parity, "routed": routed_parity, "steps": steps_parity}
     for kind, check in kinds.items():
         for dtype in (torch.bfloat16, torch.float32):
@@ -303,7 +303,7 @@ def checks(device: torch.device, longest: int) -> Iterator[Unit]:
 
 
 def timed(device: torch.device, lengths: list[int]) -> Iterator[Unit]:
-    """All measurements, those that the goals need first."""
+    """All measurements; those that the goals need come first."""
     where = rows.Where(device, torch.bfloat16)
     first = [n for n in FIRST if n in lengths] or lengths[-1:]
     later = [n for n in lengths if n not in first]
@@ -350,7 +350,10 @@ class OutOfTimeError(Exception):
 
 
 def measured(measure: Callable[[], dict[str, Any]], limit: int = UNIT_S) -> dict[str, Any]:
-    """What it found, or how it failed. What hangs in the driver ends the process, a while later."""
+    """Returns the result of a measurement, or its error.
+
+    A call that hangs in the driver ends the process, a while later.
+    """
 
     def give_up(*_: Any) -> None:
         raise OutOfTimeError(f"took longer than {limit} s")
@@ -371,7 +374,7 @@ def measured(measure: Callable[[], dict[str, Any]], limit: int = UNIT_S) -> dict
 
 
 def alive(device: torch.device) -> bool:
-    """Whether the device still answers: after an illegal access no kernel of this process runs any more."""
+    """Whether the device still works: after an illegal access no kernel of this process runs any more."""
     try:
         return bool((torch.ones(1, device=device) + 1 == 2).item())
     except RuntimeError:
@@ -389,7 +392,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "accelerator", metavar="DIR")
     parser.add_argument("--device", default="cuda", help="torch device (default: cuda)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after so long (default: 8)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="minutes after which nothing begins (default: 8)")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], metavar="N", help="greatest length, tokens")
     parser.add_argument("--only", action="append", metavar="NAME", help="checks and what begins so; may be repeated")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Is the code of today as fast as that of another revision? Layer, language model and patched models, side by side.
+"""Compares the speed of this code with that of another revision: layer, language model and patched models.
 
     OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json
 
-Both revisions run in processes of their own and take turns, repeat by repeat, so that a slow moment of the machine hits
-both. Times are those that a process had a core for; what is compared is the ratio within a pair of repeats.
+Both revisions run in processes of their own and take turns, repeat by repeat, so that a slow moment of the machine
+affects both. Times are CPU seconds of the process; the ratio within a pair of repeats is compared.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def patched_tasks():
 
 
 def work() -> None:
-    """In a process of its own: says what it can time, then times what it is told to."""
+    """Runs in a process of its own: lists the tasks that it can time, then times the requested ones."""
     torch.set_num_threads(1)
     tasks = layer_tasks() | model_tasks() | patched_tasks()
     print("|".join(tasks), flush=True)
@@ -158,7 +158,7 @@ class Revision:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("a revision ended without an answer; see its error above")
+            raise SystemExit("a revision ended without a result; see its error above")
         return line.strip()
 
     def time(self, task: str) -> float:

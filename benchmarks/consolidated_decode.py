@@ -1,11 +1,11 @@
-"""How long a consolidated model takes for a prompt and for a token with a long cache, beside original and baselines.
+"""Times a consolidated model on a prompt and on a token with a long cache, beside the original and baselines.
 
     OMP_NUM_THREADS=1 python -m benchmarks.consolidated_decode smollm2 runs/smollm2 --text stdlib --context 8192 \
         --out results/consolidate/smollm2/decode-8192.json
 
-All ways take turns, prompt by prompt and token by token. Refuses to time anything unless the closed patch gives the
-original's logits bit by bit. Times are those that the process had a core for. "growing cache" is the original with the
-cache that the patch brings, so that the two savings are told apart; all ways below it have that cache as well. Static
+All ways take turns, prompt by prompt and token by token. Nothing is timed unless the closed patch gives the original's
+logits bit by bit. Times are CPU times of the process. "growing cache" is the original with the
+cache that the patch brings, which separates the two savings; all ways below it have that cache as well. Static
 baselines leave out the share of far reads that the folder's threshold was made for; which layers they leave out does
 not change their time, and neither do the numbers in a linear map, so these are not learned.
 """
@@ -35,7 +35,7 @@ from cramlab.hf.loading import load
 
 
 class Ways:
-    """The original and what is compared with it, by name; all share their weights.
+    """The original and the models compared with it, by name; all share their weights.
 
     Args:
         model: the original.
@@ -73,11 +73,11 @@ class Ways:
         return model
 
     def some(self, n, frac):
-        """How many of n are left out at this share; None: the folder's."""
+        """Number of n that are left out at the folder's share."""
         return round((self.record["skipped_frac"] if frac is None else frac) * n)
 
     def layers(self, frac=None):
-        """Whole layers without far reads; their adapters answer."""
+        """Whole layers without far reads, with their adapters."""
         model = self.twin()
         _, learned = load_layers(model, self.folder)
         without = sorted(learned)[: self.some(len(learned), frac)]
@@ -107,20 +107,20 @@ class Ways:
 
 
 class Decoding:
-    """One more token at every call.
+    """Decodes one more token at every call.
 
     Args:
         model: that decodes.
         cache: of all tokens before.
         token: the newest, (1, 1).
-        place: its place.
+        place: its position.
     """
 
     def __init__(self, model, cache, token, place) -> None:
         self.model, self.cache, self.token, self.place = model, cache, token, place
 
     def __call__(self) -> None:
-        """Places are told, as a first layer without attention has no keys that tell them."""
+        """Passes positions, because a first layer without attention has no keys from which they could be counted."""
         place = torch.tensor([[self.place]])
         logits = self.model(input_ids=self.token, position_ids=place, past_key_values=self.cache, use_cache=True).logits
         self.token, self.place = logits[:, -1:].argmax(-1), self.place + 1
@@ -183,7 +183,7 @@ def main() -> None:
     caches = {name: plain(cache) if name == "original" else copy.deepcopy(cache) for name in models}
     steps = {name: Decoding(model, caches[name], tokens[:, -1:], args.context - 1) for name, model in models.items()}
     before = skip_counts(models["consolidated"]).total
-    decode = timing.side_by_side(steps, repeats=args.tokens, warmups=2)  # the first steps make room
+    decode = timing.side_by_side(steps, repeats=args.tokens, warmups=2)  # the first steps allocate
     between = skip_counts(models["consolidated"]).total
     del steps, caches, cache
     data = {

@@ -4,8 +4,8 @@
     python -m benchmarks.execution --longest 4096 scan    # some rows, up to a length
 
 Nothing is timed unless routed equals dense and steps equal one pass. Then a table, and as the last line the whole
-result as JSON, which is also in results/bench/execution.json: written after every row, so that a run that was cut off,
-or out of time, goes on where it was. A finished one is made anew.
+result as JSON, which is also in results/bench/execution.json: written after every row, so an interrupted run continues.
+A finished one is repeated.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], metavar="N", help="greatest length, tokens")
-    parser.add_argument("--minutes", type=float, default=20.0, help="begin nothing new after so long (default: 20)")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes after which nothing begins (default: 20)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "execution.json", metavar="FILE")
     args = parser.parse_args()
     unknown = [name for name in args.rows if name not in ROWS]
@@ -66,7 +66,7 @@ def main() -> int:
         "seconds": "of the process on a core, one thread",
         "parity": held,
         "finished": False,
-        # One before and one after each row; more than our own thread: others were using the machine.
+        # Load before and after each row; above 1, other processes were using the machine.
         "load_average": [os.getloadavg()[0]],
         "rows": [],
     }
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def parity(n_tokens: int) -> dict:
-    """Routed against dense, and steps against one pass."""
+    """Compares routed with dense execution, and steps with one pass."""
     routed, steps = routed_parity(rows.CPU, n_tokens), steps_parity(rows.CPU, n_tokens)
     return steps | {
         "differences": routed["differences"] | steps["differences"],
@@ -102,7 +102,7 @@ def parity(n_tokens: int) -> dict:
 
 
 def begun(path: Path) -> dict | None:
-    """The result of a run that did not finish, by the same code on the same machine; None: there is none."""
+    """The result of an unfinished run by the same code on the same machine; None without one."""
     if not path.exists():
         return None
     found, now = json.loads(path.read_text(encoding="utf-8")), records.header(torch.device("cpu"))
@@ -111,7 +111,7 @@ def begun(path: Path) -> dict | None:
 
 
 def table(found: Iterable[rows.Row]) -> Table:
-    """One line a way."""
+    """A table with a line for each way."""
     shown = Table("row", "tokens", "read", "way", "ms, median [p10, p90]", "speedup, median [p10, p90]", "state bytes")
     for row in found:
         for i, (name, way) in enumerate(row["ways"].items()):

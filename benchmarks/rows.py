@@ -25,7 +25,7 @@ from cramlab.ops.scan import naive
 from cramlab.ops.scan.decay import decay_scan
 
 D, N_HEADS, READ_FRAC, WRITE_FRAC = 256, 4, 0.016, 0.1
-RING = 3072  # places of a decoding layer: what a tenth of 30,720 tokens fills
+RING = 3072  # slots of a decoding layer: as many as a tenth of 30,720 tokens fills
 Row = dict[str, Any]
 
 
@@ -53,25 +53,25 @@ CPU = Where()
 
 
 def dense_kernel(where: Where) -> str:
-    """Which of PyTorch's kernels causal attention takes there, with the heads of these rows."""
+    """The kernel of PyTorch that causal attention uses there, with the heads of these rows."""
     q = where.rand(1, N_HEADS, 64, D // N_HEADS)
     return SDPBackend(torch._fused_sdp_choice(q, q, q, is_causal=True)).name
 
 
 def repeats_at(n_tokens: int, where: Where = CPU) -> int:
-    """Fewer where one call takes seconds."""
+    """Number of repeats: fewer where one call takes seconds."""
     if not where.on_cpu:
         return 21
     return 15 if n_tokens <= 2048 else 7 if n_tokens <= 8192 else 3 if n_tokens <= 32768 else 1
 
 
 def n_some(n_tokens: int, share: float) -> int:
-    """How many tokens a share of them is, at least one."""
+    """Number of tokens that a share of them is, at least one."""
     return max(1, round(share * n_tokens))
 
 
 def some(n_tokens: int, share: float, where: Where = CPU, n_batch: int = 1) -> Tensor:
-    """A share of the tokens, at random but always the same number, bool (B, N)."""
+    """Random tokens, always the same number of them, bool (B, N)."""
     chosen = torch.zeros(n_batch, n_tokens, dtype=torch.bool)
     for row in chosen:
         row[torch.randperm(n_tokens)[: n_some(n_tokens, share)]] = True
@@ -79,7 +79,7 @@ def some(n_tokens: int, share: float, where: Where = CPU, n_batch: int = 1) -> T
 
 
 def episodic(write: str, where: Where = CPU) -> EpisodicMemory:
-    """A memory that keeps everything that is written."""
+    """An episodic memory that keeps everything that is written."""
     config = EpisodicMemoryConfig(n_heads=N_HEADS, capacity=None, write=write)  # type: ignore[arg-type]
     return where.put(EpisodicMemory(config, D))
 
@@ -97,7 +97,7 @@ def row(what: str, n_tokens: int, ways: dict[str, Callable[[], Any]], where: Whe
 
 @torch.no_grad()
 def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: Where = CPU) -> Iterator[Row]:
-    """Scores and mixing alone, over a full buffer."""
+    """Times scores and weighted sums alone, over a full buffer."""
     for n in lengths:
         q, k, v = (where.rand(1, n, D) for _ in range(3))
         buffer = full_buffer(k, v)
@@ -121,7 +121,7 @@ def scores(lengths: list[int], shares: tuple[float, ...] = (READ_FRAC,), where: 
 
 
 def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
-    """All places filled."""
+    """A buffer with all slots filled."""
     nothing = torch.zeros(keys.shape[:2], device=keys.device)
     n_written = torch.full((len(keys),), keys.shape[1], device=keys.device)
     return Buffer(keys=keys, values=values, times=nothing, filled=nothing == 0, n_written=n_written)
@@ -129,10 +129,10 @@ def full_buffer(keys: Tensor, values: Tensor) -> Buffer:
 
 @torch.no_grad()
 def tier(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
-    """Episodic memory with all its projections, a tenth of the tokens written; reads replace a copy of the tokens.
+    """Times episodic memory with all projections, a tenth of the tokens written; reads replace a copy of the tokens.
 
-    On an accelerator also as CUDA graphs, for which the number of readers and of entries is bounded beforehand, a
-    quarter above what it is.
+    On an accelerator also as CUDA graphs, for which the numbers of readers and of entries are bounded beforehand, a
+    quarter above the actual ones.
     """
     dense, routed = where.put(TransformerConfig(n_heads=N_HEADS).build(D)), episodic("salience", where)
     for n in lengths:
@@ -189,13 +189,13 @@ def forward(block: Block, x: Tensor, routing: Routing | None = None) -> tuple[Te
 
 
 def answer(block: Block, x: Tensor, routing: Routing | None = None) -> Tensor:
-    """A block's output alone."""
+    """The output of a block, without what its mixer returned."""
     return forward(block, x, routing)[0]
 
 
 @torch.no_grad()
 def bounded(block: Block, x: Tensor, routing: Routing | None = None) -> Routing:
-    """The same call with reads and writes bounded a quarter above what its busiest sequence did.
+    """The same call with reads and writes bounded a quarter above those of its busiest sequence.
 
     Raises:
         ValueError: when another call, with writes audited by another chance, would come to these bounds.
@@ -209,13 +209,13 @@ def bounded(block: Block, x: Tensor, routing: Routing | None = None) -> Routing:
 
 
 def _most(chosen: Tensor | None) -> int:
-    """In any sequence of (B, T)."""
+    """Largest number in any sequence of (B, T)."""
     assert chosen is not None
     return int(chosen.sum(dim=1).max())
 
 
 def with_graphs(ways: dict[str, Callable[[], Any]], works: dict[str, Callable[[], Any]], where: Where) -> Row:
-    """Adds to `ways` those works that could be recorded; returns what to say of the others."""
+    """Adds to `ways` the calls that can be recorded as graphs; returns the errors of the others."""
     if where.on_cpu:
         return {}
     graphs, failed = as_graphs(works)
@@ -224,7 +224,7 @@ def with_graphs(ways: dict[str, Callable[[], Any]], works: dict[str, Callable[[]
 
 
 def loss(block: Block, x: Tensor, routing: Routing | None = None) -> Tensor:
-    """All that a routed phase has a loss for, the model's own aside."""
+    """Sum of all losses of a routed phase, without the model's own."""
     y, mixed = forward(block, x, routing)
     total = y.square().mean() + sum(mixed.aux.values())
     return total if mixed.trace.gate_logit is None else total + mixed.trace.gate_logit.square().mean()
@@ -237,7 +237,7 @@ def train(block: Block, x: Tensor, routing: Routing | None = None, go: Callable[
 
 @torch.no_grad()
 def layer_forward(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
-    """Norm, mixer, norm and MLP of width 4 d, all gates running; on an accelerator also as CUDA graphs, bounded."""
+    """Times norm, mixer, norm and MLP of width 4 d, all gates on; on an accelerator also as bounded CUDA graphs."""
     control = transformer_block(where)
     for n in lengths:
         x = where.rand(n_batch, n, D)
@@ -255,7 +255,7 @@ def layer_forward(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
 
 
 def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> Iterator[Row]:
-    """Forward and backward of a block; ours with the reads of a routed phase: without audits, and with a tenth.
+    """Times forward and backward of a block; ours in a routed phase, without audits and with a tenth audited.
 
     On an accelerator also as CUDA graphs, bounded.
     """
@@ -283,7 +283,7 @@ def training_step(lengths: list[int], where: Where = CPU, n_batch: int = 1) -> I
 
 @torch.no_grad()
 def decode(contexts: list[int], n_layers: int = 4, n_steps: int = 30, where: Where = CPU) -> Iterator[Row]:
-    """One token at a time after a context: the layers of a Llama of transformers with its cache, and ours."""
+    """Times one token at a time after a context: the layers of transformers' Llama with its cache, and ours."""
     from transformers import DynamicCache, LlamaConfig, LlamaModel
 
     sizes = LlamaConfig(
@@ -376,7 +376,7 @@ def steps_in_place(
 
 
 def cache_in_place(llama: Any, like: Tensor, context: int) -> Any:
-    """A cache of transformers with so many entries and one place more, over which every step writes."""
+    """A cache of transformers with `n` entries and one more slot, which every step overwrites."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     class InPlaceLayer(DynamicLayer):
@@ -397,7 +397,7 @@ def cache_in_place(llama: Any, like: Tensor, context: int) -> Any:
 
 
 def cumulative_sum_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> Tensor:
-    """Divides by the decay, sums, and multiplies again; in double precision, and still only for short clocks."""
+    """Divides by the decay, sums, and multiplies again; even in double precision right only for short time spans."""
     clock = (gaps.double().cumsum(dim=1)[..., None] * rates.double())[..., None]
     return ((u.double() * clock.exp()).cumsum(dim=1) + state[:, None].double()).mul((-clock).exp()).float()
 
@@ -416,7 +416,7 @@ def associative_scan(u: Tensor, gaps: Tensor, rates: Tensor, state: Tensor) -> T
 
 @torch.no_grad()
 def scan(lengths: list[int]) -> Iterator[Row]:
-    """The recurrence of the working memory, 8 timescales of 8 channels; errors are against the loop in float64."""
+    """Times the recurrence of the working memory, 8 timescales of 8 channels; errors are against a loop in float64."""
     rates = torch.logspace(0, -3, 8)
     for n in lengths:
         u, gaps, state = torch.randn(1, n, 8, 8), torch.rand(1, n) * 2, torch.zeros(1, 8, 8)

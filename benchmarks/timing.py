@@ -14,7 +14,7 @@ Clock = Callable[[Callable[[], Any]], float]
 
 
 def core_ms(work: Callable[[], Any]) -> float:
-    """Milliseconds that this process had a core for, so that others on the machine cost little more than cache.
+    """CPU milliseconds of this process, which other processes on the machine change little.
 
     For work on one thread the same as the clock's on a quiet machine.
     """
@@ -24,7 +24,7 @@ def core_ms(work: Callable[[], Any]) -> float:
 
 
 def cuda_ms(work: Callable[[], Any]) -> float:
-    """Milliseconds of a call on the current CUDA stream, launches that it waits for included.
+    """Milliseconds of a call on the current CUDA stream, including launches that it waits for.
 
     Short ones are called ten times in a row, as they would be in use, so that the first launch is not most of it.
     """
@@ -44,7 +44,7 @@ def _cuda_ms(work: Callable[[], Any], calls: int) -> float:
 
 
 def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
-    """The same work, recorded once as a CUDA graph, whose launches cost the CPU next to nothing.
+    """The same work recorded once as a CUDA graph, whose launches cost the CPU almost nothing.
 
     The work must not wait for the device. What it returns lies in memory that the next call overwrites. A graph knows
     its inputs by their addresses alone, so whatever the work refers to is kept as long as the replay.
@@ -66,7 +66,7 @@ def _replay(graph: torch.cuda.CUDAGraph, kept: Callable[[], Any]) -> None:  # no
 
 
 def as_graphs(works: dict[str, Callable[[], Any]]) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
-    """Those that can be recorded, by name; and, under "failed_ways", why the others cannot."""
+    """The ways that can be recorded, by name, and the errors of the others."""
     graphs, failed = {}, {}
     for name, work in works.items():
         try:
@@ -79,7 +79,7 @@ def as_graphs(works: dict[str, Callable[[], Any]]) -> tuple[dict[str, Callable[[
 def side_by_side(
     ways: dict[str, Callable[[], Any]], *, repeats: int, warmups: int = 1, clock: Clock = core_ms
 ) -> dict[str, dict[str, Any]]:
-    """Calls each way in turn, again and again, so that a change of the machine's load hits all of them.
+    """Calls the ways in turn, repeatedly, so that a change of the machine's load affects all of them.
 
     Args:
         ways: by name; the first is the one that the others are compared with.
@@ -110,7 +110,7 @@ def side_by_side(
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    """Median and the percentiles around it; with fewer than ten values, the least and the greatest."""
+    """Median with 10th and 90th percentiles; with fewer than ten values, minimum and maximum."""
     values = sorted(values)
     low, high = (values[0], values[-1]) if len(values) < 10 else (
         statistics.quantiles(values, n=10)[0], statistics.quantiles(values, n=10)[-1]

@@ -1,4 +1,4 @@
-"""Functions in processes of their own, forked from one that has imported everything, so that a try costs no import."""
+"""Runs functions in forked processes, so that a test costs no import."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Ended(Generic[Value]):
 
 
 def apart(function: Callable[[], Value], *, seconds: float) -> Ended[Value]:
-    """Calls a function in a forked process, which is killed after so many seconds.
+    """Calls a function in a forked process, which is killed after `seconds`.
 
-    The calling process must have one thread only. The function may change anything but files without being noticed,
-    and must return something that is not None and, like what it raises, can be pickled.
+    The calling process must have one thread only. The function may change anything in memory without effect on the
+    caller. It must return a value other than None; this, or the error that it raises, must be picklable.
     """
     begin = time.monotonic()
     reading, writing = os.pipe()
@@ -89,7 +89,7 @@ def apart(function: Callable[[], Value], *, seconds: float) -> Ended[Value]:
 
 
 def _all_of(pipe: int, end: float) -> tuple[bytes, bool]:
-    """What comes through a pipe until it is closed, and whether the time was up before."""
+    """Bytes of a pipe until it is closed, and whether the time ran out before."""
     parts = []
     while (left := end - time.monotonic()) > 0:
         if select.select([pipe], [], [], left)[0]:

@@ -43,7 +43,7 @@ def _case(name: str, call: Callable[[], Any], right: Callable[[Any], str] | None
 
 
 def _called(call: Callable[[], Any], right: Callable[[Any], str] | None) -> None:
-    """Refused in words; or, with a `right` that says what is wrong with an answer, answered rightly."""
+    """Checks that a call is refused with a message, or, if `right` is given, that its output is right."""
     try:
         with torch.no_grad():
             found = call()
@@ -52,18 +52,18 @@ def _called(call: Callable[[], Any], right: Callable[[Any], str] | None) -> None
             raise RefusedError(described(error)) from error
         raise
     if right is None:
-        raise FaultFoundError(Fault.ACCEPTED, "answered without a word")
+        raise FaultFoundError(Fault.ACCEPTED, "accepted without an error")
     if said := right(found):
         raise FaultFoundError(Fault.WRONG, said)
 
 
 def _shape(*shape: int) -> Callable[[Tensor], str]:
-    """Whether an answer has this shape and holds numbers alone."""
+    """Checks the shape of an output, and that all its values are finite."""
 
     def right(found: Tensor) -> str:
         if tuple(found.shape) != shape:
             return f"shape {tuple(found.shape)}, not {shape}"
-        return "" if bool(torch.isfinite(found).all()) else "the answer holds what is no number"
+        return "" if bool(torch.isfinite(found).all()) else "the output holds NaN or infinities"
 
     return right
 
@@ -254,12 +254,12 @@ def _patched(seed: int) -> Iterator[Case]:
 
 
 def _masked(family: str, seed: int, ids: Tensor, mask: Tensor) -> str:
-    """With every read made, a patched model answers as the original does, whatever the mask; or it refuses."""
+    """With every read made, a patched model gives the original's output under any mask, or refuses the mask."""
     model = patched(family, -INF, seed)
     try:
         wanted = original(family, seed)(input_ids=ids, attention_mask=mask).logits
     except Exception:
-        wanted = None  # what the original cannot take, the patched model may fail at in the original's own words
+        wanted = None  # where the original fails, the patched model may fail with the same error
     try:
         found = model(input_ids=ids, attention_mask=mask).logits
     except Exception:
@@ -267,10 +267,10 @@ def _masked(family: str, seed: int, ids: Tensor, mask: Tensor) -> str:
             return ""
         raise
     if wanted is None:
-        return "answered, although the original cannot"
+        return "accepted, although the original refuses"
     seen = torch.isfinite(wanted)
     if mask.ndim == 2 and mask.shape[0] == 2:
-        shown = torch.zeros_like(ids)  # of keys that a short mask does not speak of, transformers hides all
+        shown = torch.zeros_like(ids)  # transformers hides all keys beyond a short mask
         shown[:, : mask.shape[1]] = mask[:, : ids.shape[1]]
         seen &= shown.bool()[..., None]
     if mask.ndim == 4:

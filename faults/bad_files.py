@@ -1,7 +1,7 @@
-"""Bad files of ours: records, configs, checkpoints, audits, consolidations and unfinished work, damaged.
+"""Damaged files of the library: records, configs, checkpoints, audits, consolidations and unfinished work.
 
-What no reader can notice (a digit that became another in a file without a digest) is asked for no more than an answer
-without a traceback; where the library keeps a digest, whatever it takes must be what was written.
+Damage that cannot be noticed (another digit in a file without a digest) must only cause no traceback; where the library
+keeps a digest, everything that it accepts must be what was written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from faults.material import copied, model_folder
 
 Damage = Callable[[bytes, random.Random], bytes]
 
-# Damage that nobody may take for the file that was written.
+# Damage after which no file may be accepted.
 GROSS: dict[str, Damage] = {
     "empty": lambda *_: b"",
     "cut at the start": lambda data, _: data[:5],
@@ -70,7 +70,7 @@ def cases(seed: int, share: float) -> Iterator[Case]:
 
 
 def damages(seed: int, what: str, n_flips: int) -> Iterator[tuple[str, Damage, random.Random, bool]]:
-    """For each way to damage a file: name, damage, its source of chance, and whether it is gross."""
+    """For each way to damage a file: its name, the function, its random generator, and whether the damage is gross."""
     for name, damage in GROSS.items():
         yield name, damage, random.Random(f"{seed} {what} {name}"), True
     for i in range(n_flips):
@@ -78,7 +78,7 @@ def damages(seed: int, what: str, n_flips: int) -> Iterator[tuple[str, Damage, r
 
 
 def changed_fields(data: Any, rng: random.Random, n: int) -> Iterator[tuple[str, Any]]:
-    """Copies of JSON data in each of which one field is gone or holds something else."""
+    """Copies of JSON data with one field each removed or changed."""
     paths = list(_paths(data))
     for _ in range(n):
         path = rng.choice(paths)
@@ -149,7 +149,7 @@ def _configs(seed: int) -> Iterator[Case]:
             yield Case("damaged configs of runs", f"{verb}, config.json: {name}", check, apart=True)
         data = json.loads((source / "config.json").read_text())
         for i, (name, changed) in enumerate(changed_fields(data, random.Random(f"{seed} {verb}"), 50)):
-            text = json.dumps(changed).encode()  # what changes nothing in the answer may be taken
+            text = json.dumps(changed).encode()  # a change without effect on the output may be accepted
             check = functools.partial(_damaged_run, verb, "config.json", lambda _, t=text: t, False)
             yield Case("damaged configs of runs", f"{verb}, config.json, field {i}: {name}", check, apart=True)
 
@@ -162,7 +162,7 @@ def _checkpoints(seed: int) -> Iterator[Case]:
 
 
 def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: bool) -> None:
-    """Damages one file of a folder; what is taken all the same must give what the whole file gives."""
+    """Damages one file of a folder; if it is accepted, the output must be that of the intact file."""
     source = _run_folder()
     out = copied(WRITERS["run"].finished, "run")
     folder = out / source.name
@@ -184,7 +184,7 @@ def _damaged_run(verb: str, file: str, damage: Callable[[bytes], bytes], gross: 
         whole = answer(lambda: cli([verb, str(source)]))
         wrong = "other figures" if whole.out != given.out else ""
     if wrong:
-        raise FaultFoundError(Fault.WRONG, f"taken without a word: {wrong}")
+        raise FaultFoundError(Fault.WRONG, f"accepted without an error: {wrong}")
 
 
 # Finished audits and consolidations: kept with --resume, loaded, calibrated again.
@@ -243,7 +243,7 @@ def _nan_weights(folder: Path) -> None:
 
 
 def _loaded(change: Callable[[Path], None]) -> None:
-    """A folder that has been changed must not be loaded as if it had not."""
+    """Checks that a changed folder is not loaded as if it were intact."""
     folder = copied(WRITERS["consolidate"].finished, "consolidation")
     before = contents(folder)
     change(folder)
@@ -254,7 +254,7 @@ def _loaded(change: Callable[[Path], None]) -> None:
             raise FaultFoundError(Fault.UNCLEAR, f"several lines: {str(error)[:160]!r}") from error
         return
     if differences(contents(folder), before):
-        raise FaultFoundError(Fault.ACCEPTED, "loaded without a word")
+        raise FaultFoundError(Fault.ACCEPTED, "loaded without an error")
 
 
 def _resumed_without_weights() -> None:
@@ -263,12 +263,12 @@ def _resumed_without_weights() -> None:
     check_refusal(WRITERS["consolidate"].run(out, resume=True))
 
 
-# Work that was cut off: gone on with.
+# Interrupted work, continued.
 
 
 @functools.cache
 def _cut_off(name: str) -> Path | None:
-    """A folder of unfinished work: a process died at one of its last writes."""
+    """A folder of unfinished work, left by a process that died at one of its last writes."""
     out = WRITERS[name].fresh("unfinished")
 
     def die() -> None:
@@ -290,7 +290,7 @@ def _unfinished(seed: int) -> Iterator[Case]:
 
 
 def _gone_on(name: str, file: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Refused, or done again: the same in the end as without damage."""
+    """Checks that damaged unfinished work is refused, or that the final files equal those without damage."""
     folder = _cut_off(name)
     assert folder is not None
     out = copied(folder, "unfinished")
@@ -299,4 +299,4 @@ def _gone_on(name: str, file: Path, damage: Callable[[bytes], bytes]) -> None:
     if given.code:
         check_refusal(given)
     elif different := differences(contents(out), WRITERS[name].wanted):
-        raise FaultFoundError(Fault.WRONG, f"taken without a word: {', '.join(different)}")
+        raise FaultFoundError(Fault.WRONG, f"accepted without an error: {', '.join(different)}")

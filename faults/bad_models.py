@@ -33,7 +33,7 @@ def _models(seed: int) -> Iterator[Case]:
 
 
 def _model(change: Callable[[Path], None]) -> None:
-    """A LoadError; or a model that answers as the whole one does, if only words around it were damaged."""
+    """Checks for a LoadError, or for a model with the intact one's output where only descriptions were damaged."""
     folder = copied(model_folder(), "model")
     whole = load(str(folder)).model.state_dict()
     text = "A sentence."
@@ -49,9 +49,9 @@ def _model(change: Callable[[Path], None]) -> None:
         raise FaultFoundError(Fault.ACCEPTED, "code that came with the model was run")
     held = found.model.state_dict()
     if held.keys() != whole.keys() or any(not held[name].equal(value) for name, value in whole.items()):
-        raise FaultFoundError(Fault.ACCEPTED, "loaded with other weights, without a word")
+        raise FaultFoundError(Fault.ACCEPTED, "loaded with other weights, without an error")
     if found.encode(text) != ids:
-        raise FaultFoundError(Fault.ACCEPTED, "loaded with another tokenizer, without a word")
+        raise FaultFoundError(Fault.ACCEPTED, "loaded with another tokenizer, without an error")
 
 
 def _tensors(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:

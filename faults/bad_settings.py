@@ -33,14 +33,14 @@ from faults.commands import AUDIT, CONSOLIDATE, RUN, WRITERS
 from faults.material import fresh, model_folder, stays, texts
 
 NAN, INF = math.nan, math.inf
-# What a field of each kind must refuse, as text of --set.
+# Values that a field of each kind must refuse, as text of --set.
 TEXT_FOR = {
     float: ("nan", "inf", "-inf", "1e400", "x", "", "é", "1;2"),
     int: ("nan", "inf", "1.5", "1e3", "x", "", "é", "0b1", "1 2"),
     bool: ("maybe", "", "nan", "2"),
     str: (),
 }
-# What such a field may refuse or take, and must then work with.
+# Values that such a field may refuse or accept, and must then work with.
 PLAUSIBLE = {float: ("-1", "0", "1e-300", "1e300"), int: ("-1", "0", "1"), bool: (), str: ("", "é", "../x")}
 HUGE = {float: ("1e30",), int: ("9" * 25,), bool: (), str: ()}
 # The same in Python.
@@ -111,7 +111,7 @@ def _run_config(mixer: str) -> RunConfig:
 
 
 def _by_set(command: str, test: str, share: float, seed: int) -> Iterator[Case]:
-    """Every field with values that are harmful, doubtful and huge; and assignments that are none."""
+    """Every field with harmful, doubtful and huge values, and malformed assignments."""
     configs: dict[str, Any] = {"audit": AuditConfig(), "consolidate": ConsolidationConfig()}
     if command == "run":
         found = [("cram", path, hint) for path, hint in leaves(_run_config("cram")) if path not in RUN_NAMES]
@@ -144,7 +144,7 @@ def _by_set(command: str, test: str, share: float, seed: int) -> Iterator[Case]:
 
 
 def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
-    """Harmful values must be refused before anything is written; others refused, or used to the end."""
+    """Checks that harmful values are refused before anything is written, and that others are refused or work."""
     out = fresh("set")
     argv = [*_argv(command, mixer), f"--set={assignment}", "--out", str(out)]
     if expected == "huge":
@@ -161,11 +161,11 @@ def _set(command: str, mixer: str, assignment: str, expected: str) -> None:
     elif given.code:
         check_refusal(given)
     elif command == "run" and (bad := _not_finite(out)):
-        raise FaultFoundError(Fault.WRONG, f"exit code 0, and the record holds no number for {bad}")
+        raise FaultFoundError(Fault.WRONG, f"exit code 0, and the record's {bad} is not finite")
 
 
 def _not_finite(out: Any) -> str:
-    """The first loss of a run's record that is no number."""
+    """The first loss of a run's record that is not finite."""
     for path in out.rglob("record.json"):
         for row in json.loads(path.read_text(encoding="utf-8"))["series"]:
             for name, value in row["loss"].items():
@@ -202,7 +202,7 @@ def config_classes() -> tuple[type, ...]:
 
 
 def _in_python(share: float, seed: int) -> Iterator[Case]:
-    """Every field of every config class with values of wrong types, and with numbers that are none."""
+    """Every field of every config class with values of wrong types, NaN and infinities."""
     tried = []
     for cls in config_classes():
         given = EXAMPLES["RunConfig" if issubclass(cls, RunConfig) else cls.__name__]
@@ -233,7 +233,7 @@ def _chosen(n: int, share: float, seed: int) -> frozenset[int]:
 
 
 def _built(cls: type, given: dict[str, Any], name: str, value: Any) -> None:
-    """A ValueError that names the field; nothing else."""
+    """Checks that building the config raises a ValueError that names the field."""
     try:
         cls(**given | {name: value})
     except ValueError as error:
@@ -243,7 +243,7 @@ def _built(cls: type, given: dict[str, Any], name: str, value: Any) -> None:
     raise FaultFoundError(Fault.ACCEPTED, f"{cls.__name__}({name}={value!r}) was built")
 
 
-# Settings that only some others allow: whichever comes first, the outcome must be the same.
+# Settings that depend on each other: the outcome must be the same in any order.
 TOGETHER = (
     ("task.query_frac", ("0.05", "0.2", "0.4")), ("task.write_frac", ("0.1", "0.3", "0.6")),
     ("task.seq_len", ("64", "256")), ("task.n_patterns", ("4", "16", "100")), ("task.recurring_frac", ("0.1", "0.9")),
@@ -278,12 +278,12 @@ def _orders(assignments: list[str]) -> None:
             check_refusal(given)
         found[order] = taken
     if any(taken != next(iter(found.values())) for taken in found.values()):
-        said = "; ".join(f"{' '.join(order)}: {'taken' if taken else 'refused'}" for order, taken in found.items())
+        said = "; ".join(f"{' '.join(order)}: {'accepted' if taken else 'refused'}" for order, taken in found.items())
         raise FaultFoundError(Fault.WRONG, f"the outcome depends on the order: {said}"[:240])
 
 
 def _flags(share: float, seed: int) -> Iterator[Case]:
-    """Flags with values that no call can be made with."""
+    """Flags with invalid values."""
     nothing, folder, file = "/no/such/thing", str(texts()), str(sorted(texts().iterdir())[0])
     run, run_folder = _argv("run"), str(WRITERS["run"].finished)
     audit, consolidate = _argv("audit"), _argv("consolidate")

@@ -1,4 +1,4 @@
-"""Bad clinical tables: rows that hold something else than their column says, and files that are something else."""
+"""Bad clinical tables: rows with values of another kind than their column's, and files of another kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError, RefusedError
 from faults.material import fresh, stay
 
-# What no field of a table may hold: numbers that are none, times that are none, other characters.
+# Values that no field of a table may hold: malformed numbers and times, other characters.
 NO_NUMBER = ("x", "inf", "-inf", "1e999", "1,5", "0x1", "²", "9" * 5_000, "1 2", "--1", "é", "\ufeff1", "True")
 NO_TIME = ("x", "1", "25", ":", "1:", ":1", "01:60", "01:99", "-1:00", "²1:00", "1:2:3", "", "01.5", "nan", "01:0x")
 NO_MOMENT = ("x", "2101", "2101-13-01 00:00:00", "2101-02-30 00:00:00", "01/02/2101", "", "nan", "0", "²")
@@ -34,7 +34,7 @@ def _case(name: str, write: Callable[[], tuple[str, Path]], check: Callable[[Any
 
 
 def _read(write: Callable[[], tuple[str, Path]], check: Callable[[Any], str] | None) -> None:
-    """Without a check: it must be refused. With one: refused, or what it returns nothing about."""
+    """Checks that a file is refused; if `check` is given, that it is refused or passes the check."""
     kind, path = write()
     try:
         found = load(kind, path)
@@ -49,10 +49,10 @@ def _read(write: Callable[[], tuple[str, Path]], check: Callable[[Any], str] | N
 
 
 def _finite(data: Any) -> str:
-    """What is infinite in a data set."""
+    """Describes what is infinite in a data set; None if nothing is."""
     for series in data.series:
         if any(math.isinf(value) for value in series.values.flatten()) or not all(map(math.isfinite, series.times)):
-            return f"person {series.person} has a value or time without end"
+            return f"person {series.person} has an infinite value or time"
         if any(later < before for before, later in zip(series.times, series.times[1:], strict=False)):
             return f"the visits of person {series.person} go backwards"
     return ""
@@ -123,7 +123,7 @@ def _shuffled(text: str, seed: int) -> str:
 
 
 def _same_as_plain(data: Any) -> str:
-    """How a data set differs from that of the plain files."""
+    """Describes how a data set differs from that of the plain files; None if it does not."""
     plain = {series.person: series for series in load(*_stays()).series}
     for series in data.series:
         wanted = plain[series.person]

@@ -1,4 +1,4 @@
-"""Bad texts: JSON Lines and plain files as the standards have them are read, what is no text is refused."""
+"""Bad texts: JSON Lines and plain files that follow the standards are read, and other files are refused."""
 
 from __future__ import annotations
 

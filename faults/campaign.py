@@ -1,4 +1,4 @@
-"""Runs the parts of the campaign and writes a record of each: what was tried, what failed, and how to try it again."""
+"""Runs the parts of the campaign and writes a record of each: tests, failures, and commands that repeat them."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _is_done(path: Path, seed: int) -> bool:
 
 
 def _shown(part: str, found: Iterator[Verdict]) -> Iterator[Verdict]:
-    """Passes verdicts on and prints, now and then, how far a part has come."""
+    """Passes verdicts on and prints progress from time to time."""
     tried = failed = 0
     shown = time.monotonic()
     for verdict in found:
@@ -155,7 +155,7 @@ def _shown(part: str, found: Iterator[Verdict]) -> Iterator[Verdict]:
 
 
 def _replay(parts: list[str], seed: int, name: str) -> int:
-    """Runs some cases and says what came of each."""
+    """Runs some cases and prints the verdict of each."""
     torch.set_num_threads(1)
     n_failed = 0
     for part in parts:

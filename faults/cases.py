@@ -1,4 +1,4 @@
-"""A case is one thing that is tried; its verdict says whether the library held, and if not, which fault it showed."""
+"""A case is one test; its verdict says whether the library passed, and if not, which fault it showed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Measured = Mapping[str, Any]
 
 
 class Fault(enum.StrEnum):
-    """What may go wrong; the first four must never happen."""
+    """Kinds of faults; the first four must never happen."""
 
     WRONG = "silent wrong result"
     TRACEBACK = "traceback"
@@ -37,23 +37,23 @@ class FaultFoundError(Exception):
 
 
 class RefusedError(Exception):
-    """Raised by a check of a computation that the library has refused in a documented way, which is right too."""
+    """Raised by a check of a computation that the library has refused in a documented way, which passes."""
 
 
 class NotHereError(Exception):
-    """Raised by a check that cannot be made on this machine; it counts as not tried."""
+    """Raised by a check that is impossible on this machine; it counts as not tried."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is tried.
+    """One test.
 
     Attributes:
         test: the row of the table that it belongs to.
         name: unique in its part; with the seed it is enough to run the case again.
         check: returns what it has measured, if anything, and raises `FaultFoundError` otherwise. "tried" among the
             measured values says how many tries the case stands for; without it, one.
-        apart: whether it needs a process of its own, since it may crash it, change it or never come back.
+        apart: whether it needs a process of its own, because it may crash, change or block the process.
     """
 
     test: str
@@ -64,14 +64,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case.
+    """The result of a case.
 
     Attributes:
         test: as in the case.
         name: as in the case.
-        fault: None where the library held.
+        fault: None where the library passed.
         message: what was seen.
-        refused: whether the library held by refusing.
+        refused: whether the library passed by refusing.
         measured: as returned by the check.
     """
 
@@ -94,7 +94,7 @@ class _TimeOutError(BaseException):
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Interrupts its block after so many seconds."""
+    """Interrupts its block after `seconds`."""
 
     def ring(*_: object) -> None:
         raise _TimeOutError
@@ -109,7 +109,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def judge(case: Case, seconds: float = 60.0) -> Verdict:
-    """Runs a case for at most so many seconds, in a process of its own if it asks for one."""
+    """Runs a case for at most `seconds`, in a process of its own if it asks for one."""
     if not case.apart:
         return _judge(case, seconds)
     ended: Ended[Verdict] = apart(lambda: _judge(case, seconds), seconds=seconds + 10)
@@ -147,7 +147,7 @@ def described(error: BaseException) -> str:
 
 
 class Answer(NamedTuple):
-    """What a command answered: its exit code and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -171,7 +171,7 @@ def check_refusal(given: Answer, names: Sequence[str] = ()) -> None:
     """Raises unless a command has refused with one line that says why, as the last that it printed.
 
     Args:
-        given: its answer.
+        given: exit code and output of the command.
         names: words of which the line must hold at least one, such as the field or file at fault.
     """
     if given.code == 0:

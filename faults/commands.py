@@ -1,4 +1,4 @@
-"""Every command that writes, at a size that takes about a second, and what its folder holds apart from times."""
+"""Every command that writes, at a size that takes about a second, and the content of its folder without times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cramlab.language_model.training import run_text
 from faults.cases import Answer, answer
 from faults.material import CONTEXT, N_SINKS, WINDOW, fresh, model_folder, stays, texts
 
-# What may differ between two runs of the same work: clock, memory, and whether anything is committed meanwhile.
+# Fields that may differ between two runs of the same work: times, memory, and the state of the repository.
 UNEQUAL = {"seconds", "elapsed_s", "date", "revision", "peak_memory_bytes"}
 
 
@@ -34,7 +34,7 @@ class Writer:
 
     Attributes:
         name: as in the table.
-        call: writes into the path; `resume` goes on with what is there. Returns the exit code.
+        call: writes into the path, or continues there with `resume`. Returns the exit code.
         file: name of the path where it is a file; "": it is a folder.
     """
 
@@ -52,7 +52,7 @@ class Writer:
 
     @functools.cached_property
     def finished(self) -> Path:
-        """What an undisturbed call writes."""
+        """Path of the files that an undisturbed call writes."""
         out = self.fresh("finished")
         given = self.run(out)
         if given.code:
@@ -96,7 +96,7 @@ PRETRAIN = TextRunConfig(
 
 
 def _pretrain(out: Path, resume: bool) -> int:  # noqa: ARG001
-    """Text and training, as the tool for small models does them; a finished run is kept."""
+    """Trains a small model as `reproduction.protocols.pretrain_small` does; a finished run is kept."""
     documents = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(texts().iterdir())]
     text = prepare(documents, out, PRETRAIN.vocab_size)
     run_text(PRETRAIN, text, out)  # keeps a finished run
@@ -104,7 +104,7 @@ def _pretrain(out: Path, resume: bool) -> int:  # noqa: ARG001
 
 
 def _spoken(call: Callable[[Path, bool], int]) -> Callable[[Path, bool], int]:
-    """A function as a command: its documented error, of the system, is a line and exit code 1."""
+    """Wraps a function as a command: a documented error or an OSError gives a line and exit code 1."""
 
     def spoken(out: Path, resume: bool) -> int:
         try:
@@ -123,7 +123,7 @@ def _consolidate(out: Path, resume: bool) -> int:
 
 
 def _undrawn(call: Callable[[Path, bool], int]) -> Callable[[Path, bool], int]:
-    """A command whose pages have blank figures: drawing takes most of its time, and `report` draws as well."""
+    """A command with blank figures, because drawing takes most of its time, and `report` draws as well."""
 
     def undrawn(out: Path, resume: bool) -> int:
         with mock.patch.object(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>")):
@@ -181,7 +181,7 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def content(path: Path, *, alone: bool = False) -> Any:
-    """One file without times; a page that lies beside its record, which shows them, by its being there alone."""
+    """One file without times; of a page beside its record, only that it exists."""
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix == ".pt":
@@ -208,5 +208,5 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Sequence[str]:
-    """Names of the files that are missing, too many or different."""
+    """Names of the files that are missing, superfluous or different."""
     return [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]

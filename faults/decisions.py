@@ -1,8 +1,8 @@
 """Decisions in bfloat16: a patched model must let the same tokens read with a cache as without one.
 
-Rounding moves scores, so a token whose score is at the threshold may fall on either side. What is measured is the share
-of decisions (a token at a layer) that agree; 99% is the goal. Thresholds lie at the median of the scores of each layer,
-so that half of the tokens read: a threshold that all or none pass would be agreed on by any rounding.
+Rounding changes scores, so a token whose score is at the threshold may fall on either side. The share of decisions (a
+token at a layer) that agree is measured; 99% is the goal. Thresholds lie at the median of the scores of each layer,
+so that half of the tokens read: no rounding would change the decisions of a threshold that all or none pass.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _consolidation(name: str) -> Path:
 
 
 def _compared(model: Any, ids: Tensor) -> Measured:
-    """Decisions of one pass against those of a prompt of half the tokens and single steps after it."""
+    """Compares the decisions of one pass with those of a prompt of half the tokens and single steps after it."""
     half = ids.shape[1] // 2
     _at_the_median(model, ids)
     whole = reads_while(lambda: model(input_ids=ids, use_cache=False))
@@ -90,7 +90,7 @@ def _compared(model: Any, ids: Tensor) -> Measured:
     after = slice(half, None)
     n, alike = whole[..., after].numel(), int((whole == stepped)[..., after].sum())
     if not 0.2 < whole.double().mean() < 0.8:
-        raise RuntimeError(f"{whole.double().mean():.1%} of the tokens read, which leaves little to decide")
+        raise RuntimeError(f"{whole.double().mean():.1%} of the tokens read, too one-sided for a test of decisions")
     found = {"decisions": n, "alike": alike, "share": alike / n, "reads": float(whole.double().mean()), "tried": n}
     if alike < GOAL * n:
         raise FaultFoundError(Fault.WRONG, f"{alike} of {n} decisions alike ({alike / n:.2%})")

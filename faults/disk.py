@@ -1,4 +1,4 @@
-"""Full disks: every command that writes, where files may only grow so long, or where the disk is almost full."""
+"""Full disks: every command that writes, with a limit on the size of files, or on a disk that is almost full."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _sizes(writer: Writer) -> list[int]:
 
 
 def _limited(writer: Writer, limit: int | None, part: float | None) -> None:
-    """Under a limit of a file's size."""
+    """Runs a command under a limit of a file's size."""
     most = int(max(_sizes(writer)) * part) if part is not None else limit
     assert most is not None
     assert writer.wanted  # made before the disk is full
@@ -54,7 +54,7 @@ def _limited(writer: Writer, limit: int | None, part: float | None) -> None:
 
 
 def _small_disk(writer: Writer, part: float) -> None:
-    """On a file system of its own that holds less than the command writes."""
+    """Runs a command on a file system that holds less than the command writes."""
     assert writer.wanted
     place = fresh("disk")
     place.mkdir()
@@ -72,7 +72,7 @@ def _small_disk(writer: Writer, part: float) -> None:
 
 
 def _judge(writer: Writer, out: Path, ended: Ended[Answer], *, fits: bool) -> None:
-    """One line and nothing half written; then, with room, the whole result."""
+    """Checks for one line and nothing half written; then, with room, for the whole result."""
     given = ended.result()
     if given.code or not fits:
         check_refusal(given)
@@ -82,6 +82,6 @@ def _judge(writer: Writer, out: Path, ended: Ended[Answer], *, fits: bool) -> No
             raise FaultFoundError(Fault.LEFTOVER, ", ".join(left)[:200])
     later = apart(lambda: writer.run(out, resume=True), seconds=SECONDS).result()
     if later.code:
-        raise FaultFoundError(Fault.TRACEBACK, f"it does not go on when there is room: {later.err.strip()[-200:]}")
+        raise FaultFoundError(Fault.TRACEBACK, f"it does not continue when there is room: {later.err.strip()[-200:]}")
     if different := differences(contents(out), writer.wanted):
         raise FaultFoundError(Fault.WRONG, f"differs from an undisturbed call in {', '.join(different)[:200]}")

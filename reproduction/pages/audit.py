@@ -33,7 +33,7 @@ def _probes(data: dict[str, Any]) -> str:
 def _heads(data: dict[str, Any]) -> str:
     names = {"r": "R", "r_of_mean": "R of the mean alone", "r2": "centred R²"}
     rows = [[names[key], *(estimate(e, ".2f") for e in shares.values())] for key, shares in data["head_shares"].items()]
-    return table(["share of heads by", "above .8", ".5 to .8", "below .5"], rows)
+    return table(["share of heads by", "above 0.8", "0.5 to 0.8", "below 0.5"], rows)
 
 
 def _layers(data: dict[str, Any]) -> str:
