@@ -31,7 +31,7 @@ from reproduction.sources.code import read_code
 from reproduction.sources.english import read_english
 from reproduction.sources.source import Source
 
-PACKAGES = ("torch", "transformers", "numpy")
+PACKAGES = ("torch", "transformers", "numpy", "scipy")
 FEWEST_WORDS = 30
 MOST_CHARACTERS = 400_000  # longer files are tables that a program has written
 _WORD = re.compile(r"\w+|[^\w\s]")

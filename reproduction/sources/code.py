@@ -36,6 +36,14 @@ def _source(package: metadata.Distribution) -> Source:
         path = Path(str(package.locate_file(file)))
         if path.is_file():
             documents.append(Document(file, path.read_text(encoding="utf-8", errors="replace")))
-    fields = [name for name in ("License-Expression", "License") if name in package.metadata]
-    licence = package.metadata[fields[0]].strip().split("\n")[0][:80] if fields else None
-    return Source(package.metadata["Name"], package.version, licence, tuple(documents))
+    return Source(package.metadata["Name"], package.version, _licence(package.metadata), tuple(documents))
+
+
+def _licence(about: metadata.PackageMetadata) -> str | None:
+    """The licence expression, the licences among the classifiers, or the first line of the licence field."""
+    if "License-Expression" in about:
+        return about["License-Expression"]
+    classified = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if c.startswith("License :: ")]
+    if classified or "License" not in about:
+        return ", ".join(classified) or None
+    return about["License"].strip().split("\n")[0]
