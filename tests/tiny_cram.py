@@ -21,6 +21,9 @@ def make(**changes):
                 gate.out.weight.normal_()
                 gate.out.bias.zero_()
         model.embed_tokens.weight.normal_()
+        if model.bigrams is not None:
+            model.bigrams.table.normal_()
+            model.bigrams.scale.uniform_(0.2, 1)
     return model
 
 

@@ -22,6 +22,8 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
         state: the state; None before the first token, and while tokens come one at a time.
         decoder: holds the state while tokens come one at a time; else None.
         n_tokens: number of tokens seen, padding included.
+        newest: newest valid token of each sequence, for a model with a table of bigrams, int64 (B,); held by the first
+            layer; None in the others, before the first token and without a table.
         valid: false where these were padding, bool (B, up to `n_tokens`); later tokens were all valid. None: all were.
     """
 
@@ -33,6 +35,7 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
         self.state: CRAMState | None = None
         self.decoder: Decoder | None = None
         self.n_tokens = 0
+        self.newest: Tensor | None = None
         self.valid: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
 
     def reset(self) -> None:
         """Removes the state."""
-        self.state, self.decoder, self.n_tokens, self.valid = None, None, 0, None
+        self.state, self.decoder, self.n_tokens, self.valid, self.newest = None, None, 0, None, None
         self.keys, self.values, self.is_initialized = None, None, False
 
     def _select(self, rows: Tensor) -> None:
@@ -106,6 +109,8 @@ class CRAMCacheLayer(LinearAttentionAndFullAttentionLayer):
             self.put(CRAMState(working=state.working.index_select(0, rows), buffer=buffer), 0)
         if self.valid is not None:
             self.valid = self.valid.index_select(0, rows.to(self.valid.device))
+        if self.newest is not None:
+            self.newest = self.newest.index_select(0, rows.to(self.newest.device))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replaces each row by a copy of the row that its beam continues."""

@@ -62,6 +62,8 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         working: working memory: "leaky" integrators, or a gated "delta" rule with heads of 64 channels.
         state_size: width of the leaky integrators' state.
         semantic_rank: width of the semantic memory.
+        bigram_slots: rows of a table of bigrams, which is added to the residual stream before every block; 0: no table.
+            Five times the vocabulary is a good size (see `BigramTable`).
         router: "benefit", "always" or "never", for all layers with memories or one per layer, "never" in layers
             without; "always" in one layer of eight and "never" in the others make a hybrid of recurrence and attention.
         gate_learns: what gates learn; see `RouterConfig.learns`.
@@ -96,6 +98,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     working: str = "leaky"
     state_size: int = 128
     semantic_rank: int = 256
+    bigram_slots: int = 0
     router: str | list[str] = "benefit"
     gate_learns: str = "decision"
     gate_width: int = 64

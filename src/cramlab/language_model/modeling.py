@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.generic import can_return_tuple
 
 from cramlab.language_model import inputs
+from cramlab.language_model.bigrams import Bigrams, BigramTable
 from cramlab.language_model.block import CRAMBlock, Passed, Tokens
 from cramlab.language_model.cache import CRAMCacheLayer, checked_cache, new_cache
 from cramlab.language_model.configuration import CRAMForCausalLMConfig
@@ -111,6 +112,9 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(CRAMBlock(blocks, mixer) for mixer in mixers)
+        self.bigrams: BigramTable | None = None
+        if config.bigram_slots:
+            self.bigrams = BigramTable(config.bigram_slots, config.vocab_size, config.hidden_size, len(mixers))
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.objective = config.objective()
@@ -230,6 +234,11 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions cannot be honoured: a token that does not read has none; leave it out")
         inputs.check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self)
+        if self.bigrams is not None and input_ids is None:
+            raise ValueError(
+                f"inputs_embeds has no token numbers, which bigram_slots = {self.config.bigram_slots} needs; "
+                "give input_ids"
+            )
         packing = Packing(position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         given = cast("Tensor", input_ids if inputs_embeds is None else inputs_embeds)
         shape = (given.shape[0], given.shape[1])
@@ -237,7 +246,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             shape, attention_mask, past_key_values, packing, use_cache, labels, shift_labels, num_items_in_batch
         )
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        stacked = self._through_blocks(x, call, read_all=read_all, read_none=read_none)
+        bigrams = None if input_ids is None else self._bigrams(input_ids, call)
+        stacked = self._through_blocks(x, bigrams, call, read_all=read_all, read_none=read_none)
         x = self.norm(stacked.x)
         logits = self.lm_head(x if call.target is not None else inputs.kept(x, logits_to_keep))
         loss = None
@@ -303,7 +313,19 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         simple = packed is None and valid is None and shift_labels is None
         return Call(valid, packed, target, labels if simple else None, past_key_values, bool(use_cache), n_items)
 
-    def _through_blocks(self, x: Tensor, call: Call, *, read_all: bool, read_none: bool) -> Stacked:
+    def _bigrams(self, input_ids: Tensor, call: Call) -> Bigrams | None:
+        """Looks up the bigrams of tokens (B, T), and notes the newest token in the cache; None: there is no table."""
+        if self.bigrams is None:
+            return None
+        first = None if call.cache is None else cast("CRAMCacheLayer", call.cache.layers[0])
+        found: Bigrams = self.bigrams(input_ids, call.valid, call.documents, None if first is None else first.newest)
+        if first is not None:
+            first.newest = found.newest
+        return found
+
+    def _through_blocks(
+        self, x: Tensor, bigrams: Bigrams | None, call: Call, *, read_all: bool, read_none: bool
+    ) -> Stacked:
         """Runs all blocks on embeddings (B, T, D), and continues the cache if there is one."""
         tokens = Tokens(torch.ones(x.shape[:2], dtype=x.dtype, device=x.device), call.valid, call.documents)
         routing = Routing(read_all=read_all, by_sequence=call.n_items is not None)
@@ -321,6 +343,9 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         audited = range(len(self.layers)) if without < 0 else (without,)
         hidden, margins, aux = [], [], {"consolidation": [], "salience": []}
         for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
+            if bigrams is not None and self.bigrams is not None:
+                x = self.bigrams.onto(x, bigrams, i)
+                silent = None if silent is None else self.bigrams.onto(silent, bigrams, i)
             hidden.append(x)
             layer = None if call.cache is None else cast("CRAMCacheLayer", call.cache.layers[i])
             if stepping and layer is not None and layer.n_tokens and block.steps:
