@@ -1,12 +1,17 @@
 """Plain text of documentation, and what a corpus leaves out."""
 
+import random
+from pathlib import Path
+
 import pytest
 
 from cramlab.auditing.text import Document
 from cramlab.errors import UsageError
+from reproduction.protocols import corpora
 from reproduction.protocols.corpora import Distinct
 from reproduction.sources import plain_text
 from reproduction.sources.code import read_code
+from reproduction.sources.source import Source
 
 
 def test_rst_keeps_words_and_arguments_and_drops_marks() -> None:
@@ -80,3 +85,41 @@ def test_code_holds_the_library_and_a_package_with_versions() -> None:
     assert any(document.name == "stdlib/json/encoder.py" for document in stdlib.documents)
     assert any(document.name == "iniconfig/__init__.py" for document in package.documents)
     assert package.described()["licence"] == "MIT"
+
+
+def source(name: str, seed: int) -> Source:
+    draw = random.Random(seed)
+    words = [f"{name}{i}" for i in range(300)]
+    texts = [" ".join(draw.choices(words, k=80)) for _ in range(20)]
+    return Source(name, "1.0", "MIT", tuple(Document(f"{name}/{i}", text) for i, text in enumerate(texts)))
+
+
+def test_the_command_builds_a_corpus_once_and_then_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = source("first", 0)
+    monkeypatch.setattr(corpora, "read_code", lambda _packages: iter([first, source("second", 1), first]))
+    folder = tmp_path / "code"
+
+    def run(*options: str) -> int:
+        command = ["corpora", str(folder), "--corpus", "code", "--packages", "second", "--vocab", "280", *options]
+        monkeypatch.setattr("sys.argv", command)
+        return corpora.main()
+
+    assert run() == 0
+    files = corpora.check_files(folder)
+    assert files.about["left_out"] == {"copies": 20, "short": 0, "long": 0}
+    assert [(s["name"], s["files"], s["files_kept"]) for s in files.about["sources"]] == [
+        ("first", 20, 20),
+        ("second", 20, 20),
+        ("first", 20, 0),
+    ]
+    assert sum(files.about["parts"][part]["documents"] for part in corpora.PARTS) == 40
+    monkeypatch.setattr(corpora, "read_code", None)  # a finished folder is not built again
+    assert run() == 0
+    assert "280 tokens in the vocabulary" in capsys.readouterr().out
+    assert run("--seed", "1") == 2
+    assert "was built with seed = 0" in capsys.readouterr().err
+    (folder / "test.bin").write_bytes(b"")
+    assert run() == 1
+    assert "test.bin has 0 bytes" in capsys.readouterr().err
