@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import multiprocessing
 import os
 import sys
@@ -21,20 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cramlab import records
 from cramlab.config import overridden
+from cramlab.language_model.evaluation import evaluate
+from cramlab.language_model.recall import recall
 from cramlab.language_model.run import TextRunConfig
-from cramlab.language_model.text import open_corpus
+from cramlab.language_model.scoring import score
+from cramlab.language_model.text import PreparedText, held_out_windows, open_corpus
 from cramlab.language_model.training import run_text
 
 TUNING_SEED = 1000
+N_WINDOWS = 512
 BASE = TextRunConfig(
     vocab_size=8192, context=1024, n_layers=8, d_model=512, n_heads=8, batch_size=32, n_steps=2000, warmup_steps=100,
     weight_decay=0.1, learning_rate=0.002, eval_every_steps=100, encoding_frac=0.5, least_gain=0.02, ramp_frac=0.1,
     precision="bf16", compile=True,
 )  # fmt: skip
-_DELTA = {"working": "delta"}
+_DELTA = {"working": "delta", "rope": True, "qk_norm": True}
 _GATED = _DELTA | {"router": "benefit", "gate_learns": "nats", "gate_width": 128, "skip_frac": 0.1, "benefit_cap": 4.0}
 
 
@@ -54,6 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"layer-{i}": _fixed(i) for i in range(8)},
     "layers-3-7": _fixed(3, 7),
     "layers-6-7": _fixed(6, 7),
+    "layers-3-5-7": _fixed(3, 5, 7),
     "all-layers": _fixed(*range(8)),
     "cram-12": _gated((3, 5, 7), 0.125),
     "cram-3": _gated((3, 5, 7), 0.03),
@@ -62,13 +69,29 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+def assessed(model: PreTrainedModel, *, text: PreparedText, config: TextRunConfig) -> dict[str, Any]:
+    """Losses and reads in slices of the test text, and recall in context.
+
+    A token of a CRAM model is as hard as the model finds it without reads.
+    """
+    how: dict[str, Any] = {"batch_size": config.batch_size, "autocast": config.precision == "bf16"}
+    windows = held_out_windows(text, "test", config.context, N_WINDOWS)
+    hardness = score(model, windows, **how, read_none=True).nats if config.learns_gates else None
+    return {
+        "test": evaluate(model, text, context=config.context, n_windows=N_WINDOWS, hardness=hardness, **how),
+        "recall": recall(model, text, context=config.context, **how),
+    }
+
+
 def one(config: TextRunConfig, corpus: Path, out: Path, deadline: float) -> str | None:
     """Trains one model in a process of its own; returns why there is no record, or None."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 8))
     if config.precision == "bf16":
         torch.set_float32_matmul_precision("high")
+    text = open_corpus(corpus)
+    assess = None if config.part == "validation" else functools.partial(assessed, text=text, config=config)
     try:
-        run_text(config, open_corpus(corpus), out, lambda line: print(line, file=sys.stderr, flush=True), deadline)
+        run_text(config, text, out, lambda line: print(line, file=sys.stderr, flush=True), deadline, assess)
     except (TimeoutError, FloatingPointError) as error:
         return str(error)
     return None

@@ -43,7 +43,9 @@ class Scored(NamedTuple):
 
 
 @torch.no_grad()
-def score(model: nn.Module, windows: Tensor, *, batch_size: int, autocast: bool = False) -> Scored:
+def score(
+    model: nn.Module, windows: Tensor, *, batch_size: int, autocast: bool = False, read_none: bool = False
+) -> Scored:
     """Scores every token of windows but the first, by the gates' own decisions.
 
     Args:
@@ -51,9 +53,12 @@ def score(model: nn.Module, windows: Tensor, *, batch_size: int, autocast: bool 
         windows: token ids, int64 (N, T), of at least two tokens.
         batch_size: windows in a call.
         autocast: calls the model in bfloat16 where PyTorch's autocast does; losses are float32 in any case.
+        read_none: no token of a `CRAMForCausalLM` reads.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     options: dict[str, Any] = {"use_cache": False} if isinstance(model, PreTrainedModel) else {}
+    if read_none:
+        options["read_none"] = True
     parts: list[Scored] = []
     with _evaluating(model), _reads_of(model) as reads:
         for batch in windows.split(batch_size):

@@ -62,6 +62,7 @@ def run_text(
     out: Path,
     log: Callable[[str], None] | None = None,
     deadline: float | None = None,
+    assess: Callable[[PreTrainedModel], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Trains one model and writes `out/NAME.json`; resumes from `out/NAME.pt` if it exists.
 
@@ -73,6 +74,7 @@ def run_text(
         out: folder of the runs.
         log: called with a line at each evaluation.
         deadline: value of `time.time()` after which the run stops at its next checkpoint; None: no deadline.
+        assess: called with the trained model; what it returns becomes entries of the record.
 
     Returns:
         The record.
@@ -127,6 +129,8 @@ def run_text(
         "series": progress.series,
         "elapsed_s": progress.elapsed_s,
     }
+    if assess is not None:
+        record |= assess(model)
     write_json(path, record)
     checkpoint.unlink(missing_ok=True)
     return record
@@ -181,6 +185,7 @@ def _compile(model: PreTrainedModel) -> None:
     A block of a CRAM model takes many forms in training (judged or not, with or without the silent stream, encoding or
     gated), each of which would be compiled by itself.
     """
+    torch._dynamo.config.recompile_limit = 64  # training, evaluation and each phase have a form of their own
     if isinstance(model, CRAMForCausalLM):
         for block in cast("list[Block]", list(model.layers)):
             cast("CRAMLayer", block.mixer).working.compile()
