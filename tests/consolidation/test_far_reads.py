@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cramlab.consolidation.patch.reads import Scoring, far_read, window_read
+from cramlab.consolidation.patch.reads import Scoring, _softmax, far_read, window_read
 from cramlab.consolidation.patch.visibility import Mask, Padding, far_tokens, visibility
 from cramlab.errors import ConsolidationError
 
@@ -61,12 +61,25 @@ def test_the_window_is_attention_under_a_mask(n_tokens, n_keys, window, n_sinks,
     masses = masses.clamp(min=-50).permute(1, 3, 0, 2).flatten(2)
     torch.testing.assert_close(got.masses[far], masses[far])
     direction = torch.randn(wanted.shape, dtype=torch.float64)
+    of_masses = torch.randn(masses.shape, dtype=torch.float64) * far[..., None]
     for ours, theirs in zip(
-        torch.autograd.grad((got.heads * direction).sum(), (query, key, value)),
-        torch.autograd.grad((wanted * direction).sum(), (query, key, value)),
+        torch.autograd.grad((got.heads * direction).sum() + (got.masses * of_masses).sum(), (query, key, value)),
+        torch.autograd.grad((wanted * direction).sum() + (masses * of_masses).sum(), (query, key, value)),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_equal_and_hidden_scores_have_the_masses_and_gradients_of_a_log_sum_exp():
+    scores = torch.tensor([[1.0, 1.0, 1.0], [2.0, -1e30, 2.0 - 1e-7], [-1e30, -1e30, -1e30], [200.0, -200.0, 0.0]])
+    scores = scores.requires_grad_()
+    weights, mass = _softmax(scores)
+    torch.testing.assert_close(mass.squeeze(-1), scores.logsumexp(-1))
+    torch.testing.assert_close(torch.autograd.grad(mass.sum(), scores)[0], weights.detach())
+    torch.testing.assert_close(weights, scores.softmax(-1))
+    nothing, least = _softmax(scores[:, :0])
+    assert nothing.shape == (4, 0)
+    assert bool((least == -1e30).all())
 
 
 @pytest.mark.parametrize(("n_tokens", "n_keys"), [(1, 1), (1, 40), (17, 17), (300, 320)])

@@ -52,17 +52,23 @@ class Ring:
         """Number of entries of a sequence."""
         return min(self.n_written[row], self.keys.shape[1])
 
-    def put(self, row: int, key: Tensor, value: Tensor) -> None:
-        """Writes an entry of a sequence, key (D,) and value (D,), over the oldest entry if the ring is full."""
-        n, n_places = self.n_written[row], self.keys.shape[1]
-        if n >= n_places and n_places != self.capacity:
-            more = self._rounded(n + 1) - n_places
+    def put(self, rows: list[int], keys: Tensor, values: Tensor) -> None:
+        """Writes an entry of each of some sequences, keys (R, D) and values (R, D), over its oldest if it is full."""
+        n_places, n_most = self.keys.shape[1], max(self.n_written[row] for row in rows)
+        if n_most >= n_places and n_places != self.capacity:
+            more = self._rounded(n_most + 1) - n_places
             self.keys, self.values = (F.pad(t, (0, 0, 0, more)) for t in (self.keys, self.values))
             self.written_at = F.pad(self.written_at, (0, more))
-        place = n % self.keys.shape[1]
-        self.keys[row, place], self.values[row, place] = key, value
-        self.written_at[row, place] = self.clock[row]
-        self.n_written[row] = n + 1
+        places = [self.n_written[row] % self.keys.shape[1] for row in rows]
+        if len(rows) == len(self.keys) and len(set(places)) == 1:  # one write for all sequences
+            self.keys[:, places[0]], self.values[:, places[0]] = keys, values
+            self.written_at[:, places[0]] = self.clock
+        else:
+            for row, place, key, value in zip(rows, places, keys, values, strict=True):
+                self.keys[row, place], self.values[row, place] = key, value
+                self.written_at[row, place] = self.clock[row]
+        for row in rows:
+            self.n_written[row] += 1
 
     def buffer(self) -> Buffer:
         """A copy as `EpisodicMemory` keeps it: oldest entry first, empty places in front."""
@@ -126,8 +132,7 @@ class Decoder(LayerDecoder):
         rows = list(range(len(h))) if episodic.salience is None else _true(episodic.salience(h))
         if rows:
             chosen, place = _rows(h, rows), None if position is None else _rows(position, rows)
-            for row, key, value in zip(rows, episodic.keys(chosen, place), episodic.w_value(chosen), strict=True):
-                ring.put(row, key, value)
+            ring.put(rows, episodic.keys(chosen, place), episodic.w_value(chosen))
         recognised = layer.semantic.recognise(h)
         if name == "never":
             readers = []
@@ -138,7 +143,9 @@ class Decoder(LayerDecoder):
             return working + self._read(h, position, readers)
         y = working + layer.semantic.answer(recognised)
         if readers:
-            y[readers] = working[readers] + self._read(h, position, readers)
+            which = torch.tensor(readers, device=h.device)
+            found = working.index_select(0, which) + self._read(h, position, readers)
+            y.index_copy_(0, which, found.to(y.dtype))
         return y
 
     def _read(self, h: Tensor, position: Tensor | None, readers: list[int]) -> Tensor:

@@ -6,6 +6,7 @@ threads can use one model at a time. Rules decide on the host, so compiled code 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -232,12 +233,19 @@ def end(module: nn.Module, _: Any, __: Any) -> None:
 
 @_on_host
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    originals: Callable[[nn.Module], Callable[..., Any]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function of patched models; the original's at layers without a patch and where it is closed."""
-    plain = sdpa_attention_forward
-    if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
-        plain = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
+    """The attention function of patched models; `originals` gives a module's own.
+
+    The module's own answers at layers without a patch and where it is closed.
+    """
+    plain = originals(module)
     layer = getattr(module, FarReads.CHILD, None)
     if layer is None or layer in closed_here.get():
         return plain(module, query, key, value, attention_mask, **kwargs)
@@ -269,7 +277,7 @@ def _attention(
             f"the cache holds {key.shape[2]} of {n_keys} keys; use a cache that drops none, such as DynamicCache"
         )
     reach = run.reach(seen, query, layer.window + layer.n_sinks)
-    written = key[:, :, :n_keys], value[:, :, :n_keys]
+    written = (key, value) if key.shape[2] == n_keys else (key[:, :, :n_keys], value[:, :, :n_keys])
     return _attend(layer, _stacks.calls[-1], original, query, *written, seen, reach, scoring), None
 
 
@@ -315,7 +323,7 @@ def _attend(
             counts.far_reads = float(reads.double().mean(-1).sum())
             heads, counts.far_pairs = read_by_heads(heads, query, key, value, reads, scoring=scoring, seen=seen)
         else:
-            reads = reads & far
+            reads = reads if n_far == far.numel() else reads & far
             counts.far_reads = int(reads.sum())
             if counts.far_reads:
                 answers, counts.far_pairs = far_read(query, key, value, reads, scoring=scoring, seen=seen)
@@ -327,7 +335,8 @@ def _attend(
     if not call.decided:
         layer.tally.add(counts)
         call.decided, call.decision = True, decision
-        call.correction = None if decision is None else _correction(far, *decision)
+        all_skip = not counts.far_reads and n_far == far.numel()
+        call.correction = None if decision is None else _correction(far, *decision, all_skip=all_skip)
     return heads
 
 
@@ -350,17 +359,27 @@ def _checked(decision: Decision | None, layer: FarReads, seen: Seen) -> Decision
     return decision
 
 
-def _correction(far: Tensor, reads: Tensor, answer: Tensor | None) -> Tensor | None:
-    """What is added to a layer's output, (B, T, D); None: nothing."""
+def _correction(far: Tensor, reads: Tensor, answer: Tensor | None, *, all_skip: bool) -> Tensor | None:
+    """What is added to a layer's output, (B, T, D); None: nothing. `all_skip`: every token has far keys, none reads."""
     if answer is None:
         return None
     if reads.is_floating_point():
         by_token = reads.amax(-1) if reads.ndim == 3 else reads
         return (1 - torch.where(far, by_token, 1.0))[..., None] * answer
+    if all_skip:
+        return answer
     skips = far & ~(reads.any(-1) if reads.ndim == 3 else reads)
     return torch.where(skips[..., None], answer, 0.0)
 
 
-for _implementation, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
-    AttentionInterface.register(NAMES[_implementation], _attention)
+def _sdpa(_: nn.Module) -> Callable[..., Any]:
+    return sdpa_attention_forward
+
+
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    return inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
+
+
+for _implementation, _originals, _mask in (("sdpa", _sdpa, sdpa_mask), ("eager", _eager, eager_mask)):
+    AttentionInterface.register(NAMES[_implementation], functools.partial(_attention, _originals))
     AttentionMaskInterface.register(NAMES[_implementation], _mask)

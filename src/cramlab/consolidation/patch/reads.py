@@ -100,18 +100,31 @@ def window_read(
         s.unflatten(3, (-1, rows)).masked_fill(~ok[:, None, :, None], _NEVER)
         for s, ok in ((near, near_ok), (sinks, sinks_ok))
     )  # (B, Hk, blocks, G, rows, keys)
-    weights = torch.cat([near, sinks], dim=-1).softmax(dim=-1).to(value.dtype).flatten(3, 4)
-    n_near = near.shape[-1]
-    heads = weights[..., :n_near] @ banded(value).transpose(-1, -2)
-    heads = heads + weights[..., n_near:] @ sink_values[:, :, None]
-    heads = heads.unflatten(3, (-1, rows)).transpose(2, 3).reshape(n_batch, n_heads, -1, value.shape[3])
-    masses = torch.stack([part.logsumexp(dim=-1) for part in (near, sinks)])  # (2, B, Hk, blocks, G, rows)
-    masses = masses.clamp(min=_LEAST_MASS).transpose(3, 4).reshape(2, n_batch, n_heads, -1)
+    (near_weights, near_mass), (sink_weights, sink_mass) = _softmax(near), _softmax(sinks)
+    masses = torch.cat([near_mass, sink_mass], dim=-1)  # (B, Hk, blocks, G, rows, 2)
+    near_heads = near_weights.to(value.dtype).flatten(3, 4) @ banded(value).transpose(-1, -2)
+    sink_heads = sink_weights.to(value.dtype).flatten(3, 4) @ sink_values[:, :, None]
+    near_share, sink_share = masses.softmax(dim=-1).flatten(3, 4).split(1, dim=-1)
+    heads = (near_share * near_heads + sink_share * sink_heads).to(value.dtype).unflatten(3, (-1, rows))
+    heads = heads.transpose(2, 3).reshape(n_batch, n_heads, -1, value.shape[3])
+    masses = masses.clamp(min=_LEAST_MASS).transpose(2, 3).reshape(n_batch, n_heads, -1, 2)
     return WindowRead(
         heads=heads[:, :, :n_tokens].transpose(1, 2),
-        masses=masses[..., :n_tokens].permute(1, 3, 0, 2).flatten(2),
-        n_scored=n_batch * n_blocks * rows * (n_near + sinks.shape[-1]),
+        masses=masses[:, :, :n_tokens].permute(0, 2, 3, 1).flatten(2),
+        n_scored=n_batch * n_blocks * rows * (near.shape[-1] + sinks.shape[-1]),
     )
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of scores (..., keys) and their log-sum-exp, (..., 1); `_NEVER` without keys.
+
+    The log-sum-exp is that of the largest score and its weight: `logsumexp` is slow on a CPU where keys are hidden.
+    """
+    weights = scores.softmax(dim=-1)
+    if not scores.shape[-1]:
+        return weights, scores.new_full((*scores.shape[:-1], 1), _NEVER)
+    top, at = scores.max(dim=-1, keepdim=True)
+    return weights, top - weights.gather(-1, at).log()
 
 
 def _under_mask(
@@ -130,8 +143,8 @@ def _under_mask(
         near, sinks = seen.near(tokens, window, n_sinks)
         weights = scores.masked_fill(~(near | sinks), _NEVER).softmax(dim=-1).to(value.dtype)
         heads.append((weights @ values).transpose(1, 2))
-        parts = [scores.masked_fill(~ok, _NEVER).logsumexp(dim=-1).clamp(min=_LEAST_MASS) for ok in (near, sinks)]
-        masses.append(torch.cat(parts, dim=1).transpose(1, 2))
+        parts = [_softmax(scores.masked_fill(~ok, _NEVER))[1].squeeze(-1) for ok in (near, sinks)]
+        masses.append(torch.cat(parts, dim=1).clamp(min=_LEAST_MASS).transpose(1, 2))
     n_scored = n_batch * n_tokens * key.shape[2]
     return WindowRead(torch.cat(heads, dim=1), torch.cat(masses, dim=1), n_scored)
 
@@ -146,8 +159,8 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: 
     scores = scoring(products)
     heads = (scores.softmax(dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
     parts = scores[..., n_sinks:], scores[..., :n_sinks]
-    masses = [part.logsumexp(dim=-1).clamp(min=_LEAST_MASS).flatten(1) for part in parts]
-    return WindowRead(heads, torch.cat(masses, dim=-1)[:, None], len(query) * scores.shape[-1])
+    masses = torch.cat([_softmax(part)[1].flatten(1) for part in parts], dim=-1).clamp(min=_LEAST_MASS)
+    return WindowRead(heads, masses[:, None], len(query) * scores.shape[-1])
 
 
 def _allowed(
@@ -256,12 +269,16 @@ def read_by_heads(
 def _seen_by(tokens: Tensor, start: int, n_seen: int, b: int, seen: Visibility) -> tuple[Tensor | None, Tensor | None]:
     """Which of the first `n_seen` keys some tokens of sequence b see, and what is added to their scores.
 
+    The last of these keys is the last token's own.
+
     Returns:
         Bool and floating, (H or 1, N, S) each. None in the first place: all keys; in the second: nothing.
     """
     if isinstance(seen, Mask):
         bias = None if seen.bias is None else seen.bias[b, :, tokens, :n_seen]
         return seen.allowed[b, :, tokens, :n_seen], bias
+    if seen is None and len(tokens) == 1:
+        return None, None
     allowed = torch.arange(n_seen, device=tokens.device) <= start + tokens[:, None]
     if seen is not None:
         allowed = allowed & seen.visible[b, :n_seen]

@@ -30,6 +30,8 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., d_in) to (..., d_out), in the precision of x."""
+        if x.dtype == self.weight.dtype:
+            return F.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
