@@ -38,7 +38,7 @@ def collect(runs: Path, results: Path) -> list[Path]:
 
 
 def short(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with what pages, figures and claims read.
+    """A record with the fields that pages, figures and claims read.
 
     Rows of the series without a validation are left out, and numbers of the others are rounded to six digits. Outside
     `COMPLETE`, rows keep `ROW` and `VALIDATION`, there are no samples, and the practice log stays where claim C7 reads
@@ -58,7 +58,7 @@ def _only(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to six digits."""
+    """Rounds numbers to six digits."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Goals of a topic with what was reached: one document per topic in results/goals, and its table in a page."""
+"""Goals of a topic and figures reached: one document per topic in results/goals, and its table in a page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Goal(TypedDict):
     """One goal.
 
     Attributes:
-        goal: what was aimed at.
+        goal: description of the goal.
         target: the figure to be reached, as text.
         reached: the figure that was reached.
-        interval: its 95% interval, (low, high); None where there is none.
+        interval: its 95% interval, (low, high); None without one.
         met: whether the goal is reached.
         command: command that makes the records.
         record: paths of the records, relative to the repository.

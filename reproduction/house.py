@@ -1,4 +1,4 @@
-"""Measures the house: start-up, report, sizes, tests, and whether runs give the numbers of an earlier revision.
+"""Measures the repository: start-up, report, sizes, tests, and whether runs give the numbers of an earlier revision.
 
     python -m reproduction.house --revision 2726e48          # everything else, some minutes
     python -m reproduction.house --only tests first_look     # `make test` and `make srcd SIZE=quick`, timed
@@ -57,7 +57,7 @@ REFUSED = {
     ],
 }
 VERBS = ("run", "eval", "cost", "report", "audit", "consolidate", "irregular", "ls", "show")
-LINES = 400  # a file past that needs a reason
+LINES = 400  # a longer file needs a reason
 
 
 def timed(command: Sequence[str], repeats: int = REPEATS, codes: Sequence[int] = (0,)) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def sizes() -> dict[str, Any]:
 
 
 def circles() -> list[list[str]]:
-    """Groups of modules that import one another when they are imported, functions' own imports left out."""
+    """Groups of modules that import one another at import time; imports inside functions are left out."""
     source = ROOT / "src"
     modules = {".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__"): path
                for path in source.rglob("*.py")}  # fmt: skip
@@ -204,7 +204,7 @@ def quick() -> list[dict[str, Any]]:
 
 
 def answered(record: dict[str, Any]) -> list[goals.Goal]:
-    """The goals that the record and the runs of the size quick answer."""
+    """The goals that follow from the record and the runs of the size quick."""
     command, own = "python -m reproduction.house", ["results/house/house.json"]
     made: list[goals.Goal] = []
 
@@ -263,7 +263,7 @@ def answered(record: dict[str, Any]) -> list[goals.Goal]:
 
 
 def main() -> None:
-    """Measures what was asked for, then answers the goals."""
+    """Measures the requested parts, then writes the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revision", default="2726e48", help="whose runs are compared with today's (default: 2726e48)")
     parser.add_argument("--only", nargs="+", default=["start_up", "report", "sizes", "equality", "goals"])

@@ -39,14 +39,14 @@ def test_no_flipped_bit_loads_as_other_weights(checkpoint):
 def test_a_cut_checkpoint_is_refused_by_name(checkpoint, keep):
     good = checkpoint.read_bytes()
     checkpoint.write_bytes(good[: int(keep * len(good)) if isinstance(keep, float) else keep])
-    with pytest.raises(DamagedFileError, match=r"checkpoint\.pt is damaged or no checkpoint"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint\.pt is damaged or not a checkpoint"):
         load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("foreign", [b"<html>404</html>", b"\x80\x04N.", b"PK\x05\x06" + bytes(18), b"\x89PNG" * 99])
 def test_a_foreign_file_is_refused_by_name(checkpoint, foreign):
     checkpoint.write_bytes(foreign)
-    with pytest.raises(DamagedFileError, match=r"checkpoint\.pt is damaged or no checkpoint \(.*\); .*run again$"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint\.pt is damaged or not a checkpoint \(.*\); .*run again$"):
         load_checkpoint(checkpoint)
 
 
@@ -55,7 +55,7 @@ def test_what_holds_no_dict_or_code_is_refused(checkpoint):
     with pytest.raises(DamagedFileError, match="holds a Tensor"):
         load_checkpoint(checkpoint)
     torch.save({"run": os.system}, checkpoint)
-    with pytest.raises(DamagedFileError, match="damaged or no checkpoint"):
+    with pytest.raises(DamagedFileError, match="damaged or not a checkpoint"):
         load_checkpoint(checkpoint)
 
 

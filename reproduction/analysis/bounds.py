@@ -11,7 +11,7 @@ def static_reads(n: int, *, f: float, eps: float, guess: float = 0.0) -> float:
     Args:
         n: positions.
         f: share of them that need retrieval, 0 to 1.
-        eps: share of wrong answers allowed among those, 0 to 1.
+        eps: share of wrong answers allowed to these, 0 to 1.
         guess: probability of a right answer without a read, 0 to 1; the paper's assumption is 0.
 
     Returns:
@@ -25,7 +25,7 @@ def static_reads(n: int, *, f: float, eps: float, guess: float = 0.0) -> float:
 
 
 def consolidated_reads(n: int, *, f: float, eps_cons: float, delta: float, n_patterns: int = 1) -> float:
-    """Corollary 1: what a consolidated router reads for recurring positions at most, with probability 1 - delta.
+    """Corollary 1: most reads of a consolidated router for recurring positions, with probability 1 - delta.
 
     Args:
         n: positions.
@@ -91,15 +91,15 @@ def use_ratio(*, recurring_frac: float, eps: float) -> float:
 
 
 def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[float, float]:
-    """What Convergence 2 leaves open: of a fall, the factor of reads that nobody asked for and that of consolidation.
+    """Splits a fall of attention into the factor of reads without a query and that of consolidation.
 
     Args:
         before: attention share before, at least `query_frac`.
-        query_frac: share of tokens that ask for a binding.
+        query_frac: share of tokens that query a binding.
         after: attention share after.
 
     Returns:
-        `before / query_frac`, which a router needs no memory for, and `query_frac / after`, which it does.
+        `before / query_frac`, for which a router needs no memory, and `query_frac / after`, for which it does.
     """
     if not after > 0 or not 0 < query_frac <= before:
         raise ValueError(f"before = {before}, query_frac = {query_frac}, after = {after}: shares have to be positive")
@@ -107,15 +107,15 @@ def fall_by_cause(*, before: float, query_frac: float, after: float) -> tuple[fl
 
 
 def memoriser(*, recurring_frac: float, query_frac: float) -> tuple[float, float]:
-    """The counterexample to Theorem 1 without its assumption: knows all patterns by heart and never reads.
+    """The counterexample to Theorem 1 without its assumption: a model that has memorised all patterns and never reads.
 
     Args:
         recurring_frac: share of the queries that are recurring.
         query_frac: share of positions that ask.
 
     Returns:
-        Its wrong answers among recurring queries (0), and what the theorem would have demanded, as a share of
-        positions (`query_frac recurring_frac`).
+        Its share of wrong answers to recurring queries (0), and the reads that the theorem would have demanded, as a
+        share of positions (`query_frac recurring_frac`).
     """
     _check_shares(recurring_frac=recurring_frac, query_frac=query_frac)
     return 0.0, query_frac * recurring_frac
@@ -127,8 +127,8 @@ def state_bits(n_bindings: int, *, n_values: int, right: float, chance: float = 
     Args:
         n_bindings: m, written before some moment and asked for after it; values independent and uniform.
         n_values: equally likely values of each, V.
-        right: share of them that is answered right, or more, 0 to 1.
-        chance: with which probability at least, above 0.
+        right: least share of them that is answered right, 0 to 1.
+        chance: least probability of this share, above 0.
 
     Returns:
         `(m KL(right || 1/V) + log(chance)) / log 2`, at least 0; KL in nats between two coins.
@@ -138,7 +138,7 @@ def state_bits(n_bindings: int, *, n_values: int, right: float, chance: float = 
     if n_values < 2:
         raise ValueError(f"n_values = {n_values} must be at least 2")
     if not 0 < chance <= 1:
-        raise ValueError(f"chance = {chance} is no probability above 0")
+        raise ValueError(f"chance = {chance} is not a probability above 0")
     guess = 1 / n_values
     if right <= guess:
         return 0.0
@@ -161,6 +161,6 @@ def _check_count(n: int) -> None:
 
 def _check_union(delta: float, n_patterns: int) -> None:
     if not 0 < delta <= 1:
-        raise ValueError(f"delta = {delta} is no probability above 0")
+        raise ValueError(f"delta = {delta} is not a probability above 0")
     if n_patterns < 1:
         raise ValueError(f"n_patterns = {n_patterns} must be at least 1")

@@ -1,4 +1,4 @@
-"""Practice logs of runs: what was read at the k-th encounter of a pattern, and what the laws of practice say of it."""
+"""Practice logs of runs: reads at the k-th encounter of a pattern, and fits of the laws of practice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Encounters:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Encounters | None:
-        """From a run's record; None where it has no practice log."""
+        """Loads a run's record; None if it has no practice log."""
         practice = record.get("practice")
         if not practice:
             return None
@@ -31,29 +31,30 @@ class Encounters:
         return cls(np.sqrt(firsts * lasts), np.array(practice["read"]), np.array(practice["n"], dtype=float))
 
     def pooled(self, patterns: Sequence[int] | None = None) -> tuple[np.ndarray, Binomial]:
-        """Over all or some patterns: encounters that were met, and what was read of them."""
+        """Sums over all or some patterns: encounters, and the binomial counts of reads."""
         chosen = slice(None) if patterns is None else list(patterns)
         hits, trials = self.hits[chosen].sum(axis=0), self.trials[chosen].sum(axis=0)
         met = trials > 0
         return self.k[met], Binomial(hits[met], trials[met])
 
     def after(self, encounter: float) -> Encounters:
-        """What came after an encounter, as when all before was read by decree; encounters keep their number."""
+        """The encounters after a given one, such as the last of the encoding phase; encounters keep their number."""
         late = self.k > encounter
         return Encounters(self.k[late], self.hits[:, late], self.trials[:, late])
 
 
 @dataclass(frozen=True, kw_only=True)
 class PracticeSummary:
-    """Runs of several seeds, each by itself, together, and pattern by pattern.
+    """Fits to runs of several seeds: each run by itself, all together, and pattern by pattern.
 
     Attributes:
         by_run: laws fitted to every run's average over its patterns, best first.
-        exponents: of the power law, run by run, by method: "likelihood", "least squares" and "line through the logs".
-        together: laws fitted to the average over all runs, best first; for what a curve looks like, not for its errors.
+        exponents: exponents of the power law, run by run, by method: "likelihood", "least squares" and "line through
+            the logs".
+        together: laws fitted to the average over all runs, best first; for the shape of the curve, not for its errors.
         by_pattern: share of single patterns for which a law is the best.
         k: encounters of the average over all runs.
-        mean: average at them.
+        mean: average share of reads at these encounters.
     """
 
     by_run: Sequence[Mapping[str, PracticeFit]]
@@ -72,13 +73,13 @@ class PracticeSummary:
 def summarise(runs: Sequence[Encounters], *, n_patterns: int = 40, seed: int = 0) -> PracticeSummary:
     """Exponents and model selection run by run, on the average over runs, and on single patterns.
 
-    How far a figure is uncertain is told by how runs differ. The likelihood of their sum would count the trials of one
-    run, which share their weights, as so many experiments.
+    The uncertainty of a figure is measured by the differences between runs. The likelihood of their sum would count the
+    trials of one run, which share their weights, as independent experiments.
 
     Args:
-        runs: one a seed.
-        n_patterns: single patterns that are fitted, drawn over all runs.
-        seed: of the draws.
+        runs: one for each seed.
+        n_patterns: number of single patterns that are fitted, drawn over all runs.
+        seed: seed of the draws.
 
     Raises:
         ValueError: without runs.

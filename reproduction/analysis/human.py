@@ -17,10 +17,10 @@ class HumanTable:
     """One table.
 
     Attributes:
-        what: what was measured.
-        x: of what it is a function; `unit` says in what.
+        what: the measured quantity.
+        x: the independent variable, in `unit`.
         y: measured values, in per cent or repetitions.
-        unit: of x.
+        unit: unit of x.
     """
 
     what: str
@@ -47,12 +47,12 @@ TABLES: dict[str, HumanTable] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HumanFit:
-    """What the same laws say of a table.
+    """Fits of the laws to a table.
 
     Attributes:
-        fits: by law, best first.
+        fits: fits by law, best first.
         weights: Akaike weights.
-        exponent: of the power law: value and 95% interval from resampled residuals.
+        exponent: exponent of the power law: value and 95% interval from resampled residuals.
     """
 
     fits: dict[str, PracticeFit]
@@ -61,7 +61,7 @@ class HumanFit:
 
 
 def fit_table(table: HumanTable, *, n_resamples: int = 200, seed: int = 0) -> HumanFit:
-    """All laws on one table; x is scaled to begin at 1, which changes no exponent."""
+    """Fits all laws to one table; x is scaled to begin at 1, which changes no exponent."""
     x = np.array(table.x) / table.x[0]
     y = np.array(table.y)
     fits = compare(x, LogNormal(y))

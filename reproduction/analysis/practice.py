@@ -1,9 +1,9 @@
-"""Practice curves: how a probability or an effort falls with the number of encounters, by five laws of one likelihood.
+"""Practice curves: five laws by which a probability or an effort falls with encounters, fitted by likelihood.
 
 Laws (paper sec. on practice curves has the first only), up to their height: power `k^-g`, exponential `exp(-k / c)`,
-logistic `1 / (1 + exp((k - c) / w))`, Weibull `exp(-(k / c)^g)`; and a step, one level before a place and another from
-there on. No law but the step rises, so a curve is highest at the first encounter. Its height there is a parameter of
-every law and is searched below the `ceiling` of what was observed alone: a probability cannot leave 0 to 1.
+logistic `1 / (1 + exp((k - c) / w))`, Weibull `exp(-(k / c)^g)`; and a step, with one level before an encounter and
+another from it on. Only the step can rise, so the other curves are highest at the first encounter. The height there is
+a parameter of every law and is searched below the `ceiling` of the observations, because a probability is at most 1.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from scipy import optimize
 
-_LOGS = (-20.0, 25.0)  # between which logs of parameters are searched
-_SAME = 1e-3  # nats within which two fits are called equally likely
+_LOGS = (-20.0, 25.0)  # bounds of the search, logs of parameters
+_SAME = 1e-3  # nats within which two fits count as equally likely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Law:
     Attributes:
         log_shape: log of the curve up to its height, of k (N,) and the logs of the parameters after the height.
         starts: parameters from which the search begins, given k (N,).
-        names: of the parameters, after `exp`; the first is the height at the first encounter.
+        names: names of the parameters, after `exp`; the first is the height at the first encounter.
     """
 
     log_shape: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -77,7 +77,7 @@ LAWS: dict[str, Law] = {
         names=("height", "middle", "scale"),
         starts=lambda k: [[c, c + w] for c in _log_places(k) for w in (-2.5, -1.0)],
     ),
-    # Between two encounters every place of a step is the same, so all of them are tried and nothing is searched.
+    # A step fits equally well anywhere between two encounters, so all intervals are tried without a search.
     "step": Law(log_shape=_step, names=("height", "place", "factor"), starts=lambda _: []),
     "weibull": Law(
         log_shape=_weibull,
@@ -88,7 +88,7 @@ LAWS: dict[str, Law] = {
 
 
 class Errors(Protocol):
-    """How observations scatter around a curve."""
+    """A distribution of observations around a curve."""
 
     n_parameters: int
     ceiling: float
@@ -122,7 +122,7 @@ class Binomial:
         return int(self.trials.sum())
 
     def nats(self, log_curve: np.ndarray) -> float:
-        """Infinite where the curve is 0 or 1 and the observations are not."""
+        """Negative log likelihood; infinite where the curve is 0 or 1 and the observations are not."""
         misses = self.trials - self.hits
         with np.errstate(divide="ignore", invalid="ignore"):  # 0 times the log of 0 is 0
             hit = np.where(self.hits > 0, self.hits * log_curve, 0.0)
@@ -136,7 +136,7 @@ class Binomial:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """`values` (N,), positive, that scatter in proportion: normal errors of one unknown size in the log."""
+    """`values` (N,), positive, with normal errors of one unknown size in the log."""
 
     values: np.ndarray
     n_parameters = 1
@@ -148,7 +148,7 @@ class LogNormal:
         return len(self.values)
 
     def nats(self, log_curve: np.ndarray) -> float:
-        """Under the likeliest size of the errors; values that a curve meets exactly count as met within 1e-6."""
+        """Negative log likelihood under the likeliest size of the errors, at least 1e-6."""
         error = np.log(self.values) - log_curve
         return 0.5 * self.n * float(np.log(max((error**2).mean(), 1e-12)) + 1 + np.log(2 * np.pi))
 
@@ -159,15 +159,15 @@ class LogNormal:
 
 @dataclass(frozen=True, kw_only=True)
 class PracticeFit:
-    """A law fitted.
+    """A fitted law.
 
     Attributes:
-        law: its name in `LAWS`.
-        parameters: by name.
+        law: name of the law in `LAWS`.
+        parameters: parameters by name.
         first: the first encounter, at which the height is taken.
         nats: negative log likelihood.
         aic: Akaike's criterion, with the correction for few observations.
-        at_bounds: names of parameters whose bound is as likely as their value, so that the bound has chosen them.
+        at_bounds: names of parameters whose bound is as likely as their value, so they are not determined by the data.
     """
 
     law: str
@@ -185,7 +185,7 @@ class PracticeFit:
 
 
 def fit(law: str, k: np.ndarray, errors: Errors) -> PracticeFit:
-    """The most likely curve of a law that stays below the observations' ceiling.
+    """Fits the most likely curve of a law that stays below the observations' ceiling.
 
     Args:
         law: name in `LAWS`.
@@ -218,7 +218,7 @@ def fit(law: str, k: np.ndarray, errors: Errors) -> PracticeFit:
 def _search(
     nats: Callable[[np.ndarray], float], starts: Sequence[np.ndarray], bounds: Sequence[tuple[float, float]]
 ) -> np.ndarray:
-    """The best end of searches from the three best starts, taken up again until nothing is gained."""
+    """The best result of searches from the three best starts, repeated until nothing is gained."""
 
     def down_from(start: np.ndarray) -> optimize.OptimizeResult:
         simplex = np.vstack([start, start - 0.3 * np.eye(len(start))])
@@ -237,7 +237,7 @@ def _search(
 def _bounding(
     nats: Callable[[np.ndarray], float], found: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]
 ) -> tuple[str, ...]:
-    """Parameters that could as well stand at a bound."""
+    """Names of parameters that are equally likely at a bound."""
     least, hit = nats(found), []
     for i, (name, ends) in enumerate(zip(names, bounds, strict=True)):
         moved = [np.where(np.arange(len(found)) == i, end, found) for end in ends]
@@ -247,7 +247,7 @@ def _bounding(
 
 
 def _best_step(k: np.ndarray, errors: Errors, nats: Callable[[np.ndarray], float]) -> np.ndarray:
-    """Every place between two encounters tried."""
+    """Tries a step in every interval between two encounters."""
     places = np.unique(k)
     tried = []
     for place in np.sqrt(places[1:] * places[:-1]):
@@ -259,7 +259,7 @@ def _best_step(k: np.ndarray, errors: Errors, nats: Callable[[np.ndarray], float
 
 
 def compare(k: np.ndarray, errors: Errors) -> dict[str, PracticeFit]:
-    """All laws fitted to the same observations, the best by AIC first; of equals, a step, which is a limit of others.
+    """Fits all laws to the same observations, the best by AIC first; of equals, the step, which is a limit of others.
 
     Args:
         k: encounters, (N,).
@@ -283,7 +283,7 @@ def aic_weights(fits: Mapping[str, PracticeFit]) -> dict[str, float]:
 
 
 def least_squares_exponent(k: np.ndarray, shares: np.ndarray) -> float:
-    """Exponent of the power law that is nearest to shares (N,) at k (N,) and nowhere above 1, all k alike."""
+    """Exponent of the power law nearest to shares (N,) at k (N,) in unweighted least squares, nowhere above 1."""
 
     def error(log_exponent: float) -> float:
         shape = k ** -np.exp(log_exponent)

@@ -1,4 +1,4 @@
-"""Does a share fall in one sharp step, and when? A change-point detector that may answer "no"."""
+"""A change-point detector: whether a share falls in one sharp step, and when."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class DetectorConfig:
         min_side: least number of observations on either side of the change.
         margin: by how much the BIC of a step has to be below that of every gradual course, in nats.
         resolution: smallest share that the series can tell from zero; lower values are raised to it.
-        confidence: of the intervals.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        confidence: confidence level of the intervals.
+        n_resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
     """
 
     min_fold: Annotated[float, Field(gt=1, le=1e6)] = 2.0
@@ -70,20 +70,20 @@ class Transition:
 
     @property
     def fold(self) -> float:
-        """By what factor the share fell."""
+        """Factor by which the share fell."""
         return self.before / self.after
 
 
 def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConfig | None = None) -> Transition | None:
-    """The transition of a series; None where it is flat, gradual, rising or too short to tell.
+    """Finds the transition of a series; None if the series is flat, gradual, rising or too short.
 
     A logistic step in log share on a straight trend is fitted by least squares over a grid of middles and widths. It
     has to beat the gradual courses (a trend, and a power law or exponential relaxation on a trend) by BIC. Intervals
     come from a bootstrap of blocks of residuals, which keeps their correlation in time.
 
     Args:
-        steps: increasing.
-        shares: of the same length, 0 to 1.
+        steps: steps, increasing.
+        shares: shares of the same length, 0 to 1.
         config: thresholds.
 
     Raises:
@@ -113,7 +113,7 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
     (step_low, step_high), (width_low, width_high) = (np.percentile(x[again], tails) for x in (middles, widths))
     before, after = _levels(y, float(fall), curves[best], config.min_side)
     spacing = float(np.diff(t).min())
-    # What lies between two observations cannot be told apart, so intervals are widened by half their distance.
+    # Positions between two observations cannot be distinguished, so intervals are widened by half their distance.
     gap = float(np.diff(t).max()) / 2
     return Transition(
         step=float(middles[best]),
@@ -132,8 +132,9 @@ def detect(steps: Sequence[float], shares: Sequence[float], config: DetectorConf
 def _levels(y: np.ndarray, fall: float, curve: np.ndarray, n: int) -> tuple[float, float]:
     """Mean logs beside a step, of `n` observations on either side that hold less than a tenth of it.
 
-    They are taken from the observations and not from the trend, which is one line for both sides and may be above a
-    share of 1 at the step. What of the step such an observation holds is taken out, but no level leaves what was seen.
+    They are taken from the observations instead of the trend, which is one line for both sides and may exceed a share
+    of
+    1 at the step. The part of the step that an observation holds is removed, but no level leaves the observed range.
     """
     before, after = np.flatnonzero(curve < 0.1)[-n:], np.flatnonzero(curve > 0.9)[:n]
     before = before if len(before) else np.array([0])

@@ -1,1 +1,1 @@
-"""The paper's claims beside what our records say of them."""
+"""The paper's claims and the verdicts that follow from our records."""

@@ -1,4 +1,4 @@
-"""C1 and C2: is attention of pretrained models redundant, and does it become less so?"""
+"""C1 and C2: redundancy of attention in pretrained models, and its change during training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from reproduction.claims.evidence import ClaimRow, Evidence, interval_of
 from reproduction.claims.verdict import Verdict, at_least, every
 
 estimate = functools.partial(intervals.estimate, form=".2f")
-FROM_STEP = 10_000  # of training, from which on the paper's R rises; what comes before it says nothing of
+FROM_STEP = 10_000  # step of training from which the paper's R rises; the claim leaves open what happens before
 
 
 def rows(evidence: Evidence) -> list[ClaimRow]:
-    """A row a figure of every audit, and one of the audit over training."""
+    """A row for each figure of every audit, and one for the audit over training."""
     made = [
         ClaimRow(
             claim="C1",
@@ -94,7 +94,7 @@ def _model(model: str, data: dict[str, Any]) -> list[ClaimRow]:
 
 
 def _training(data: dict[str, Any] | None) -> ClaimRow:
-    """Not testable by models that never come to the paper's first step; the claim leaves open what R does before."""
+    """Row on R over training; not testable by models that never reach the first step of which the claim speaks."""
     what, paper = "R does not fall during ordinary training", "rises, 0.52 at 10K steps to 0.72 at 300K"
     command = "make audit-results"
     points = [p for p in data.get("points", ()) if p["run"].startswith("attention")] if data is not None else []
@@ -115,7 +115,7 @@ def _training(data: dict[str, Any] | None) -> ClaimRow:
 
 
 def _told(course: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first point, the one of the highest R, the middle one after it, and the last."""
+    """Selects the first point, the one with the highest R, the middle one after it, and the last."""
     highest = max(course, key=lambda p: p["overall"]["hidden"]["r"][0])
     late = [p for p in course if p["step"] > highest["step"]]
     told = [course[0], highest, *late[len(late) // 2 : len(late) // 2 + 1], course[-1]]

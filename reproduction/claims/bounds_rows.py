@@ -13,11 +13,11 @@ from reproduction.claims.evidence import ClaimRow, Evidence, commands, standard
 from reproduction.claims.verdict import Verdict, most, run_share
 from reproduction.pages import markdown
 
-# Nothing in them consolidates; the former carry bindings in a state alone, and read nothing.
+# Routers without consolidation; those of `STATES` keep bindings in a state alone and read nothing.
 STATES = ("recurrence",)
 STATIC = (*STATES, "price-only", "memorizer", "cram-random", "sliding-window", "seqboat", "mixture-of-depths",
           "transmamba", "cram-no-consolidation")  # fmt: skip
-QUERY_FRAC, RECURRING_FRAC, N_PATTERNS, DELTA = 0.05, 0.7, 100, 0.05  # SRCD, and with which probability to be wrong
+QUERY_FRAC, RECURRING_FRAC, N_PATTERNS, DELTA = 0.05, 0.7, 100, 0.05  # SRCD, and the probability of failure
 COMMAND = "cramlab run bounds --size small --out runs/results/bounds"
 
 
@@ -29,15 +29,16 @@ class BoundPoint:
         label: mixer and variant.
         mixer: its name.
         seq_len: n.
-        holds: no weights can answer recurring keys, as their values change from sequence to sequence; a state can.
-        query_frac: share of positions that ask.
-        recurring_frac: share of these that ask for a recurring key, or one that is reassigned in every sequence.
-        f: share of positions that ask for a recurring key, as counted.
-        eps: wrong answers among these.
-        bound: the theorem's least share of reads.
-        attention_frac: measured.
-        below: whether it reads less than the theorem allows, by the upper ends of what it reads and of `eps`.
-        standard: whether it is on the paper's task.
+        holds: whether the theorem's assumption holds: values of recurring keys change from sequence to sequence, so
+            weights cannot know them (a state can).
+        query_frac: share of positions that are queries.
+        recurring_frac: share of queries for a recurring key, or for one that is reassigned in every sequence.
+        f: share of positions that are queries for a recurring key, as counted.
+        eps: share of wrong answers to these queries.
+        bound: smallest share of reads that the theorem allows.
+        attention_frac: measured share of reads.
+        below: whether it reads less than the theorem allows, by the upper ends of the intervals of reads and `eps`.
+        standard: whether the task is the paper's.
         run: the record.
     """
 
@@ -57,7 +58,7 @@ class BoundPoint:
 
 
 def point(run: dict[str, Any]) -> BoundPoint | None:
-    """A finished run's; None where nothing recurs."""
+    """The point of a finished run; None without recurring queries."""
     test, task = run["metrics"]["test"], run["config"]["task"]
     holds = task["rebind_frac"] == 1.0
     name = "rebound" if holds else "recurring"
@@ -191,7 +192,7 @@ def rows(found: Sequence[BoundPoint]) -> list[ClaimRow]:
 
 
 def ceiling(n: int) -> float:
-    """Corollary 1 over Theorem 1 on SRCD, no error allowed to either: what recurs at most, and all that is novel."""
+    """Most reads by Corollary 1 plus all novel queries, over Theorem 1, on SRCD, with no error allowed to either."""
     f = QUERY_FRAC * RECURRING_FRAC
     most = consolidated_reads(n, f=f, eps_cons=0.0, delta=DELTA, n_patterns=N_PATTERNS)
     return (most + QUERY_FRAC * (1 - RECURRING_FRAC) * n) / static_reads(n, f=f, eps=0.0)

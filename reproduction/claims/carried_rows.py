@@ -1,4 +1,4 @@
-"""C6 on real irregular series: memory and router of SRCD under a new embedding and new heads."""
+"""C6 on real irregular series: memory and router of SRCD with a new embedding and new heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Groups = Mapping[tuple[str, str, str], list[dict[str, Any]]]  # documents by dat
 COMMAND = (
     "cramlab irregular --data {data} --source runs/results/transfer/cram-source-seed0 --out runs/results/irregular"
 )
-LEAST = 0.001  # a share of visits below which there is nothing to save
+LEAST = 0.001  # share of visits below which no reads can be saved
 
 
 def groups(evidence: Evidence) -> Groups:
@@ -75,7 +75,7 @@ def _claim(data: str, ours: str, verdict: Verdict) -> ClaimRow:
 
 
 def _data_row(data: str, found: Groups) -> ClaimRow:
-    """Reads saved at equal AUC; where training from scratch hardly reads, there is nothing to test."""
+    """Row on the reads saved at equal AUC; not testable if training from scratch hardly reads."""
     used = {way: over_seeds(found.get((data, "cram", way), []), "attention_frac") for way in ("scratch", "embedding")}
     gain = _gain(found, data, "cram", "embedding")
     scratch, carried = used["scratch"], used["embedding"]
@@ -91,7 +91,7 @@ def _data_row(data: str, found: Groups) -> ClaimRow:
 
 
 def _spared(found: Groups, data: str) -> Interval | None:
-    """Reads below those that the claim allows, split by split: a share of those from scratch minus one's own."""
+    """Reads that the claim allows (a share of those from scratch) minus the model's own, by split."""
     scratch, own = ({d["seed"]: d["test"]["attention_frac"] for d in found[data, "cram", way]}
                     for way in ("scratch", "embedding"))  # fmt: skip
     spared = [(1 - CLAIMED) * scratch[seed] - own[seed] for seed in sorted(scratch.keys() & own.keys())]

@@ -18,7 +18,7 @@ from reproduction.claims import bounds_rows, irregular_rows, practice_rows, tran
 from reproduction.claims.transition_rows import PAPER_QUALITY
 
 _COLOURS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-_LEAST = 3e-3  # what lies below is drawn there, so that a log axis can show it
+_LEAST = 3e-3  # lower values are drawn here, because the axis is logarithmic
 _LEAST_RATIO, _RIGHT = 0.02, 1e-4  # the same for attention over its bound, and for wrong answers
 
 
@@ -29,7 +29,7 @@ def _finish(axes: Axes) -> None:
 
 
 def _finish_beside(axes: Axes) -> None:
-    """With the legend to the right, for more lines than leave room inside."""
+    """Adds the grid, and the legend to the right of the axes."""
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
@@ -93,7 +93,7 @@ def practice(found: Mapping[practice_rows.Key, practice_rows.Logs]) -> str:
     for spread in (0.5, 1.0, 2.0):
         log = threshold_gate(k, rate_spread=spread, n_patterns=400, rate=0.2)
         null.plot(k, np.maximum(log.hits.mean(axis=0), _LEAST), label=f"rates spread by {spread:g}")
-    for pattern in threshold_gate(k, rate_spread=1.0, n_patterns=5, rate=0.2).hits:  # each a step, however smooth
+    for pattern in threshold_gate(k, rate_spread=1.0, n_patterns=5, rate=0.2).hits:  # each is a step
         null.plot(k, np.maximum(pattern, _LEAST), color="black", linewidth=0.5, alpha=0.5)
     null.plot([], [], color="black", linewidth=0.5, alpha=0.5, label="single patterns: steps")
     null.set_title("null: a threshold on exponential learning, averaged over patterns")
@@ -131,7 +131,7 @@ def bounds(points: Sequence[bounds_rows.BoundPoint]) -> str | None:
         for mixer, holds in itertools.product(mixers, (True, False)):
             some = [p for p in found if p.mixer == mixer and p.holds == holds]
             i = mixers.index(mixer)
-            # Points of a mixer stand a little beside those of others.
+            # The points of each mixer are shifted a little.
             beside = 1 + 0.003 * (i - len(mixers) / 2)
             if some:
                 axes.plot(

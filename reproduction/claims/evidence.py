@@ -1,4 +1,4 @@
-"""What claims are judged by."""
+"""The evidence by which claims are judged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ClaimRow:
 
     Attributes:
         claim: "C1" to "C8".
-        what: is claimed.
-        paper: its figure.
-        ours: our figure, with its interval and how many runs it rests on.
-        command: regenerates our records.
+        what: the claim.
+        paper: the paper's figure.
+        ours: our figure, with its interval and its number of runs.
+        command: command that regenerates our records.
         verdict: by a rule of `reproduction.claims.verdict`, or stated where the row is made.
     """
 
@@ -33,7 +33,7 @@ class ClaimRow:
     verdict: Verdict
 
     def cells(self) -> tuple[str, ...]:
-        """In the order of `COLUMNS`."""
+        """Text of the cells, in the order of `COLUMNS`."""
         return (self.claim, self.what, self.paper, self.ours, f"`{self.command}`" if self.command else "", self.verdict)
 
 
@@ -57,7 +57,7 @@ class Evidence:
     irregular: Sequence[dict[str, Any]] = ()
 
     def of(self, experiment: str, size: str | None = None, mixer: str | None = None) -> list[dict[str, Any]]:
-        """The runs of an experiment, at one size and of one mixer if wanted."""
+        """The runs of an experiment; at one size and of one mixer if these are given."""
         return [
             run
             for run in self.runs
@@ -68,13 +68,13 @@ class Evidence:
 
 
 def standard(run: dict[str, Any]) -> bool:
-    """Whether a run is on the task of the paper, SRCD as it comes; the length of its sequences apart."""
+    """Whether a run's task is the paper's, SRCD with its defaults, at any length of the sequences."""
     task = to_dict(SRCDConfig())
     return not differing(task | run["config"]["task"] | {"seq_len": task["seq_len"]}, task)
 
 
 def commands(runs: Iterable[dict[str, Any]]) -> str:
-    """What regenerates the records of runs: a command an experiment, size and mixer."""
+    """Commands that regenerate the records of runs, one for each experiment, size and mixer."""
     found = {(run["experiment"], run["mixer"], run["size"]) for run in runs}
     return " && ".join(
         f"cramlab run {experiment}/{mixer} --size {size} --out runs/results/{experiment}"
@@ -83,7 +83,7 @@ def commands(runs: Iterable[dict[str, Any]]) -> str:
 
 
 def over_seeds(runs: Iterable[dict[str, Any]], name: str) -> Interval | None:
-    """A test metric over seeds; a mean alone for one run. None without runs that know it."""
+    """A test metric over seeds; a mean alone for one run; None if no run has it."""
     tests = [run["metrics"]["test"] for run in runs if run["metrics"]["test"]]
     values = [test[name] for test in tests if test.get(name) is not None]
     return seed_interval(values).within(0.0, 1.0) if values else None

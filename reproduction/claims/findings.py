@@ -1,4 +1,4 @@
-"""What the evidence shows."""
+"""Everything that claims, tables and figures take from the evidence."""
 
 from __future__ import annotations
 

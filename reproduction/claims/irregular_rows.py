@@ -13,9 +13,9 @@ from reproduction.pages import markdown
 Groups = Mapping[tuple[str, str], list[dict[str, Any]]]  # documents by data set and model
 COMMAND = "cramlab irregular --data nafld2 --out runs/results/irregular"
 FETCH = "the data have to be fetched by the user"
-SIMPLE = "gradient-boosting"  # what people would really use
+SIMPLE = "gradient-boosting"  # the usual method in practice
 FEW = 0.17  # share of the visits that CRAM may attend at: the paper's on PhysioNet
-LOST = 0.01  # AUC by which the best other model may be ahead, by the whole of the interval over splits
+LOST = 0.01  # largest lead in AUC of the best other model, for the whole interval over splits
 
 
 def groups(evidence: Evidence) -> Groups:
@@ -59,7 +59,7 @@ def table(found: Groups) -> str:
 
 
 def lead(documents: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> Interval | None:
-    """AUC of a model minus that of another, by split: splits differ more than models do. None without common seeds."""
+    """AUC of a model minus that of another on the same splits, which vary more than models; None without any."""
     first, second = ({d["seed"]: d["test"]["auc"] for d in some} for some in (documents, others))
     common = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     return seed_interval(common) if common else None
@@ -94,7 +94,7 @@ def rows(found: Groups) -> list[ClaimRow]:
 
 
 def equal(ahead: Interval | None) -> Verdict:
-    """Whether a lead is none: `LOST` at most by its whole interval over splits, or above 0 by it; else undecided."""
+    """Whether a lead is negligible: its whole interval over splits is at most `LOST`; refuted by one above 0."""
     verdict = at_most(ahead, LOST)
     if verdict is Verdict.NOT_RUN or verdict is Verdict.REPRODUCED or ahead is None or ahead.low is None:
         return verdict
@@ -102,7 +102,7 @@ def equal(ahead: Interval | None) -> Verdict:
 
 
 def _data_row(data: str, found: Groups) -> ClaimRow:
-    """Does CRAM reach the AUC of the best other model, the simple baseline included, at few of the visits?"""
+    """Row: does CRAM reach the AUC of the best other model, the simple baseline included, at few of the visits?"""
     auc = {model: over_seeds(documents, "auc") for (name, model), documents in found.items() if name == data}
     cram, attention = auc.get("cram"), over_seeds(found.get((data, "cram"), []), "attention_frac")
     text = ", ".join(f"{model} {_format(value)}" for model, value in auc.items() if value is not None)

@@ -1,4 +1,4 @@
-"""C7: is the share of reads at the k-th encounter a power law, with which exponent, and what do people do?"""
+"""C7: whether the share of reads at the k-th encounter is a power law, its exponent, and that of people."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from reproduction.claims.evidence import ClaimRow, Evidence, standard
 from reproduction.claims.verdict import Figure, Verdict, at_most, every, judge
 from reproduction.pages import markdown
 
-# A curve that does not fall has the exponent 0; of the faster memory the rise from .43 is claimed.
+# A flat curve has the exponent 0. For the faster memory, the rise from 0.43 is the claim.
 PAPER_EXPONENT, PAPER_FAST = Figure(value=0.43, without=0.0), Figure(value=0.71, without=0.43)
 PAPER_PEOPLE = 0.4, 0.5
-EQUAL_AIC = 2.0  # difference up to which two laws are as good
-METHOD = "likelihood"  # by which rows are judged; the others are told beside
+EQUAL_AIC = 2.0  # difference up to which two laws count as equally good
+METHOD = "likelihood"  # by which rows are judged; the others are shown beside it
 COMMAND = "cramlab run {0}/{2} --size {1} --out runs/results/{0}"
 NONE_YET = ("transition", "small", "cram", "")  # what would be run first
 EXPERIMENTS = ("transition", "srcd", "srcd_table")  # all from fresh weights
@@ -94,7 +94,7 @@ def human() -> Mapping[str, HumanFit]:
 
 @functools.cache
 def null(rate: float, spread: float) -> tuple[float, str]:
-    """Exponent of the power law, and the best law, on the average of a threshold gate over exponential learning."""
+    """Exponent of the power law, and the best law, for the average of threshold gates over exponential learning."""
     k = np.unique(np.round(np.geomspace(1, 2000, 24)))
     fits = compare(*threshold_gate(k, rate_spread=spread, n_patterns=400, rate=rate).pooled())
     return fits["power"].parameters["exponent"], next(iter(fits))
@@ -136,7 +136,7 @@ def _people(fitted: HumanFit) -> str:
 
 
 def _parameters(found: PracticeFit) -> str:
-    """With a word where a bound, and not the observations, has set one."""
+    """Parameters as text; those that a bound has set, instead of the observations, are marked."""
     return f"{found.law}: " + ", ".join(
         f"{name} {value:.3g}{' (at its bound)' if name in found.at_bounds else ''}"
         for name, value in found.parameters.items()
@@ -178,7 +178,7 @@ def rows(found: Mapping[Key, Logs]) -> list[ClaimRow]:
 
 
 def _in_range(value: tuple[float, float, float]) -> Verdict:
-    """An interval beside the paper's range refutes it, one within confirms it."""
+    """The verdict: an interval outside the paper's range refutes it, one inside confirms it."""
     (_, low, high), (least, highest) = value, PAPER_PEOPLE
     if low > highest or high < least:
         return Verdict.NOT_REPRODUCED
@@ -186,7 +186,7 @@ def _in_range(value: tuple[float, float, float]) -> Verdict:
 
 
 def _exponent_row(what: str, paper: Figure, found: Logs | None, command: str) -> ClaimRow:
-    """Where methods disagree, a law does not hold and the exponent is the method's; the likelihood's is judged."""
+    """Row on an exponent. Where methods disagree, the law does not hold; the exponent by likelihood is judged."""
     ours, text = None, "-"
     if found is not None:
         n_runs, summary = len(found.runs), found.summary
@@ -199,7 +199,7 @@ def _exponent_row(what: str, paper: Figure, found: Logs | None, command: str) ->
 
 
 def _law_row(found: Logs | None, command: str) -> ClaimRow:
-    """Run by run: trials of one run share its weights, so that AIC grows with them and not with what is known."""
+    """Row on the best law, run by run: the trials of a run share its weights, so a sum over runs would inflate AIC."""
     text, verdict = "-", Verdict.NOT_RUN
     if found is not None:
         n_runs, summary = len(found.runs), found.summary

@@ -10,8 +10,8 @@ from reproduction.claims.evidence import ClaimRow, Evidence, over_seeds, shown, 
 from reproduction.claims.verdict import Figure, Verdict, judge
 from reproduction.pages.srcd_tables import PAPER
 
-# Attention at the end over that at the start. CRAM's claim is what goes beyond the 5% that ask; the others', to fall as
-# little as it does not.
+# Attention at the end over that at the start. CRAM is claimed to fall below the 5% that are queries, the others are
+# claimed not to fall.
 PAPER_CONSOLIDATION = {
     "cram": Figure(value=0.019, without=0.05),
     "cram-no-consolidation": Figure(value=0.95, without=0.019),
@@ -22,7 +22,7 @@ LENGTHS = {"paper": "2,048 tokens", "small": "256 tokens"}
 
 
 def rows(evidence: Evidence) -> list[ClaimRow]:
-    """A row a figure of the paper's table, at its length where we have two runs or more, else at 256 tokens."""
+    """A row for each figure of the paper's table, at the paper's length if two runs or more have it, else at 256."""
     made = []
     for mixer, paper in PAPER.items():
         size, group = _at_longest(evidence, mixer)
@@ -51,7 +51,7 @@ def _row(
 
 
 def _at_longest(evidence: Evidence, mixer: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """One run tells nothing of how runs differ, so a shorter length with more of them goes before it."""
+    """Size and runs at the longest length with several runs, because one run does not show how runs differ."""
     groups = [(size, [run for run in evidence.of("srcd_table", size, mixer) if standard(run)]) for size in LENGTHS]
     groups = [(size, group) for size, group in groups if group]
     return next(((size, group) for size, group in groups if len(group) > 1), next(iter(groups), (None, [])))
@@ -59,7 +59,7 @@ def _at_longest(evidence: Evidence, mixer: str) -> tuple[str | None, list[dict[s
 
 def _consolidation(evidence: Evidence, mixer: str) -> ClaimRow:
     size, group = _at_longest(evidence, mixer)
-    # A phase of decree that never ended would make a ratio of 1; SeqBoat's router is its own from the beginning.
+    # An encoding phase that never ended would give a ratio of 1; SeqBoat's router decides from the first step.
     ratios = [run["consolidation_ratio"] for run in group if run["encoding_ended_step"] or mixer == "seqboat"]
     ratios = [ratio for ratio in ratios if ratio is not None]
     ours = seed_interval(ratios).within(0.0, math.inf) if ratios else None
@@ -69,7 +69,7 @@ def _consolidation(evidence: Evidence, mixer: str) -> ClaimRow:
 
 
 def _dynamics(evidence: Evidence, mixer: str) -> ClaimRow:
-    """The paper's errors have an unknown scale; their ratio has none, and 1 were no difference."""
+    """Row on a ratio of errors, because the paper's errors have an unknown scale; 1 means no difference."""
     size, group = _at_longest(evidence, mixer)
     controls = {
         run["seed"]: run["metrics"]["test"]["dynamics_mse"]

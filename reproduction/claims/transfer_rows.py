@@ -1,4 +1,4 @@
-"""C6: do a frozen memory and router need fewer reads on another task than training that task from scratch?"""
+"""C6: whether a frozen memory and router need fewer reads on another task than training from scratch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from reproduction.pages import markdown
 
 COMMAND = "cramlab run transfer --size small --out runs/results/transfer"
 OTHER_FACTS = ("recall", "rebound", "patterns", "copy")  # the paper's kind of target
-SAME_FACTS = ("relabel", "queries", "laws")  # ours: what the source consolidated is of use
+SAME_FACTS = ("relabel", "queries", "laws")  # ours: the facts that the source has consolidated are useful
 SCRATCH = ("scratch", "no_encoding")  # with all tokens read at first, and without
-LOST = 0.01  # retrieval that may be lost before a reduction counts as none
-LOST_DYNAMICS = 0.05  # share by which the squared error of levels may be larger
+LOST = 0.01  # loss of retrieval accuracy beyond which a reduction does not count
+LOST_DYNAMICS = 0.05  # relative increase of the squared error of levels beyond which it does not count
 GOAL = 0.95  # validation retrieval up to which training reads are counted
 SPARSE = 1.25  # attention over the oracle's, at most, of the second goal
 CLAIMED = 0.48  # the least of the paper's reductions
 NOTHING = 0.1  # a reduction below it counts as none
-OURS, ENOUGH = 0.60, 3  # our own aim: that reduction, on so many targets
+OURS, ENOUGH = 0.60, 3  # our own goal: this reduction, on this number of targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,19 @@ class Row:
     """One run on a target.
 
     Attributes:
-        mixer: its name.
-        target: of the transfer.
-        way: what is carried over and trained.
-        seed: of the run.
-        retrieval_acc: test.
-        dynamics_mse: test.
-        attention_frac: test.
+        mixer: name of the mixer.
+        target: target of the transfer.
+        way: parts that are transferred and trained.
+        seed: seed of the run.
+        retrieval_acc: retrieval accuracy on the test split.
+        dynamics_mse: squared error of levels on the test split.
+        attention_frac: share of tokens that read on the test split.
         oracle: least attention of the target.
-        reads: tokens read in training, in all.
-        reads_to_goal: until validation retrieval reached `GOAL`; None if it never did.
-        reads_to_sparse: until it had, and attention was within `SPARSE` of the oracle's; None if that never was.
-        n_tokens: seen in training.
+        reads: number of tokens read in training.
+        reads_to_goal: number read until validation retrieval reached `GOAL`; None if it never did.
+        reads_to_sparse: number read until retrieval had, and attention was within `SPARSE` of the oracle's; None if
+            this never happened.
+        n_tokens: number of tokens seen in training.
     """
 
     mixer: str
@@ -108,7 +109,7 @@ def scratch_of(rows: Sequence[Row], one: Row) -> Row | None:
 
 
 def lost(one: Row, scratch: Row) -> bool:
-    """Whether it answers or forecasts worse than the run from scratch."""
+    """Whether retrieval or forecast is worse than in the run from scratch."""
     return (
         one.retrieval_acc < scratch.retrieval_acc - LOST
         or one.dynamics_mse > (1 + LOST_DYNAMICS) * scratch.dynamics_mse
@@ -116,7 +117,7 @@ def lost(one: Row, scratch: Row) -> bool:
 
 
 def reduction(rows: Sequence[Row], one: Row) -> float | None:
-    """Share of the reads at test that a run saves; None where accuracy was lost or nothing can be compared."""
+    """Share of the reads at test that a run saves; None if accuracy was lost or there is no run to compare with."""
     scratch = scratch_of(rows, one)
     if scratch is None or lost(one, scratch) or not scratch.attention_frac:
         return None
@@ -125,10 +126,10 @@ def reduction(rows: Sequence[Row], one: Row) -> float | None:
 
 def _training_reduction(name: str) -> Callable[[Sequence[Row], Row], float | None]:
     def saved(rows: Sequence[Row], one: Row) -> float | None:
-        """Share of the training reads up to a goal that a run saves, against the cheaper way from scratch.
+        """Share of the training reads up to a goal that a run saves, compared with the cheaper way from scratch.
 
-        Where that never reached the goal, all of its reads count, which is less than it would have needed. None where
-        the run itself did not, or where it ends with accuracy lost.
+        If that way never reached the goal, all of its reads count, which is less than it would have needed. None if
+        the run itself did not reach it, or lost accuracy in the end.
         """
         own: float | None = getattr(one, name)
         others = from_scratch(rows, one)
@@ -192,21 +193,24 @@ Saved = Callable[[Sequence[Row], Row], float | None]
 
 @dataclass(frozen=True)
 class Saving:
-    """One way on one target: what it saves, run by run; None where accuracy was lost or the goal missed."""
+    """The savings of one way on one target, run by run; None if accuracy was lost or the goal missed."""
 
     target: str
     way: str
     shares: Sequence[float | None]
 
     def __str__(self) -> str:
-        """Mean and interval in per cent; how many runs lost, where any did."""
+        """Mean and interval in per cent, or the number of runs that lost accuracy."""
         known = self._known()
         if len(known) < len(self.shares):
             return f"none in {len(self.shares) - len(known)} of {len(self.shares)}"
         return f"{seed_interval([100 * s for s in known]).format(0)}%"
 
     def at_least(self, share: float) -> Verdict:
-        """By the whole interval over runs; a run that lost saves nothing. One run decides nothing."""
+        """Verdict by the whole interval over runs; a run that lost accuracy saves nothing.
+
+        A single run is undecided.
+        """
         known = self._known()
         if len(self.shares) < 2:
             return Verdict.UNDECIDED
@@ -219,7 +223,7 @@ class Saving:
 def over_seeds(
     rows: Sequence[Row], mixer: str, targets: Sequence[str], ways: Sequence[str], saved_by: Saved
 ) -> list[Saving]:
-    """By target and way. Ways are not chosen among: each is shown."""
+    """Savings by target and way; every way is shown."""
     made = []
     for target in targets:
         for way in ways:
@@ -253,7 +257,7 @@ def rows(runs: Sequence[Row]) -> list[ClaimRow]:
 
 
 def _targets(savings: Sequence[Saving], least: float) -> tuple[int, int, int]:
-    """Targets on which some way saves that much, on which none of those that were run twice does, and all."""
+    """Numbers of targets: on which a way saves `least`, on which no way that was run twice does, and of all."""
     by_target: dict[str, set[Verdict]] = {}
     for saving in savings:
         by_target.setdefault(saving.target, set()).add(saving.at_least(least))

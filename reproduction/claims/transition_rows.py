@@ -1,4 +1,4 @@
-"""C4: does attention fall in a sharp transition, where, and what sets it off?"""
+"""C4: whether attention falls in a sharp transition, where, and what triggers it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from reproduction.claims.evidence import ClaimRow, Evidence, commands, standard
 from reproduction.claims.verdict import Figure, Verdict, judge, most, run_share
 from reproduction.pages import markdown
 
-# A router that reads the queries alone reads 1 of 20 tokens without any memory; one that says nothing has q = exp(-1).
+# A router that reads only queries reads 1 of 20 tokens without any memory; a semantic output of zero has q = exp(-1).
 PAPER_FOLD, PAPER_QUALITY = Figure(value=37.8, without=20.0), Figure(value=0.83, without=math.exp(-1))
 ALL_OF_IT = Figure(value=1.0, without=0.0)  # share of the fall that is consolidation
 OURS, PAPERS = ("cram", "cram-no-encoding"), ("cram-paper", "cram-gumbel")  # routers
-AT_QUERIES = 0.9  # of the share that asks: who ends above it has not consolidated
+AT_QUERIES = 0.9  # share of queries above which a run has not consolidated
 COMMAND = "cramlab run transition/{mixer} --size small --out runs/results/transition"  # what would be run first
 
 
@@ -30,14 +30,14 @@ class Course:
 
     Attributes:
         group: experiment, size, mixer and variant, for the table.
-        encoding_ended: step; 0: there was no encoding phase.
+        encoding_ended: step at which the encoding phase ended; 0: there was none.
         whole: transition of the whole series.
-        routed: transition of what comes after the encoding phase.
+        routed: transition of the series after the encoding phase.
         quality: mean q of recurring queries at the transition of `whole`; None where unknown.
         quality_end: the same at the end of training.
         quality_crossed: step from which q stays above the paper's level; None if it never does.
         last: attention share of the last validation.
-        query_frac: share of tokens that ask.
+        query_frac: share of tokens that are queries.
         run: the record.
     """
 
@@ -59,7 +59,7 @@ class Course:
 
 
 def course(run: dict[str, Any]) -> Course | None:
-    """A run that validated often enough to tell; None for others and for those that never attend."""
+    """Course of a run; None with too few validations, or without attention."""
     rows = [row for row in run["series"] if row["validation"] is not None]
     steps = [row["step"] for row in rows]
     shares = [row["validation"]["attention_frac"] for row in rows]
@@ -163,7 +163,7 @@ def _fold(ours: list[Course], sharp: list[Course]) -> ClaimRow:
 
 
 def _cause(ours: list[Course], sharp: list[Course]) -> ClaimRow:
-    """Consolidation's own part of the fall, in logs, so that the parts add up."""
+    """Row on the part of the fall that is consolidation, in logs, so that the parts add up."""
     fallen = [c for c in ours if c.last]
     parts = [fall_by_cause(before=1.0, query_frac=c.query_frac, after=c.last) for c in fallen]
     text, share = "-", None
@@ -186,9 +186,9 @@ def _spacing(c: Course) -> float:
 
 
 def _emergent(found: list[Course]) -> ClaimRow:
-    """A transition that no schedule sets off: after an encoding phase, or without one.
+    """Row on a transition that no schedule triggers: after an encoding phase, or without one.
 
-    The claim is of the paper's routers, so most runs of these have to show it; ours, which is another, is told beside.
+    The claim is about the paper's routers, so most of their runs must show it; our router is reported beside them.
     """
     paper = [c for c in found if c.mixer in PAPERS]
     ours = [c for c in found if c.mixer in OURS]

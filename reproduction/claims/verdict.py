@@ -1,4 +1,4 @@
-"""How a figure of the paper's is judged by ours: the rules, in one place."""
+"""The rules by which our figures judge the paper's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from scipy import stats
 
 from cramlab.report.intervals import Interval
 
-TOLERATED = 0.1  # of what a figure claims: how far beside our interval it may lie
-TELLING = 0.5  # of what a figure claims: how wide our interval may be
+TOLERATED = 0.1  # distance from our interval that is tolerated, as a share of the claimed effect
+TELLING = 0.5  # widest interval that decides, as a share of the claimed effect
 
 
 class Verdict(enum.StrEnum):
-    """How a claim ends."""
+    """Verdict on a claim."""
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "**not reproduced**"
@@ -26,11 +26,11 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure of the paper's.
+    """A figure of the paper.
 
     Attributes:
-        value: its figure.
-        without: what the quantity would be were the claim false; the distance of the two is what the figure claims.
+        value: the figure.
+        without: value of the quantity if the claim were false; their distance is the claimed effect.
     """
 
     value: float
@@ -38,14 +38,14 @@ class Figure:
 
     @property
     def claimed(self) -> float:
-        """The effect, from which every tolerance follows."""
+        """The claimed effect, from which every tolerance follows."""
         return abs(self.value - self.without)
 
 
 def judge(ours: Interval | None, paper: Figure) -> Verdict:
-    """Whether our interval, widened by a tenth of what is claimed, holds the paper's figure.
+    """Whether our interval, widened by a tenth of the claimed effect, holds the paper's figure.
 
-    One that does and is wider than half of what is claimed decides nothing, and neither does a mean without interval.
+    An interval that does and is wider than half of the effect is undecided, and so is a mean without interval.
     """
     if ours is None:
         return Verdict.NOT_RUN
@@ -58,7 +58,7 @@ def judge(ours: Interval | None, paper: Figure) -> Verdict:
 
 
 def at_least(ours: Interval | None, level: float) -> Verdict:
-    """Whether our whole interval is at a level or above it, or below it; undecided where it holds both."""
+    """Whether our whole interval is at or above a level (reproduced) or below it (not reproduced); else undecided."""
     if ours is None:
         return Verdict.NOT_RUN
     if ours.low is None or ours.high is None:
@@ -69,7 +69,7 @@ def at_least(ours: Interval | None, level: float) -> Verdict:
 
 
 def at_most(ours: Interval | None, level: float) -> Verdict:
-    """The same with below and above exchanged."""
+    """Whether our whole interval is at or below a level; see `at_least`."""
     if ours is None:
         return Verdict.NOT_RUN
     return at_least(ours.negative(), -level)
@@ -89,7 +89,7 @@ def run_share(hits: int, n: int) -> Interval | None:
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a claim in several parts: refuted by one, open as long as one is open; not run without parts."""
+    """The verdict on a claim in several parts: refuted if one is, undecided if one is; not run without parts."""
     found: Sequence[Verdict] = list(verdicts)
     for verdict in (Verdict.NOT_REPRODUCED, Verdict.NOT_TESTABLE, Verdict.NOT_RUN, Verdict.UNDECIDED):
         if verdict in found:

@@ -1,1 +1,1 @@
-"""One module a page of `docs/`: it replaces the tables between marks by those of the records."""
+"""One module for each page of `docs/`: it replaces the tables between marks by those of the records."""

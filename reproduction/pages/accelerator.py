@@ -20,7 +20,7 @@ def read(folder: Path) -> Found:
 
 
 def section(folder: Path) -> str:
-    """Goals against what was reached, then all that was measured; or that nothing was."""
+    """Goals and figures reached, then all measurements; a sentence if nothing was measured."""
     found = read(folder)
     if not found:
         return "Not measured yet."
@@ -58,7 +58,7 @@ def _ms(record: dict[str, Any], way: str) -> float:
 
 
 def goals(found: Found) -> list[tuple[str, str, str, str]]:
-    """Returns rows of: what, goal, reached, what binds."""
+    """Returns rows of measurement, goal, figure reached, bottleneck."""
     specified = [
         (f"episodic tier, 1.6% read, {n:,} tokens, batch {b}", times, f"tier-{n}-by-{b}", "dense", "routed")
         for n, times in ((16384, 20), (65536, 40))
@@ -98,7 +98,7 @@ def best_ms(record: dict[str, Any], way: str) -> float:
 
 
 def _decode(found: Found) -> list[tuple[str, str, str, str]]:
-    """Goal and reached for a token, launch by launch and as a graph; the Llama's best beside it."""
+    """Rows on a decoded token, launch by launch and as a graph, beside the Llama's best way."""
     records = {n: found[f"decode-{n}"] for n in (1024, 16384, 65536) if "ways" in found.get(f"decode-{n}", {})}
     lines = []
     for way in ("cram", "cram, as a graph"):
@@ -116,7 +116,7 @@ def _decode(found: Found) -> list[tuple[str, str, str, str]]:
 
 
 def _what_binds(found: Found, record: dict[str, Any], way: str) -> str:
-    """Launches, if a graph of the same work is much faster; and how much of the time its least work accounts for."""
+    """Describes the bottleneck: launches, if a graph is much faster; and how much of the time its least work takes."""
     graph, said = f"{way}, as a graph", []
     if graph in record["ways"] and _ms(record, way) > 1.3 * _ms(record, graph):
         said.append(

@@ -135,7 +135,7 @@ SHOWN = {
 
 
 def sections() -> dict[str, str]:
-    """The text between each pair of marks."""
+    """Text of docs/audit.md by the name in its marks."""
     audits = {model: AuditResult.read(RESULTS / model / "audit.json").data for model in SHOWN}
     found = {f"{model} {name}": _MADE[name](audits[model]) for model, names in SHOWN.items() for name in names}
     training = over_training.read(RESULTS / "over_training" / over_training.FILE)

@@ -1,4 +1,4 @@
-"""What leaving out far reads costs, by rule, as SVG text."""
+"""Figures of the loss increase from skipped far reads, by rule, as SVG text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINEAR_BELOW = 0.02  # nats; the rest of the axis is logarithmic
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Over documents, with the standard error of the mean; NaN for a single one."""
+    """Mean over documents and its standard error, NaN for a single document."""
     found = np.asarray(values, dtype=float)
     return float(found.mean()), float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else math.nan
 
@@ -31,7 +31,7 @@ def loss_by_share(
     Args:
         places: title of each panel, and the rows of its comparison: "rule", and by document "skipped_frac" and
             "increase". The first panel is that of the calibrated texts.
-        labels: of the rules, in the order of the legend.
+        labels: labels of the rules, in the order of the legend.
         promised: share and increase on test documents of each calibrated threshold, marked in the first panel.
     """
     n_columns = min(3, len(places))

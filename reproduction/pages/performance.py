@@ -41,7 +41,7 @@ def timings() -> list[dict[str, Any]]:
 
 
 def sections() -> dict[str, str]:
-    """All measurements: the text between each pair of marks of docs/tables/performance.md."""
+    """Text of docs/tables/performance.md by the name in its marks: all measurements."""
     accelerator = accelerator_page.section(RESULTS / "bench" / "accelerator")
     return {"bench": table(timings()), "accelerator": accelerator}
 

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def read(results: Path, *, tuning: bool = False) -> list[dict[str, Any]]:
-    """All records of a folder, or none; those of tuning runs only if wanted."""
+    """All records of a folder, which may be missing; those of tuning runs only on request."""
     if not results.is_dir():
         return []
     return [record for record in records.read_all([results]) if tuning or record["metrics"]["test"] is not None]
 
 
 def tables(results: Path) -> dict[str, str]:
-    """The text between each pair of marks, by the name in the marks."""
+    """Text of docs/results.md by the name in its marks."""
     made = {}
     found, goals = read(results / "srcd"), {}
     for size in ("small", "medium", "paper"):
@@ -44,7 +44,7 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def origins(found: list[dict[str, Any]]) -> str:
-    """Where records come from, a line each."""
+    """Date, machine and versions of records, a line each."""
     return "".join(f"- {line}\n" for line in sorted({origin(record) for record in found}))
 
 

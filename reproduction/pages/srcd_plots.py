@@ -14,7 +14,7 @@ from cramlab.report.plots import finish
 from cramlab.report.tables import Row, summarise
 
 _COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-_LEAST_SHARE, _LEAST_ERROR = 3e-3, 1e-4  # what lies below is drawn there, so that a log axis can show it
+_LEAST_SHARE, _LEAST_ERROR = 3e-3, 1e-4  # lower values are drawn here, because the axis is logarithmic
 
 
 def _figure(width: float, height: float) -> Axes:

@@ -23,7 +23,7 @@ class PaperRow:
     attention_frac: Figure
 
 
-# What a figure claims is its distance from the other side's: a baseline's retrieval from CRAM's and the reverse.
+# The claimed effect is the distance from the other side: a baseline's retrieval from CRAM's, and the reverse.
 _BASELINE, _PERFECT = Figure(value=0.68, without=1.0), Figure(value=1.0, without=0.68)
 # The paper's rows under the names that our mixers have; its Mamba is our recurrence. Attention is told from none or
 # all; CRAM's from the 5% that ask, which a router reads without any memory; without consolidation from CRAM's own.
@@ -60,7 +60,7 @@ def verdict(group: list[dict[str, Any]]) -> str:
 
 
 def last_quarter_spread(record: dict[str, Any]) -> float | None:
-    """Highest over lowest attention share on validation in the last quarter of training; None where it is zero."""
+    """Highest over lowest attention share on validation in the last quarter of training; None if the lowest is zero."""
     shares = [
         row["validation"]["attention_frac"]
         for row in record["series"]

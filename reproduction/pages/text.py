@@ -25,7 +25,7 @@ FIGURE = ROOT / "docs" / "figures" / "text.svg"
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean, and least and greatest of several."""
+    """Mean; with minimum and maximum if there are several values."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
@@ -51,7 +51,7 @@ def table(records: list[dict[str, Any]]) -> str:
         ]  # fmt: skip
         rows.append((statistics.fmean(share), cells))
     columns = [
-        "model", "price, nats", "rate", "seeds", "nats a token, held out", "attention_frac", "by layer", "tokens",
+        "model", "price, nats", "rate", "seeds", "nats per token, held-out", "attention_frac", "by layer", "tokens",
         "parameters",
     ]  # fmt: skip
     return markdown.table(columns, (cells for _, cells in sorted(rows, reverse=True)))
@@ -61,13 +61,13 @@ def short_table(records: list[dict[str, Any]]) -> str:
     """Model, price, loss and share of tokens that attend: some columns of `table`."""
     head, _, *lines = table(records).splitlines()
     names = [name.strip() for name in head.strip("|").split("|")]
-    kept = [names.index(name) for name in ("model", "price, nats", "nats a token, held out", "attention_frac")]
+    kept = [names.index(name) for name in ("model", "price, nats", "nats per token, held-out", "attention_frac")]
     cells = [[line.strip("|").split("|")[i].strip() for i in kept] for line in lines]
     return markdown.table([names[i] for i in kept], cells)
 
 
 def tuning_table(records: list[dict[str, Any]]) -> str:
-    """What each learning rate came to, by model, and the steps of these runs."""
+    """Table of the loss at each learning rate, by model."""
     rates = sorted({record["config"]["learning_rate"] for record in records})
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for record in records:
@@ -97,7 +97,7 @@ def draw(records: list[dict[str, Any]]) -> None:
         dots = axis.scatter(*zip(*points, strict=True), s=18, label=model)
         means = sorted(tuple(map(statistics.fmean, zip(*found, strict=True))) for found in prices.values())
         axis.plot(*zip(*means, strict=True), color=dots.get_facecolor()[0], linewidth=1)
-    axis.set(xlabel="attention_frac", ylabel="nats a token, held out")
+    axis.set(xlabel="attention_frac", ylabel="nats per token, held-out")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()

@@ -1,11 +1,12 @@
-r"""Does a consolidated model still find what stands far back? A planted number, and the rest of an earlier line.
+r"""Measures retrieval from far context by a consolidated model: a planted number, and the rest of an earlier line.
 
     python -m reproduction.protocols.far_retrieval smollm2 runs/smollm2 --text stdlib --context 2048 \\
         --out runs/smollm2/retrieval.json
 
-Answers are scored token by token with the right answer before them: an answer counts when every token of it would have
-been chosen. Both models see the same prompts, planted in documents that nothing was learned from. The record says how
-far back each answer stood, so that it shows where one is lost.
+Answers are scored by teacher forcing: an answer is right when every token of it would have been chosen. Both models see
+the same prompts, planted in documents that nothing was learned from. The record holds the distance of each answer, so
+it
+shows where answers are lost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cramlab.hf.loading import load
 
 
 def needle(encode, filler, context, generator):
-    """The number stands somewhere in the first three quarters, the question at the end.
+    """A prompt with a number at a random position in the first three quarters and the question at the end.
 
     Returns:
         Prompt, answer, and how many tokens the end of the fact is before the end of the prompt.
@@ -43,7 +44,7 @@ def needle(encode, filler, context, generator):
 
 
 def earlier_line(_, filler, context, generator):
-    """Sixteen tokens from the first half come again at the end, and the next eight are asked for; see `needle`."""
+    """A prompt that repeats sixteen tokens of its first half at the end and asks for the next eight; see `needle`."""
     at = generator.randrange(16, context // 2)
     piece = filler[at : at + 24]
     return [*filler[: context - 24], *piece[:16]], piece[16:], context - 24 - at

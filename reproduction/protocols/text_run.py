@@ -4,7 +4,8 @@
     python -m reproduction.protocols.text_run runs/text --layers 8 --width 128 --context 256 --batch 16 --steps 300
 
 The learning rate of each kind of model is tuned first, by runs of half the steps with a seed of their own on validation
-text that serves nothing else (CRAM at its middle price). The same call continues interrupted work. With the records in
+text that is not used otherwise (CRAM at its middle price). The same call continues interrupted work. With the records
+in
 results/text (`cp runs/text/*.json results/text`), `reproduction/pages/text.py` renews docs/tables/language.md.
 """
 

@@ -19,13 +19,13 @@ from cramlab.names import Fields, nearest, shown, split_assignment
 
 T = TypeVar("T")
 
-# What a field may hold. Upper bounds are far from any use: beyond them memory or 32 bits end, or a loop does not.
+# Types of fields. Upper bounds are far above any use; beyond them memory or 32 bits overflow, or a loop never ends.
 Size = Annotated[int, pydantic.Field(ge=1, le=2**20)]
 Layers = Annotated[int, pydantic.Field(ge=1, le=1024)]
 Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
 Count = Annotated[int, pydantic.Field(ge=1, le=2**40)]
 CountOrZero = Annotated[int, pydantic.Field(ge=0, le=2**40)]
-Seed = Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]  # what every library that draws numbers takes
+Seed = Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]  # the range of seeds that all random generators accept
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Positive = Annotated[float, pydantic.Field(ge=1e-12, le=1e30)]
 Weight = Annotated[float, pydantic.Field(ge=0, le=1e30)]
@@ -34,10 +34,10 @@ Name = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def checked(place: str) -> Callable[[type[T]], type[T]]:
-    """Makes a frozen dataclass whose every instance has been checked: types, finiteness and ranges of all fields.
+    """Makes a frozen dataclass that checks every instance: types, finiteness and ranges of all fields.
 
-    A whole number is taken for a number; nothing else is taken for what it is not: no bool, text or number of numpy
-    for a whole number, no list for a tuple, no NaN. `__post_init__` is left with what binds several fields together.
+    A whole number is accepted as a number. Nothing else is converted: no bool, text or number of numpy to a whole
+    number, no list to a tuple, no NaN. `__post_init__` checks only conditions on several fields.
 
     Args:
         place: path of its fields in `--set`, for messages; empty: none.
@@ -153,7 +153,7 @@ def from_dict(data: Any, like: T) -> T:
 
 def _restore(data: Any, like: Any, path: str) -> Any:
     is_group = dataclasses.is_dataclass(like) and not isinstance(like, type)
-    if is_group and (data is not None or not path):  # whether a group may be left out, the class around it knows
+    if is_group and (data is not None or not path):  # the enclosing class decides whether a group may be missing
         if not isinstance(data, dict) or data.get("type") != _type_in_records(like):
             found = data.get("type") if isinstance(data, dict) else shown(data)
             raise ConfigError(f"{path or 'config'} is a {found}, not a {_type_in_records(like)}")
@@ -170,7 +170,7 @@ def _restore(data: Any, like: Any, path: str) -> Any:
     if isinstance(like, tuple) and like and dataclasses.is_dataclass(like[0]):
         if not isinstance(data, list):
             raise ConfigError(f"{path} = {shown(data)} does not fit; give a list")
-        kinds = like if len(like) == len(data) else like[:1] * len(data)  # of one kind, or one for each place
+        kinds = like if len(like) == len(data) else like[:1] * len(data)  # of one kind, or one for each entry
         return tuple(_restore(data[i], kind, f"{path}[{i}]") for i, kind in enumerate(kinds))
     return tuple(data) if isinstance(data, list) else data
 
@@ -267,12 +267,12 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def _asked_for(kind: Any) -> str:
-    """What a field of this type takes, in words."""
+    """Describes the values that a field of this type takes."""
     return " or ".join(_describe(option) for option in _options(kind))
 
 
 def _entry(kind: Any) -> Any:
-    """What a sequence of any length holds; None where it is no such sequence, or holds no plain values."""
+    """Type of the entries of a sequence of any length; None for other types and entries that are no plain values."""
     entry, *more = get_args(kind) if get_origin(kind) is tuple else (None,)
     return entry if more == [...] and entry in (int, float, str) else None
 

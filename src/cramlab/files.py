@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then renamed; damaged ones are refused."""
+"""Writes files completely or not at all: to a temporary file, which is then renamed; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class DamagedFileError(CramlabError, ValueError):
 
 
 def partial_path(path: Path) -> Path:
-    """Where this process writes a file before it is put in its place; makes the folder.
+    """Path of the temporary file that this process writes before it is renamed to `path`; makes the folder.
 
-    What processes that have died left half written for the same place is removed.
+    Temporary files that dead processes left for the same path are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_partials(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
@@ -42,10 +42,10 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write what shall stand at `path`: it is put in place at the end, or nothing is left of it.
+    """Yields a temporary path, which is renamed to `path` at the end; after an error nothing is left of it.
 
     Raises:
-        OSError: naming `path`, when it cannot be written; also for a library's own error about a full disk.
+        OSError: when `path`, which it names, cannot be written; also for a library's own error about a full disk.
     """
     partial = partial_path(path)
     try:
@@ -61,7 +61,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def refuse_full_disk(error: BaseException, path: Path) -> None:
-    """Raises an `OSError` that names the path, if an error of whatever library is about a full disk."""
+    """Raises an `OSError` that names the path, if an error of any library is about a full disk."""
     full = next((n for n in _FULL if os.strerror(n) in str(error)), None)
     if full is not None:
         raise OSError(full, f"{os.strerror(full)}; make room, then run it again", str(path)) from error
@@ -103,7 +103,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, in UTF-8; halves of characters, which it has no bytes for, become `?`."""
+    """Writes a text file atomically, in UTF-8; lone surrogates, which UTF-8 cannot encode, become `?`."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
@@ -116,10 +116,10 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _layout(value: Any, indent: str) -> str:
-    """JSON text: flat lists, and whatever fits into `_LINE` characters, on one line."""
+    """JSON text, with flat lists, and everything that fits into `_LINE` characters, on one line."""
     inner = indent + " "
     if isinstance(value, dict):
-        names = (json.dumps({name: 0})[1:-1].removesuffix("0") for name in value)  # numbers and truths become texts
+        names = (json.dumps({name: 0})[1:-1].removesuffix("0") for name in value)  # other keys become strings
         parts = [name + _layout(item, inner) for name, item in zip(names, value.values(), strict=True)]
         begin, end = "{}"
     elif isinstance(value, (list, tuple)):
@@ -136,16 +136,16 @@ def _layout(value: Any, indent: str) -> str:
 
 @contextlib.contextmanager
 def only_process_in(folder: Path) -> Iterator[Callable[[], None]]:
-    """Holds a folder, making it if needed, against other processes; the system lets go when this one dies.
+    """Locks a folder, which it makes if needed, against other processes; the lock ends when this process dies.
 
-    What processes that have died left half written in the folder is removed.
+    Temporary files that dead processes left in the folder are removed.
 
     Yields:
         A function that raises `FileNotFoundError` when the folder has been removed or replaced since. Call it before
-        each write: a write would make a new folder, which this process does not hold.
+        each write, because a write would make a new folder, which this process has not locked.
 
     Raises:
-        FileExistsError: when another process holds it.
+        FileExistsError: when another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -166,7 +166,7 @@ def only_process_in(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def _remove_partials(partials: Iterable[Path]) -> None:
-    """Removes those of these files that dead processes were writing."""
+    """Removes the files among these that dead processes were writing."""
     for partial in partials:
         writer = partial.name.split(".")[-2]
         if writer.isdecimal() and (int(writer) == os.getpid() or not _is_alive(int(writer))):
@@ -197,8 +197,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Loads what `save_checkpoint` wrote; executes no code that the file may hold.
 
     Raises:
-        DamagedFileError: when the file is cut, altered, or no checkpoint at all. Every byte is compared with its
-            checksum, which `torch.load` does not do.
+        DamagedFileError: when the file is truncated, altered, or not a checkpoint. Every byte is compared with its
+        checksum, which `torch.load` does not do.
     """
     import torch
 
@@ -212,11 +212,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
-        except Exception as error:  # whatever zipfile, pickle and torch make of bytes that mean nothing
+        except Exception as error:  # any error of zipfile, pickle or torch on invalid bytes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DamagedFileError(
-                f"{path} is damaged or no checkpoint ({reason}); put a copy in its place, or remove it and run again"
+                f"{path} is damaged or not a checkpoint ({reason}); put a copy in its place, or remove it and run again"
             ) from error
     if not isinstance(state, dict):
-        raise DamagedFileError(f"{path} holds a {type(state).__name__}, no checkpoint; remove it and run again")
+        raise DamagedFileError(f"{path} holds a {type(state).__name__}, not a checkpoint; remove it and run again")
     return state

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Path(enum.IntEnum):
-    """The memory that answered a token."""
+    """The memory that determined the output of a token."""
 
     WORKING = 0
     EPISODIC = 1
@@ -72,7 +72,7 @@ class Trace(NamedTuple):
         scored: the token was scored against the buffer for any reason, audits included, bool.
         gate_prob: probability of reading according to the router, 0 to 1.
         gate_logit: the logit of `gate_prob`; None for a router that is not trained on benefit.
-        quality: how well the semantic answer matches what was read (Eq. 6), 0 to 1; NaN where unknown.
+        quality: match q of the semantic memory's output with what was read (Eq. 6), 0 to 1; NaN where unknown.
         written: the token was written to the buffer, bool; None: all valid tokens were.
     """
 

@@ -43,7 +43,7 @@ class ModelConfig:
             raise ConfigError("model.mixer = () holds no mixer; give one, or a pattern of several")
         for mixer in self.mixer if isinstance(self.mixer, tuple) else (self.mixer,):
             if not dataclasses.is_dataclass(mixer) or isinstance(mixer, type):
-                raise ConfigError(f"model.mixer = {mixer!r} is no config of a mixer; give one, such as CRAMConfig()")
+                raise ConfigError(f"model.mixer = {mixer!r} is not a config of a mixer; give one, such as CRAMConfig()")
 
     def mixer_of(self, layer: int) -> MixerConfig:
         """Config of the mixer of a layer, counted from 0."""

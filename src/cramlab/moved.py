@@ -76,7 +76,7 @@ MODULES = {
     "training.irregular_study": "training.irregular.study",
     "training.irregular_transfer": "training.irregular.transfer",
 }
-# Module of today, old attribute -> new module and attribute.
+# Present module, old attribute -> new module and attribute.
 ATTRIBUTES = {
     "cramlab": {"load": ("cramlab", "load_consolidated"), "read_report": ("cramlab", "skip_counts")},
     "cramlab.language_model.training": {"ModelName": ("cramlab.language_model.run", "ModelName")},
@@ -175,7 +175,7 @@ def attribute(module: str, name: str) -> Any:
 
 
 def new_name(old: str) -> str | None:
-    """The name of today of an old module; None for a name that is not old."""
+    """The present name of an old module; None for a name that is not old."""
     path = old.removeprefix("cramlab.")
     if path in MODULES:
         return f"cramlab.{MODULES[path]}"
@@ -190,7 +190,7 @@ def register() -> None:
 
 
 class _OldNames(MetaPathFinder):
-    """Finds old modules, and gives old attributes to modules of today."""
+    """Finds old modules, and gives old attributes to present modules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -207,7 +207,7 @@ class _OldNames(MetaPathFinder):
 
 
 class _Moved(Loader):
-    """Puts the module of today under the old name: both names are one module."""
+    """Puts the present module under the old name, so that both names are one module."""
 
     def __init__(self, new: str) -> None:
         self.new = new

@@ -1,4 +1,4 @@
-"""The training objective: its named terms (Eq. 8 and the read gate's loss) and how they are put together.
+"""The training objective: its named terms (Eq. 8 and the read gate's loss) and their composition.
 
 `terms` is the only composition. `batch_terms` applies it to a `SequenceModel`; language models call it themselves. To
 add a term, add its weight to `LossConfig` and its line to `terms`.
@@ -186,7 +186,7 @@ def next_token_losses(logits: Tensor, target: Tensor, *, ignored: int) -> TokenL
 
 
 def masked_mean(values: Tensor, mask: Tensor, share: Tensor | None = None, n: Tensor | None = None) -> Tensor:
-    """Mean over the true entries of a mask, each weighted by its share; 0 where there are none. Scalar.
+    """Mean over the true entries of a mask, each weighted by its share; 0 if the mask has none. Scalar.
 
     Args:
         values: any shape.

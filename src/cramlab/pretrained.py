@@ -1,4 +1,4 @@
-"""What a user does with a pretrained model: load it, audit it, consolidate it, load the consolidation.
+"""Functions for pretrained models: load, audit, consolidate, and load with a consolidation.
 
 The commands `cramlab audit` and `cramlab consolidate` call the functions here. Importing this module does not import
 transformers; the first call does.

@@ -127,7 +127,7 @@ def finite(value: Any) -> Any:
 
 
 def kind(document: Any) -> str | None:
-    """The kind of a document: its field `kind`, or what its fields say where it is older than that field.
+    """The kind of a document: its field `kind`, or the kind that its fields imply if it is older than that field.
 
     Returns:
         "run" for a training run's record, "config", "audit", "irregular", ...; None for any other document.

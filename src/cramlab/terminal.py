@@ -1,4 +1,4 @@
-"""Text that comes from files, as a terminal or page may show it: it can neither break nor steer them."""
+"""Makes text from files safe to show: it can neither break nor control a terminal or page."""
 
 from __future__ import annotations
 

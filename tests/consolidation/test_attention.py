@@ -51,7 +51,7 @@ def test_closed_removed_or_reading_all_is_the_original(name):
 
 
 def by_dense_masks(model, layers, tokens, mask):
-    """The slow twin: every token scored against every key in eager attention, under masks; logits and reads."""
+    """Logits and reads of the reference: every token scored against every key in eager attention, under masks."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 

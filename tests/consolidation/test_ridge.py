@@ -1,4 +1,4 @@
-"""Adapters, ranks, gates and sensitivities on planted truth, against slow obvious twins."""
+"""Adapters, ranks, gates and sensitivities on planted truth, against obvious reference implementations."""
 
 import torch
 

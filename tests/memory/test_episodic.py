@@ -31,7 +31,7 @@ def written_by(memory, h, gaps, share=0.3):
 
 
 def dense(memory, h, written):
-    """Every token against every place, by the slow twin."""
+    """Every token against every slot, by the reference implementation."""
     keys, values, _, filled, _ = written.buffer
     given = memory.w_query(h), written.last, keys, values, filled, memory.config.n_heads, memory.config.capacity
     return memory.w_out(naive.attend(*given))
@@ -63,7 +63,7 @@ def gradients(y, weight, inputs):
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("capacity", [None, 7])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_reads_equal_the_slow_twin_in_every_layout(write, capacity, share):
+def test_reads_equal_the_reference_implementation_in_every_layout(write, capacity, share):
     """Outputs and gradients, in a new buffer and in one with entries and empty places, with rows that read nothing."""
     memory = make(write=write, capacity=capacity)
     h, gaps = example(120)
@@ -86,7 +86,7 @@ def test_reads_equal_the_slow_twin_in_every_layout(write, capacity, share):
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_use_equals_the_slow_twin_in_every_layout(write, share, monkeypatch):
+def test_use_equals_the_reference_implementation_in_every_layout(write, share, monkeypatch):
     monkeypatch.setattr(attention, "_MOST_WEIGHTS", 1)  # several blocks of readers
     memory = make(write=write, capacity=30)
     h, gaps = example(400, n_batch=2)

@@ -58,7 +58,7 @@ def all_valid(gaps):
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("capacity", [None, 5])
 @pytest.mark.parametrize("write", WRITES)
-def test_layer_equals_its_slow_twin(router, n_tokens, capacity, write):
+def test_layer_equals_its_reference_implementation(router, n_tokens, capacity, write):
     layer = make(router, capacity=capacity, write=write)
     x, gaps = example(n_tokens, n_batch=2)
     output = layer(x, gaps)
@@ -74,7 +74,7 @@ def test_layer_equals_its_slow_twin(router, n_tokens, capacity, write):
 )
 @pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
 @pytest.mark.parametrize("write", WRITES)
-def test_gradients_equal_those_of_the_slow_twin(router, semantic, write):
+def test_gradients_equal_those_of_the_reference_implementation(router, semantic, write):
     layer = make(router, capacity=20, semantic=semantic, write=write)
     x, gaps = example(33, n_batch=2)
     x.requires_grad_()

@@ -1,4 +1,4 @@
-"""Rotary positions and norms of queries and keys: slow twin, steps, decoders, padding, bounds."""
+"""Rotary positions and norms of queries and keys: reference implementation, steps, decoders, padding, bounds."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def example(n_tokens, n_batch=3):
 @of_writes
 @of_capacity
 @pytest.mark.parametrize("router", ["benefit", "gumbel", "always"])
-def test_layer_and_gradients_equal_the_slow_twin(options, write, capacity, router):
+def test_layer_and_gradients_equal_the_reference_implementation(options, write, capacity, router):
     layer, (x, gaps) = make(options, router, capacity=capacity, write=write), example(33, 2)
     x.requires_grad_()
     valid = torch.ones(2, 33, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The attention kernels equal their slow twins, outputs and gradients. On a CPU only in Triton's interpreter."""
+"""The attention kernels equal the reference implementation, with gradients. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest
@@ -12,7 +12,7 @@ pytestmark = [kernels.wanted, kernels.protest]
 
 
 def twin(q, last, keys, values, *others):
-    """The slow twin in double precision."""
+    """The reference implementation in double precision."""
     return naive.attend(q.double(), last, keys.double(), values.double(), *others)
 
 

@@ -1,4 +1,4 @@
-"""The scan kernels equal their slow twin, outputs and gradients. On a CPU only in Triton's interpreter."""
+"""The scan kernels equal the reference implementation, with gradients. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest
@@ -20,7 +20,7 @@ def example(n_tokens, n_rates=3, width=4):
 
 
 def twin(*given):
-    """The slow twin in double precision."""
+    """The reference implementation in double precision."""
     return naive.decay_scan(*(t.double() for t in given))
 
 

@@ -1,4 +1,4 @@
-"""The recurrence, in chunks of tokens on a CPU, equals its slow twin."""
+"""The recurrence, in chunks of tokens on a CPU, equals its reference implementation."""
 
 import pytest
 import torch

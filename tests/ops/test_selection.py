@@ -1,4 +1,4 @@
-"""The selection kernels equal their slow twins. On a CPU only in Triton's interpreter."""
+"""The selection kernels equal their reference implementations. On a CPU only in Triton's interpreter."""
 
 import kernels
 import pytest

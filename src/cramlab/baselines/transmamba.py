@@ -102,7 +102,7 @@ class TransMamba(Mixer):
         """Keys and values of the first tokens, including those of this call, (B, switch_at, D) each."""
         spare = torch.where(early, position, self.config.switch_at)[..., None].expand_as(
             k
-        )  # one place more, for the other tokens
+        )  # one more slot, for the other tokens
         keys, values = (
             torch.cat([old, old[:, :1]], dim=1).scatter(1, spare, new)[:, :-1]
             for old, new in ((state.keys, k), (state.values, v))
@@ -115,7 +115,7 @@ class TransMamba(Mixer):
         if n_early == 0:
             return torch.zeros_like(q)
         places = torch.arange(self.config.switch_at, device=q.device)
-        mask = places <= position[:, :n_early, None]  # a token that is not early sees all places, and is dropped
+        mask = places <= position[:, :n_early, None]  # a token that is not early sees all slots, and is dropped
         y = dense(q[:, :n_early], *held, self.config.n_heads, mask)
         return F.pad(y, (0, 0, 0, q.shape[1] - n_early))
 

@@ -22,7 +22,7 @@ _EXAMPLE = ("srcd", "cram", "small")  # the run whose values the help shows
 
 
 def collected() -> dict[str, Any]:
-    """The content of the file, from the code.
+    """Collects the content of the file from the code.
 
     Returns:
         "experiments": for each its one-line description and, for each mixer ("" for the experiment's own), the

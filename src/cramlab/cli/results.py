@@ -86,7 +86,7 @@ def _report(args: argparse.Namespace) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         found = records.read_all(args.dirs, lambda files: bar.track(files, description="reading records"))
-        from cramlab.files import write_text  # what draws takes seconds to import, a refusal does not wait for it
+        from cramlab.files import write_text  # drawing takes seconds to import, and a refusal need not wait for it
         from cramlab.report.page import render
 
         page = render(found, lambda runs: bar.track(runs, description="drawing runs"))

@@ -1,4 +1,4 @@
-"""What the command knows without importing torch: names of experiments, sizes and mixers, and the fields of `--set`.
+"""Names of experiments, sizes and mixers, and the fields of `--set`, which the command knows without importing torch.
 
 They are kept in `settings.json`, which `python -m cramlab.cli.make_settings` makes from the code; a test compares them.
 """

@@ -1,4 +1,4 @@
-"""Everything that is learned, stage by stage, and which of it is kept."""
+"""Learns adapters and gates stage by stage, and chooses the stage that is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cramlab.consolidation.setting import CLOSED_FORM, END, LOCAL, Setting
 
 @dataclass(frozen=True)
 class Candidates:
-    """What was learned up to each stage.
+    """Adapters and gates as learned up to each stage.
 
     Attributes:
         learned: gates and adapters by name of the stage, in order.
@@ -28,7 +28,7 @@ class Candidates:
     increases: dict[str, float]
 
     def described(self) -> dict[str, Any]:
-        """What a record says of the gradient steps; losses are means over twentieths of the steps."""
+        """Fields of a record on the gradient steps; losses are means over twentieths of the steps."""
         losses = {
             name: [float(part[:, 0].mean()) for part in learned.history.chunk(20)]
             for name, learned in self.learned.items()
@@ -40,8 +40,8 @@ class Candidates:
 def learn(setting: Setting) -> Candidates:
     """Learns in closed form, then by gradient steps on each layer's error, then on the model's output.
 
-    Gradient steps on little text may do harm. So the first and the last candidate are compared on validation documents,
-    at the median of the shares of `learning_fracs`, and the one that loses less is kept.
+    Gradient steps on little text may increase the loss. Therefore the first and the last candidate are compared on
+    validation documents, at the median of the shares of `learning_fracs`, and the one with the lower loss is kept.
     """
     last = Learner(setting).learn()
     rounded(last.layers)
@@ -55,7 +55,7 @@ def learn(setting: Setting) -> Candidates:
 
 
 def _mean_increase(setting: Setting, learned: Learned, name: str) -> float:
-    """Mean loss increase on validation documents at the median of the shares that were learned for."""
+    """Mean loss increase on validation documents at the median of `learning_fracs`."""
     config = setting.config
     wanted = config.learning_fracs[(len(config.learning_fracs) - 1) // 2]
     at = min(range(len(config.skipped_fracs)), key=lambda i: abs(config.skipped_fracs[i] - wanted))

@@ -1,4 +1,4 @@
-"""What one consolidation depends on."""
+"""The settings of a consolidation."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from cramlab.errors import ConsolidationError
 def learned_before(
     model: nn.Module, start: Path, corpus: Corpus, config: ConsolidationConfig
 ) -> tuple[dict[str, Any], Learned, Corpus]:
-    """What a folder holds, and the documents on which it may be calibrated.
+    """Loads a folder, and finds the documents on which it may be calibrated.
 
     On the text and with the draw that the folder was learned with, its parts are the same again, so all documents are
     allowed. Otherwise only documents that nothing was learned from or chosen by are, without copies of the others;

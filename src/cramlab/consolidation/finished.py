@@ -86,7 +86,7 @@ def _made_of_others(
     further: Corpus | None,
     start: Path | None,
 ) -> list[str]:
-    """The options that differ in digests alone: the text is drawn and encoded, which takes longest."""
+    """Names of the options that differ only in digests. The text is drawn and encoded for this, which takes longest."""
     if start is None:
         parts = parts_of(pretrained, corpus, config, further)
     else:

@@ -14,7 +14,7 @@ from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.patch.observe import Look, observe
 from cramlab.hf.attention_sites import AttentionSite
 
-# Names of candidates: what was learned up to some stage. Records hold them, and stages are named after them.
+# Names of candidates, by the stage up to which they were learned; records and stages use them.
 CLOSED_FORM, LOCAL, END = "closed form", "local", "end"
 ROUTER_ONLY, LORA, SAVED = "router-only", "lora", "saved"
 

@@ -15,7 +15,7 @@ class Buffer(NamedTuple):
         keys: (B, S, D).
         values: (B, S, D).
         times: time since the entry was written, (B, S).
-        filled: false on empty places, bool (B, S).
+        filled: false on empty slots, bool (B, S).
         n_written: number of entries written so far, evicted ones included, int64 (B,).
     """
 
@@ -27,7 +27,7 @@ class Buffer(NamedTuple):
 
     @property
     def n_places(self) -> int:
-        """Number of places, filled or empty, in each sequence: S."""
+        """Number of slots, filled or empty, in each sequence: S."""
         return self.keys.shape[1]
 
     @property
@@ -49,10 +49,10 @@ class Written(NamedTuple):
 
     Attributes:
         buffer: entries from before the call and of the call.
-        last: newest place that each token of the call may see, int64 (B, T); -1: none.
-        gapless: all places up to any `last` are known to be filled, without waiting for the device.
-        full: all places are known to be filled, without waiting for the device.
-        one_each: every token of the call has a place, filled or empty: its `last`.
+        last: newest slot that each token of the call may see, int64 (B, T); -1: none.
+        gapless: all slots up to any `last` are known to be filled, without waiting for the device.
+        full: all slots are known to be filled, without waiting for the device.
+        one_each: every token of the call has a slot, filled or empty: its `last`.
         position: number of entries of the sequence written before each token, in any call and evicted ones included,
             int64 (B, T); None: attention uses no positions. For a written token this is its index among the entries.
     """
@@ -66,11 +66,11 @@ class Written(NamedTuple):
 
     @property
     def filled(self) -> Tensor | None:
-        """`buffer.filled`; None if all places up to any `last` are known to be filled."""
+        """`buffer.filled`; None if all slots up to any `last` are known to be filled."""
         return None if self.gapless else self.buffer.filled
 
     def is_causal(self, capacity: int | None) -> bool:
-        """True if token t sees exactly the places 0 to t. May wait for the device."""
+        """True if token t sees exactly the slots 0 to t. May wait for the device."""
         if not self.one_each or self.buffer.n_places != self.last.shape[1]:
             return False
         if capacity is not None and capacity < self.buffer.n_places:

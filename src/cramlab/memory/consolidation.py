@@ -9,7 +9,7 @@ _EPS = 1e-6
 
 
 def quality(answer: Tensor, retrieved: Tensor, sigma: float) -> Tensor:
-    """Match of both answers, `q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (...), without gradient.
+    """Match of output and read, `q = exp(-||f_sem - r_E||^2 / sigma^2)` (Eq. 6), (...), without gradient.
 
     Args:
         answer: f_sem, (..., D).

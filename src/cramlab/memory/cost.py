@@ -45,14 +45,14 @@ def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac:
         training: forward and backward in training mode, with the consolidation loss and the labels of the write gate
             (as many tokens ask as read). Backward costs twice the forward pass, or once where the input needs no
             gradient. For scores in tiles it costs 2.5 times, as it computes them again. A fused kernel, used for few
-            readers and places or for all of them, computes them again too, which is not counted.
+            readers and slots or for all of them, computes them again too, which is not counted.
     """
     d, capacity = layer.d_model, layer.episodic.config.capacity
     write_frac = 1.0 if layer.episodic.salience is None else write_frac
     read_frac = 1.0 if layer.router.name == "gumbel" else read_frac
     n_reads, n_writes = read_frac * seq_len, write_frac * seq_len
     full, half = (3, 2) if training else (1, 1)  # factors with and without a gradient to the input
-    unused = n_reads == seq_len and layer.router.name != "gumbel"  # the semantic answers, computed but without gradient
+    unused = n_reads == seq_len and layer.router.name != "gumbel"  # f_sem is computed, but without gradient
     answers = 1 if unused else full
     parts = {
         "working memory": seq_len * layer.working.product_flops(d, full, half),
@@ -99,7 +99,7 @@ def _pairs(layer: CostedLayer, n_reads: float, n_writes: float, training: bool) 
         return 0.0
     capacity = layer.episodic.config.capacity
     bound = n_writes if capacity is None else min(capacity, n_writes)
-    if n_reads >= n_writes and layer.episodic.salience is None:  # all read: the causal half, or a mask over all places
+    if n_reads >= n_writes and layer.episodic.salience is None:  # all read: the causal half, or a mask over all slots
         return (3 if training else 1) * n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
     count = max(1, round(n_reads))
     last = [int(n_writes * (reader + 0.5) / count) for reader in range(count)]

@@ -1,6 +1,7 @@
-"""Decoding with a CRAM layer: one token at a time, in place, without what only training and analysis need.
+"""Decoding with a CRAM layer: one token at a time, in place, without the parts that only training and analysis need.
 
-`Decoder` computes only what the gates ask for, and waits for their decisions. `GraphDecoder` never waits.
+`Decoder` waits for the decisions of the gates and computes only the reads and writes that they open for. `GraphDecoder`
+never waits.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from cramlab.memory.buffer import Buffer
 from cramlab.memory.layer import CRAMLayer, CRAMState
 from cramlab.ops.read import attention
 
-_GROWTH = 256  # places added at a time, until the capacity is reached
+_GROWTH = 256  # slots added at a time, until the capacity is reached
 
 
 class Ring:
-    """The buffer of a decoder. When `capacity` places are in use, a new entry overwrites the oldest.
+    """The buffer of a decoder. When `capacity` slots are in use, a new entry overwrites the oldest.
 
-    Holds at most `capacity * (2 D + 1)` numbers per sequence, and before that at most `_GROWTH` places more than it
-    needs. Each sequence fills its places at its own pace. The order of places does not matter to attention.
+    Holds at most `capacity * (2 D + 1)` numbers per sequence, and before that at most `_GROWTH` slots more than it
+    needs. Each sequence fills its slots at its own pace. The order of slots does not matter to attention.
     """
 
     def __init__(self, buffer: Buffer, capacity: int | None) -> None:
@@ -44,7 +45,7 @@ class Ring:
         return n_places if self.capacity is None else min(n_places, self.capacity)
 
     def _order(self, row: int) -> Tensor:
-        """Places of a sequence's entries, oldest first."""
+        """Slots of a sequence's entries, oldest first."""
         n, n_places = self.n_written[row], self.keys.shape[1]
         return torch.arange(n - self.held(row), n, device=self.keys.device) % max(1, n_places)
 
@@ -71,7 +72,7 @@ class Ring:
             self.n_written[row] += 1
 
     def buffer(self) -> Buffer:
-        """A copy as `EpisodicMemory` keeps it: oldest entry first, empty places in front."""
+        """A copy as `EpisodicMemory` keeps it: oldest entry first, empty slots in front."""
         n_most = max((self.held(b) for b in range(len(self.keys))), default=0)
         keys, values = (t.new_zeros(len(t), n_most, t.shape[-1]) for t in (self.keys, self.values))
         times = self.written_at.new_zeros(len(keys), n_most)
@@ -176,8 +177,9 @@ class Decoder(LayerDecoder):
 class GraphDecoder(LayerDecoder):
     """Leaves all decisions on the device, so that a CUDA graph can record a step.
 
-    The ring has all its places from the start. Keys and semantic answers are computed for every token and dropped where
-    the gates decide against them; the fused kernel loads no entry for a token that does not read. Source: ours.
+    The ring has all its slots from the start. Keys and outputs of the semantic memory are computed for every token and
+    dropped where the gates decide against them; the fused kernel loads no entry for a token that does not read. Source:
+    ours.
     """
 
     def __init__(self, layer: CRAMLayer, state: CRAMState) -> None:
@@ -189,10 +191,10 @@ class GraphDecoder(LayerDecoder):
         super().__init__(layer, state)
         capacity = layer.config.episodic.capacity
         if capacity is None:
-            raise ValueError("episodic.capacity = None is unbounded, which a recorded step cannot be; set a capacity")
+            raise ValueError("episodic.capacity = None is unbounded, but a recorded step needs a bound; set a capacity")
         self.capacity, self.working = capacity, state.working.clone()
         ring = Ring(state.buffer, capacity)
-        more = capacity + 1 - ring.keys.shape[1]  # one more place receives what is not written
+        more = capacity + 1 - ring.keys.shape[1]  # one more slot receives entries that are not written
         self.keys, self.values = (F.pad(t, (0, 0, 0, more)) for t in (ring.keys, ring.values))
         self.n_written = ring.counts()
         self.row = torch.arange(len(self.keys), device=self.keys.device)

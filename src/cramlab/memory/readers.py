@@ -35,7 +35,7 @@ class Readers(ABC):
 
     @abstractmethod
     def put_onto(self, rows: Tensor, onto: Tensor) -> Tensor:
-        """A copy of `onto` (B, T, ...) with the rows of the readers in their places."""
+        """A copy of `onto` (B, T, ...) in which the rows of the readers replace theirs."""
 
     @final
     def attend(self, q: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
@@ -57,11 +57,11 @@ class Readers(ABC):
 
     @abstractmethod
     def use(self, q: Tensor, own: Tensor, written: Written, n_heads: int, capacity: int | None) -> Tensor:
-        """Squared attention weight of each place, summed over the readers, mean over heads, (B, S).
+        """Squared attention weight of each slot, summed over the readers, mean over heads, (B, S).
 
         Args:
             q: queries, rows of width D.
-            own: place of each token's own entry, whose weight does not count, int64 (B, T); -1: it has none.
+            own: slot of each token's own entry, whose weight does not count, int64 (B, T); -1: it has none.
             written: as in `attend`.
             n_heads: as in `attend`.
             capacity: as in `attend`.
@@ -140,7 +140,7 @@ class Gathered(Readers):
         for b, (some, last) in enumerate(by_sequence):
             if len(some):
                 keys, values, filled = buffer.keys[b], buffer.values[b], buffer.filled[b]
-                if not bool(filled.all()):  # without the empty places, what a reader sees is a window
+                if not bool(filled.all()):  # without the empty slots, a reader sees a window
                     last = filled.cumsum(dim=0)[last] - 1
                     keys, values = (t.index_select(0, filled.nonzero().squeeze(-1)) for t in (keys, values))
                 newest = last.tolist()

@@ -1,4 +1,4 @@
-"""The slow twin of `CRAMLayer`: one token at a time, equation by equation. Only tests import it."""
+"""The reference implementation of `CRAMLayer`: one token at a time, equation by equation. Only tests import it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def reference_layer(
 
 
 def _working(layer: CRAMLayer, x: Tensor, gap: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """State `s = exp(-rate gap) s + u`, then h(K) by Eq. 2, and the answer."""
+    """State `s = exp(-rate gap) s + u`, then h(K) by Eq. 2, and the output of the working memory."""
     memory = layer.working
     if isinstance(memory, NoWorkingMemory):
         return state, torch.zeros(1), x
     if not isinstance(memory, WorkingMemory):
-        raise ValueError("working: this twin knows leaky integrators only; `delta_rule_by_tokens` is the delta rule's")
+        raise ValueError("working: this reference has leaky integrators only; see `delta_rule_by_tokens`")
     config = memory.config
     width = config.d_state // config.n_timescales
     decay = torch.stack([torch.exp(-memory.log_rate[i // width].exp() * gap) for i in range(config.d_state)])
@@ -123,7 +123,7 @@ def _retrieve(layer: CRAMLayer, h: Tensor, position: int, entries: list[tuple[Te
 
 
 def _know(layer: CRAMLayer, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Semantic answer (Eq. 4), and the hidden activations that the gate uses."""
+    """Output of the semantic memory (Eq. 4), and the hidden activations that the gate uses."""
     memory = layer.semantic
     if isinstance(memory, Nothing):
         return torch.zeros_like(h), torch.zeros(0)
@@ -162,7 +162,7 @@ def _answer(
 def _answer_by_path(
     layer: CRAMLayer, token: tuple[Tensor, Tensor, Tensor], working: Tensor, retrieved: Tensor, value: Tensor
 ) -> tuple[Tensor, bool]:
-    """Eq. 6 and 7 without sampling: the answer is that of the most probable path."""
+    """Output by Eq. 6 and 7 without sampling: that of the most probable path."""
     x, gap, hidden_state = token
     router = layer.gumbel
     q = torch.exp(-((value - retrieved) ** 2).sum() / (retrieved**2).sum() / layer.config.router.sigma**2)

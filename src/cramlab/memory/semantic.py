@@ -28,7 +28,10 @@ class AdapterConfig:
 
 
 class Adapter(nn.Module):
-    """`f_sem(h) = W_up ReLU(W_down h)`, in two halves, as a gate uses the hidden activations. Source: paper, Eq. 4."""
+    """`f_sem(h) = W_up ReLU(W_down h)`, in two halves, because a gate uses the hidden activations.
+
+    Source: paper, Eq. 4.
+    """
 
     def __init__(self, config: AdapterConfig, d_model: int) -> None:
         super().__init__()
@@ -41,11 +44,11 @@ class Adapter(nn.Module):
         return F.relu(self.w_down(h))
 
     def answer(self, recognised: Tensor) -> Tensor:
-        """Answer for the hidden activations, (..., D)."""
+        """Output f_sem for the hidden activations, (..., D)."""
         return self.w_up(recognised)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Answer for h (..., D), (..., D)."""
+        """Output f_sem for h (..., D), (..., D)."""
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:
@@ -74,10 +77,10 @@ class SlotsConfig:
 
 
 class Slots(nn.Module):
-    """Learned keys and values; the answer is a softmax over cosine matches. Source: ours.
+    """Learned keys and values; the output is a softmax over cosine matches. Source: ours.
 
     The bias of the query removes what all tokens have in common; without it every slot would match every token. Values
-    begin at the size of answers and share a learned size; otherwise Adam needs thousands of steps to grow them, and
+    begin at the size of outputs and share a learned size; otherwise Adam needs thousands of steps to grow them, and
     until then no slot is worth matching.
     """
 
@@ -96,12 +99,12 @@ class Slots(nn.Module):
         return F.normalize(self.w_query(h), dim=-1) @ F.normalize(self.keys, dim=-1).T
 
     def answer(self, recognised: Tensor) -> Tensor:
-        """Answer for the cosines with all slots, (..., D)."""
+        """Output f_sem for the cosines with all slots, (..., D)."""
         weights = torch.softmax(self.log_sharpness.exp() * recognised, dim=-1)
         return self.log_size.exp() * (weights @ self.values) + self.bias
 
     def forward(self, h: Tensor) -> Tensor:
-        """Answer for h (..., D), (..., D)."""
+        """Output f_sem for h (..., D), (..., D)."""
         return self.answer(self.recognise(h))
 
     def product_flops(self, d_model: int, first: int, full: int) -> float:
@@ -115,12 +118,12 @@ class NothingConfig:
     """No semantic memory: the control that has only the price of reads."""
 
     def build(self, d_model: int) -> Nothing:
-        """A memory whose answer is zero."""
+        """A memory whose output is zero."""
         return Nothing(d_model)
 
 
 class Nothing(nn.Module):
-    """The answer is always zero. Source: ours, a control."""
+    """The output is always zero. Source: ours, a control."""
 
     rank = 0
 

@@ -35,7 +35,7 @@ class WorkingMemoryConfig:
         """Each error names the field, the value and the fix."""
         if self.d_state % self.n_timescales:
             raise ConfigError(
-                f"model.mixer.working.d_state = {self.d_state} is no multiple of "
+                f"model.mixer.working.d_state = {self.d_state} is not a multiple of "
                 f"model.mixer.working.n_timescales = {self.n_timescales}; change one of them"
             )
 
@@ -84,7 +84,7 @@ class WorkingMemory(nn.Module):
         state: Tensor,
         valid: Tensor | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer of the recurrence for every token.
+        """Output of the working memory for every token.
 
         Args:
             x: (B, T, D); zero on padding, which leaves the state unchanged.
@@ -120,7 +120,7 @@ class WorkingMemory(nn.Module):
 
 
 class NoWorkingMemory(nn.Module):
-    """An ablation: the answer is the token itself. State: (B, 0)."""
+    """An ablation: the output is the token itself. State: (B, 0)."""
 
     def initial_state(self, n_batch: int, like: Tensor | None = None) -> Tensor:
         """An empty state, (B, 0)."""

@@ -31,7 +31,10 @@ class WorkingLayerConfig:
 
 
 class WorkingLayer(Mixer):
-    """The working memory answers every token. Its state is a `CRAMState` with an empty buffer. Source: ours."""
+    """Every token gets the output of the working memory.
+
+    Its state is a `CRAMState` with an empty buffer. Source: ours.
+    """
 
     def __init__(self, config: WorkingLayerConfig, d_model: int) -> None:
         super().__init__()

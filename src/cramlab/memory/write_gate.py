@@ -12,9 +12,9 @@ class SalienceGate(nn.Module):
     """Predicts from a token's own state whether its entry will be read.
 
     The use of an entry is the squared attention weight that later reads of the same call give it, mean over heads,
-    summed over readers. The weight is squared because leaving out an entry of weight w moves the answer by w / (1 - w)
+    summed over readers. The weight is squared because leaving out an entry of weight w moves the output by w / (1 - w)
     of its distance from that entry: the squared error grows with w squared, and weight spread thinly over many entries
-    is no reason to keep them. An entry is worth its place if its expected use exceeds a price, so the gate is trained
+    is no reason to keep them. An entry is worth its slot if its expected use exceeds a price, so the gate is trained
     as a classification weighted by regret, like the read gate. Only the label depends on the future.
 
     Source: ours (the paper stores "novel events" without a rule).

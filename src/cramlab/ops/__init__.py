@@ -1,4 +1,5 @@
 """Operators without parameters: `read` (attention), `scan` (linear recurrence) and `select` (some tokens of many).
 
-Each folder has the operator, its slow twin in plain PyTorch (`naive`), and its Triton kernels (`kernels`, `fused`).
+Each folder has the operator, its reference implementation in plain PyTorch (`naive`), and its Triton kernels
+(`kernels`, `fused`).
 """

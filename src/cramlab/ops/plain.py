@@ -1,4 +1,4 @@
-"""When may a computation use a module's parameters directly instead of calling the module?"""
+"""Decides whether a computation may use a module's parameters directly instead of calling the module."""
 
 from __future__ import annotations
 

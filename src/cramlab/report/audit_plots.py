@@ -21,20 +21,20 @@ def _axes(width: float = 8.5, height: float = 3.4) -> Axes:
 
 
 def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Sequence[float | None]], **style: Any) -> None:
-    """Points with their intervals; a missing interval is none."""
+    """Draws points with their intervals; a missing interval is left out."""
     values = np.array([[np.nan if v is None else v for v in e] for e in estimates], dtype=float)
     spread = np.nan_to_num(np.clip([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0, None))
     axes.errorbar(x, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=1, capsize=2, **style)
 
 
 def _whole_layers(axes: Axes, label: str) -> None:
-    """There is no layer 0.5."""
+    """Sets the ticks of an axis to whole layers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(label)
 
 
 def heat_map(data: dict[str, Any], measure: str) -> str:
-    """Layers by heads, with the layer's answer as the last column."""
+    """Layers by heads, with the layer's output as the last column."""
     probe = data["probes"]["hidden"]
     heads = [[estimate[0] for estimate in row] for row in probe["heads"][measure]]
     whole = [estimate[0] for estimate in probe["layers"][measure]]
@@ -75,7 +75,7 @@ def loss_by_layer(data: dict[str, Any]) -> str:
 
 
 def loss_by_share(data: dict[str, Any]) -> str:
-    """Nats per token against the share of all answers that is replaced."""
+    """Nats per token against the share of all outputs that is replaced."""
     axes = _axes()
     n_layers = len(data["model"]["layers"])
     for kind, colour in KIND_COLOURS.items():
@@ -87,13 +87,13 @@ def loss_by_share(data: dict[str, Any]) -> str:
             label = f"{kind}, {'best-predicted' if choice == 'best' else 'random'} tokens"
             _bars(axes, [r["share"] for r in rows], [r[kind] for r in rows], label=label, color=colour, linestyle=style)
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_xlabel("share of answers replaced")
+    axes.set_xlabel("share of outputs replaced")
     axes.set_ylabel("increase of the loss, nats per token")
     return finish(axes)
 
 
 def predictable_against_removable(data: dict[str, Any]) -> str:
-    """One point a layer: R against what the probe in its place costs."""
+    """R of each layer against the loss increase when the probe replaces it."""
     axes = _axes(6, 3.6)
     r = [estimate[0] for estimate in data["probes"]["hidden"]["layers"]["r"]]
     nats = [row["probe"][0] for row in data["loss"]["alone"]]
@@ -103,12 +103,12 @@ def predictable_against_removable(data: dict[str, Any]) -> str:
     axes.axvline(data["verdict"]["predictable_r"], color="black", linestyle=":", label="called predictable from here")
     axes.axhline(data["verdict"]["removable_nats"], color=COLOURS[1], linestyle=":", label="called costly from here")
     axes.set_xlabel("R")
-    axes.set_ylabel("nats per token when the probe answers")
+    axes.set_ylabel("nats per token when the probe replaces it")
     return finish(axes)
 
 
 def distribution(data: dict[str, Any]) -> str:
-    """Layers by R of single tokens: which share of a layer's tokens has which R."""
+    """Histogram of the R of single tokens, by layer."""
     counts = np.array(data["distribution"]["layers"], dtype=float)
     edges = data["distribution"]["edges"]
     n_layers = len(counts)
@@ -125,7 +125,7 @@ def distribution(data: dict[str, Any]) -> str:
 
 
 def by_rank(data: dict[str, Any]) -> str:
-    """Centred R² of the layers' answers by rank of the probe."""
+    """Centred R² of the layers' outputs by rank of the probe."""
     axes = _axes()
     ranks = data["by_rank"]["ranks"]
     for layer, row in zip(data["model"]["layers"], data["by_rank"]["r2"], strict=True):

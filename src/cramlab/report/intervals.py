@@ -1,4 +1,4 @@
-"""95% intervals: how they are computed, and how they are written."""
+"""Computes and formats 95% intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Interval:
 
     Attributes:
         mean: the estimate.
-        low: lower end; None where there is nothing to compute an interval from.
+        low: lower end; None if no interval can be computed.
         high: upper end; None with `low`.
     """
 
@@ -58,6 +58,6 @@ def seed_interval(values: Sequence[float]) -> Interval:
 
 
 def share_interval(share: float, n: int) -> Interval:
-    """A share of n trials with Wilson's interval, which says how far one seed's test set leaves it uncertain."""
+    """A share of n trials with Wilson's interval: the uncertainty from the finite test set of one seed."""
     result = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
     return Interval(mean=share, low=float(result.low), high=float(result.high))

@@ -12,7 +12,7 @@ from cramlab.report.template import template
 from cramlab.terminal import plain
 
 _RUNS_PER_FIGURE = 12  # up to here, each run has a label of its own
-_MIXERS_PER_TABLE = 5  # what a page 1,100 pixels wide has room for
+_MIXERS_PER_TABLE = 5  # columns that fit into a page of 1,100 pixels
 
 
 Progress = Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]]

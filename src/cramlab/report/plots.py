@@ -132,7 +132,7 @@ def losses_over_steps(record: dict[str, Any]) -> str:
 
 
 def routing_raster(record: dict[str, Any]) -> str:
-    """Token by token, which memory answered; queries marked recurring or novel, wrong answers crossed."""
+    """The memory that was used for each token; queries are marked recurring or novel, wrong answers crossed."""
     samples = record["samples"]
     height = 0.6 + 0.75 * len(samples)
     figure = Figure(figsize=(11, height))

@@ -1,4 +1,4 @@
-"""Results as tables: means over seeds, with intervals and what they rest on."""
+"""Results as tables: means over seeds, with intervals."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _row(experiment: str, size: str, mixer: str, group: list[dict[str, Any]]) ->
         return seed_interval([test[name] for test in tests if test[name] is not None] or [math.nan])
 
     def share(name: str, count: str) -> Interval:
-        """Over seeds; for a single one, over its own queries or tokens."""
+        """Interval over seeds; for a single seed, over its queries or tokens."""
         value, n = tests[0][name], tests[0][count]
         return share_interval(value, n) if len(tests) == 1 and n else over_seeds(name).within(0.0, 1.0)
 
@@ -146,7 +146,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def results_table(found: Iterable[dict[str, Any]]) -> Table:
-    """For the terminal: one column a mixer, so that it fits."""
+    """Table for the terminal, with one column a mixer, so that it fits."""
     columns = [[Text(cell) for cell in cells(row)] for row in summarise(plain(list(found)))]
     table = Table(title="test split, 95% intervals", show_header=False)
     for name, *values in zip(COLUMNS, *columns, strict=True):
@@ -155,7 +155,7 @@ def results_table(found: Iterable[dict[str, Any]]) -> Table:
 
 
 def processor(record: dict[str, Any]) -> str:
-    """What a record was made on."""
+    """The processor or accelerator that a record was made on."""
     hardware = record["hardware"]
     return hardware["accelerator"] or hardware["processor"] or hardware["machine"]
 

@@ -44,7 +44,7 @@ _ARRAYS = (
     "rebound", "pattern",
 )  # fmt: skip
 _Scale = Annotated[float, Field(ge=0, le=1e6)]
-_SPLIT_SHARES = (6, 1, 1)  # in which proportions the splits divide the (key, value) pairs of novel token keys
+_SPLIT_SHARES = (6, 1, 1)  # proportions in which the splits divide the (key, value) pairs of novel token keys
 
 
 @checked("task")

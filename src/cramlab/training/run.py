@@ -1,4 +1,4 @@
-"""What one training run is: the task, the model and the training."""
+"""The config of one training run: the task, the model and the training."""
 
 from __future__ import annotations
 

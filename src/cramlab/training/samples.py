@@ -1,4 +1,4 @@
-"""A few test sequences token by token, with the memory that answered and the forecast; the report draws them."""
+"""A few test sequences token by token, with the memory that was used and the forecast; the report draws them."""
 
 from __future__ import annotations
 

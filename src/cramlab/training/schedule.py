@@ -1,4 +1,4 @@
-"""What a run does at a step: its data, routing and learning rate, and what a validation changes.
+"""The schedule of a run: data, routing and learning rate of each step, and the consequences of a validation.
 
 All functions but `after_validation` only read the progress.
 """

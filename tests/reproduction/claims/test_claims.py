@@ -61,7 +61,12 @@ def test_without_records_nothing_is_reproduced_but_what_is_proved():
     assert figures(Findings.of(Evidence())).keys() == {"practice.svg"}  # the null and people need no records
 
 
-def test_every_command_is_understood():
+def test_every_command_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "runs" / "results" / "transfer" / "cram-source-seed0"
+    source.mkdir(parents=True)
+    for name in ("DIR", "FILE", source / "record.json", source / "checkpoint.pt"):  # what the user brings
+        (tmp_path / name).touch()
     for row in claim_rows(Findings.of(Evidence(runs=[RUN | {"practice": None}]))):
         for command in row.command.split(" && "):
             words = command.split()

@@ -1,1 +1,1 @@
-"""Machinery that several baselines use: no mixer is here."""
+"""Machinery that several baselines use; no mixer is here."""

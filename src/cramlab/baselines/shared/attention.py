@@ -1,4 +1,4 @@
-"""What the baselines that attend have in common."""
+"""A check that all baselines with attention make."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from cramlab.ops.read.visibility import visible_places
 
 
 class SelectedCache(NamedTuple):
-    """Keys and values of the selected past tokens, (B, S, D) each, and which places are filled, bool (B, S)."""
+    """Keys and values of the selected past tokens, (B, S, D) each, and which slots are filled, bool (B, S)."""
 
     keys: Tensor
     values: Tensor

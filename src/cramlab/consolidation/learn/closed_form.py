@@ -1,4 +1,4 @@
-"""Adapters, gates and the worth of a far read in closed form, from sums over documents; the backbone is never changed.
+"""Fits adapters, gates and the value of a far read in closed form, from sums over documents, with a frozen backbone.
 
 Source: ours.
 """

@@ -4,8 +4,8 @@ Two stages. *Local*: on the states of the original model, each layer's adapter l
 the log of the remaining error. *End*: the model as it will run, with reads drawn at random by the gates, learns the
 original's output.
 
-A read is a binary decision, which has no gradient. One backward pass gives, for every token of every layer, by how much
-the loss falls if it reads a little more: its counterfactual benefit, to first order. The gate then ascends
+A read is a binary decision, which has no gradient. One backward pass gives, for every token of every layer, how much
+the loss falls if it reads a little more: its counterfactual benefit to first order. The gate then ascends
 `sum of P(read) x (benefit - price)`. Shares of skipped reads are held by thresholds, which are running quantiles of the
 scores; the price of a share is the mean benefit of the tokens at its threshold, which is the multiplier of that
 constraint. So one gate learns an order of tokens that serves all shares.
@@ -83,7 +83,7 @@ def with_units(
 class Distiller(GradientStage):
     """Learns the weights of layers in place.
 
-    Adapters' maps up learn at four times the rate, in units of the size of their answers.
+    Adapters' maps up learn at four times the rate, in units of the size of their outputs.
 
     Args:
         setting: model, sites and config.
@@ -143,7 +143,7 @@ class Distiller(GradientStage):
     def end_step(self, step: int, tokens: Tensor) -> None:
         """One step on the output of the whole model; tokens (B, T)."""
         index = step * len(tokens) + torch.arange(len(tokens), device=self.device)
-        share = index // N_SOURCES % len(self.config.learning_fracs)  # every source comes with every share
+        share = index // N_SOURCES % len(self.config.learning_fracs)  # every source of text meets every share
         if bool(self.thresholds.isnan().any()):
             self.thresholds.copy_(self._first_thresholds(tokens))
         temperature = self.config.temperature * (1 - (1 - _LAST_TEMPERATURE) * step / self.n_steps)
@@ -253,7 +253,7 @@ def distilled(setting: Setting, learned: Learned, stage: str, n_steps: int) -> L
 
 
 def _gates_alone(setting: Setting, learned: Mapping[int, ConsolidatedAttention]) -> dict[int, ConsolidatedAttention]:
-    """Layers with the linear gates of others and adapters that answer nothing."""
+    """Layers with the linear gates of others and adapters whose output is zero."""
     near = {"window": setting.config.window, "n_sinks": setting.config.n_sinks}
     layers = {site.layer: ConsolidatedAttention.beside(site, rank=0, **near) for site in setting.sites}
     for i, layer in layers.items():
@@ -266,7 +266,7 @@ def _gates_alone(setting: Setting, learned: Mapping[int, ConsolidatedAttention])
 
 
 def _size(answers: Sequence[Tensor]) -> float:
-    """Root mean square of an adapter's answer for a code of unit variance, from the parameters of its map up.
+    """Root mean square of an adapter's output for a code of unit variance, from the parameters of its map up.
 
     It varies 1000-fold between layers, so it scales the learning rate, to which Adam alone does not adapt.
     """

@@ -1,4 +1,4 @@
-"""The consolidated model as it will run, in a differentiable form: drawn reads, and the loss of the model's output.
+"""The consolidated model in a differentiable form: randomly drawn reads, and the loss of the model's output.
 
 Source: ours; drawn reads after the binary concrete distribution (Maddison et al. 2017).
 """

@@ -35,7 +35,7 @@ class Adapter:
     Attributes:
         down: map to the strongest directions, weight (F, R), bias (R,).
         up: map from these directions to the output, (R, M).
-        mean: answer of the adapter of rank 0, (M,).
+        mean: output of the adapter of rank 0, (M,).
         gains: decrease of the mean squared error on held-out tokens by each further rank, (R,).
         strength: the chosen ridge strength.
     """

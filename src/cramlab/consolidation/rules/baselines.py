@@ -1,4 +1,4 @@
-"""Skipping rules that consolidation is compared with, and each of them for a whole model.
+"""Skipping rules that consolidation is compared with, for a layer and for a whole model.
 
 Source: ours, except static heads: after DuoAttention (Xiao et al. 2024), which learns the split.
 """
@@ -32,13 +32,11 @@ class WindowOnly(FarReads):
 
 
 class ByChance(FarReads):
-    """Readers are drawn at random, and a learned adapter answers for the others.
+    """Readers are drawn at random; for the others, a learned adapter predicts the far read.
 
     The draw depends on the position alone, so it is the same however many tokens come in one call.
 
-    Args:
-        learned: layer whose adapter answers.
-        skipped_frac: probability that a token does not read.
+    Args: learned: layer whose adapter is used. skipped_frac: probability that a token does not read.
         seed: seed of the draws.
     """
 
@@ -81,8 +79,7 @@ class Oracle(FarReads):
 
     Args:
         site: attention sub-layer that it is installed at.
-        learned: layer whose adapter answers.
-        sensitivity: loss per squared error, nats.
+        learned: layer whose adapter is used. sensitivity: loss per squared error, nats.
         threshold: log nats.
     """
 
@@ -93,7 +90,7 @@ class Oracle(FarReads):
         self.site, self.learned, self.sensitivity, self.threshold = site, learned, sensitivity, threshold
 
     def log_nats(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Log of the nats that a skip costs, (B, T), and the adapter's answer, (B, T, D)."""
+        """Log of the nats that a skip costs, (B, T), and the adapter's output, (B, T, D)."""
         adapted = self.learned.adapt(seen.features)
         error = (added_by_far(self.site, seen.full, seen.near) - adapted).square().sum(-1)
         return (error * self.sensitivity).clamp(min=_LEAST_NATS).log(), adapted
@@ -166,7 +163,7 @@ def oracle(
 
     Args:
         sites: attention sub-layers of the model.
-        layers: learned layers, whose adapters answer.
+        layers: learned layers, whose adapters are used.
         sensitivity: loss per squared error of each site, nats.
         threshold: log nats.
     """

@@ -1,4 +1,4 @@
-"""The learned rule: a gate decides before any far read, and an adapter answers in place of skipped reads."""
+"""The learned rule: a gate decides before any far read, and an adapter predicts the skipped reads."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class ConsolidatedAttention(FarReads):
         return self.gate(torch.cat([x, code[..., self.rank :]], dim=-1) if self.units else x).squeeze(-1)
 
     def answer(self, code: Tensor) -> Tensor:
-        """Answer of the adapter, (..., d_model), from `inner`: a prediction of what the far read adds to the output."""
+        """Output of the adapter, (..., d_model), from `inner`: a prediction of what the far read adds."""
         if self.up is None:
             assert self.constant is not None
             return self.constant.expand(*code.shape[:-1], -1)
@@ -129,7 +129,7 @@ class ConsolidatedAttention(FarReads):
         return self.answer(self.inner(features)[1])
 
     def decide(self, seen: Seen) -> Decision:
-        """Tokens whose score is above the threshold read; the adapter answers for the others."""
+        """Tokens whose score is above the threshold read; for the others, the adapter predicts the far read."""
         x, code = self.inner(seen.features)
         score = self.score(x, code)
         reads = score > self.threshold if self._rule is None else self._rule(score)

@@ -36,14 +36,14 @@ def attend(
 
     Args:
         q: queries, (B, R, D).
-        last: newest place that each reader sees, int64 (B, R), not falling along a sequence; -1: there is no such
+        last: newest slot that each reader sees, int64 (B, R), not falling along a sequence; -1: there is no such
             reader, and its row of the result is arbitrary.
         keys: (B, S, D).
         values: (B, S, D).
-        filled: false on empty places, bool (B, S); None: all places up to any `last` are filled.
+        filled: false on empty slots, bool (B, S); None: all slots up to any `last` are filled.
         n_heads: number of heads that share D.
-        capacity: a reader sees the newest `capacity` filled places up to its `last`; None: all of them.
-        waits: without a kernel, wait for the device in order to score hardly more places than are seen.
+        capacity: a reader sees the newest `capacity` filled slots up to its `last`; None: all of them.
+        waits: without a kernel, wait for the device in order to score hardly more slots than are seen.
     """
     if fused.usable(q, n_heads):
         return fused.attend(q, last, keys, values, filled, n_heads, capacity)
@@ -61,12 +61,12 @@ def attend(
 def use(
     q: Tensor, last: Tensor, own: Tensor, keys: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> Tensor:
-    """Squared attention weight of each place, summed over the readers, mean over heads, (B, S). Without gradient.
+    """Squared attention weight of each slot, summed over the readers, mean over heads, (B, S). Without gradient.
 
     Args:
         q: as in `attend`.
         last: as in `attend`.
-        own: place of the reader's own entry, whose weight does not count, int64 (B, R); -1: it has none.
+        own: slot of the reader's own entry, whose weight does not count, int64 (B, R); -1: it has none.
         keys: as in `attend`.
         filled: as in `attend`.
         n_heads: as in `attend`.

@@ -1,8 +1,8 @@
 """Attention of readers, each to its prefix of the buffer, in one Triton kernel.
 
 The keys are split between programs whose results are joined by log-sum-exp, since readers are few and prefixes long.
-The backward pass recomputes the weights from the log-sum-exp, so no array is as large as readers times places. Slow
-twins: `naive`. Source: ours; splitting the keys is the idea of Flash-Decoding.
+The backward pass recomputes the weights from the log-sum-exp, so no array is as large as readers times slots. Reference
+implementation: `naive`. Source: ours; splitting the keys is the idea of Flash-Decoding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cramlab.ops import dispatch
 _FEW, _MANY = 16, 64  # readers per program: the least that a matrix unit takes, or more if there are many readers
 _MANY_ROWS = 4096  # readers times heads from which loading keys for few readers costs more than few programs do
 _AT_ONCE = 33792  # readers in all programs: sixteen of the small blocks on each of the 132 multiprocessors of an H100
-_LEAST_SPLIT = 512  # places per split, at least
+_LEAST_SPLIT = 512  # slots per split, at least
 
 
 def usable(q: Tensor, n_heads: int) -> bool:
@@ -87,7 +87,7 @@ _ATTEND = "Tensor q, Tensor last, Tensor keys, Tensor values, Tensor? filled, Sy
 def _attend(
     q: Tensor, last: Tensor, keys: Tensor, values: Tensor, filled: Tensor | None, n_heads: int, capacity: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Answers (B, R, D) and log-sum-exp (B, H, R)."""
+    """Outputs (B, R, D) and log-sum-exp (B, H, R)."""
     y, lse = _empty_answers(q, last, keys, values, filled, n_heads, capacity)
     if not q.numel():
         return y, lse
@@ -194,7 +194,7 @@ def _empty_use(q: Tensor, last: Tensor, own: Tensor, keys: Tensor, *_: Any) -> T
 
 
 def _counted(filled: Tensor | None, capacity: int | None) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of the kernels: `filled` as int8 and, with a capacity, the number of filled places up to each place."""
+    """The masks of the kernels: `filled` as int8 and, with a capacity, the number of filled slots up to each slot."""
     if filled is None:
         return None, None
     n_filled = None if capacity is None else filled.cumsum(dim=1, dtype=torch.int32)

@@ -1,8 +1,8 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """The Triton kernels of attention.
 
-A program processes a block of readers, or of places, of one head of one sequence. Arrays are (B, R, D) for readers,
-(B, S, D) for places and (B, H, R) for scalars of a reader, all contiguous.
+A program processes a block of readers, or of slots, of one head of one sequence. Arrays are (B, R, D) for readers, (B,
+S, D) for slots and (B, H, R) for scalars of a reader, all contiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _seen(
     place, last, begin, filled, n_filled, b, n_places, capacity,
     masked: tl.constexpr, bounded: tl.constexpr,
 ):  # fmt: skip
-    """Which places (S,) each reader sees, given its `last` (R,): (R, S). A reader always sees its last place."""
+    """The slots (S,) that each reader sees, given its `last` (R,): bool (R, S). A reader always sees its last slot."""
     seen = (place[None, :] <= last[:, None]) & (place[None, :] >= begin)
     inside = place < n_places
     if bounded:
@@ -39,7 +39,7 @@ def _seen(
 def _part(
     last, split, n_splits, capacity, masked: tl.constexpr, bounded: tl.constexpr, block_s: tl.constexpr
 ):  # fmt: skip
-    """The places [begin, end) that one split scores for a block of readers with these last places."""
+    """The slots [begin, end) that one split scores for a block of readers with these last slots."""
     end = tl.max(last, axis=0) + 1
     begin = 0
     if bounded and not masked:
@@ -59,7 +59,7 @@ def _log_sums(lse, row, present):
 
 @triton.jit
 def _weights(asked, k, total, seen, scale):
-    """Attention weights of readers (R, width) with places (S, width), recomputed from the log-sum-exp, (R, S)."""
+    """Attention weights of readers (R, width) with slots (S, width), recomputed from the log-sum-exp, (R, S)."""
     score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
     return tl.exp(tl.where(seen, score - total[:, None], float("-inf")))
 
@@ -222,7 +222,7 @@ def use(
     n_heads, n_readers, n_places, capacity, scale,
     masked: tl.constexpr, bounded: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_s: tl.constexpr,
 ):  # fmt: skip
-    """Squared weights of a block of places, summed over the readers of one head except each place's own reader."""
+    """Squared weights of a block of slots, summed over the readers of one head except each slot's own reader."""
     b, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     place = tl.program_id(0) * block_s + tl.arange(0, block_s)
     channel = tl.arange(0, width)

@@ -1,4 +1,4 @@
-"""The slow twins of all attention in this folder: every reader against every entry, in plain PyTorch."""
+"""The reference implementation of all attention in this folder: every reader against every entry, in plain PyTorch."""
 
 from __future__ import annotations
 

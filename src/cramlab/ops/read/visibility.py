@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def visible_places(last: Tensor, n_places: int, filled: Tensor | None, capacity: int | None) -> Tensor:
-    """Attention mask of readers over the places of a buffer.
+    """Attention mask of readers over the slots of a buffer.
 
     Args:
-        last: newest place that each reader may see, (B, R), >= 0.
-        n_places: number of places in the buffer, S.
-        filled: false on empty places, bool (B, S); None: all places up to `last` are filled.
-        capacity: a reader sees the newest `capacity` filled places up to its `last`; None: all of them.
+        last: newest slot that each reader may see, (B, R), >= 0.
+        n_places: number of slots in the buffer, S.
+        filled: false on empty slots, bool (B, S); None: all slots up to `last` are filled.
+        capacity: a reader sees the newest `capacity` filled slots up to its `last`; None: all of them.
 
     Returns:
-        bool (B, R, S). A reader always sees its `last` place, so no row of the mask is empty.
+        bool (B, R, S). A reader always sees its `last` slot, so no row of the mask is empty.
     """
     places = torch.arange(n_places, device=last.device)
     visible = places <= last[..., None]

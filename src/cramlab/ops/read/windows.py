@@ -1,7 +1,7 @@
-"""Attention of few readers of one sequence over long windows of places, a tile of places at a time, on a CPU.
+"""Attention of few readers of one sequence over long windows of slots, a tile of slots at a time, on a CPU.
 
 A tile is scored only for the readers that see some of it, so hardly more is scored than is seen. It is loaded once for
-all of them, forward and backward, and no array as large as readers times places is ever held. Slow twin:
+all of them, forward and backward, and no array is as large as readers times slots. Reference implementation:
 `naive.attend`. Source: ours.
 """
 
@@ -20,12 +20,12 @@ from torch.autograd.function import once_differentiable
 from cramlab.ops.read.attention import dense
 
 _READERS = 384  # readers per tile, at most, so that a tile's scores stay in the cache
-_PLACES = 1024  # places per tile, at most
-_WORTH_A_TILE = 16384  # pairs of reader and place whose scores take as long as the calls for another tile
+_SLOTS = 1024  # slots per tile, at most
+_WORTH_A_TILE = 16384  # pairs of reader and slot whose scores take as long as the calls for another tile
 
 
 class Tile(NamedTuple):
-    """Readers [i, j) against places [a, b); readers before `whole` do not see its end, those from `late` its start."""
+    """Readers [i, j) against slots [a, b); readers before `whole` do not see its end, those from `late` its start."""
 
     i: int
     j: int
@@ -41,20 +41,20 @@ class Tile(NamedTuple):
 
 
 def tiles(first: list[int], last: list[int]) -> Iterator[Tile]:
-    """Tiles that cover every pair of a reader and a place that it sees, and few other pairs.
+    """Tiles that cover every pair of a reader and a slot that it sees, and few other pairs.
 
     Args:
-        first: oldest place that each reader sees, not falling.
-        last: newest place that each reader sees, not falling.
+        first: oldest slot that each reader sees, not falling.
+        last: newest slot that each reader sees, not falling.
     """
     n_readers = len(last)
     size = math.ceil(n_readers / math.ceil(n_readers / _READERS)) if n_readers else 1
     for start in range(0, n_readers, size):
         end = min(start + size, n_readers)
         begin, stop = first[start], last[end - 1] + 1
-        # n tiles score about 1/n of all pairs in vain; at this n that costs as much as the calls.
+        # n tiles score about 1/n of all pairs unnecessarily; at this n that costs as much as the calls.
         n_tiles = round(math.sqrt((end - start) * (stop - begin) / 2 / _WORTH_A_TILE))
-        width = min(_PLACES, math.ceil((stop - begin) / max(1, n_tiles)))
+        width = min(_SLOTS, math.ceil((stop - begin) / max(1, n_tiles)))
         for a in range(begin, stop, width):
             b = min(a + width, stop)
             i, j = bisect_left(last, a, start, end), bisect_left(first, b, start, end)
@@ -63,14 +63,14 @@ def tiles(first: list[int], last: list[int]) -> Iterator[Tile]:
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, first: list[int], last: list[int], n_heads: int) -> Tensor:
-    """Each reader attends to the places from its `first` to its `last`, (R, D).
+    """Each reader attends to the slots from its `first` to its `last`, (R, D).
 
     Args:
         q: (R, D).
         k: (S, D).
         v: (S, D).
-        first: oldest place that each reader sees, not falling.
-        last: newest place that each reader sees, not falling, not before `first`.
+        first: oldest slot that each reader sees, not falling.
+        last: newest slot that each reader sees, not falling, not before `first`.
         n_heads: number of heads that share D.
     """
     needed = list(tiles(first, last))
@@ -153,7 +153,7 @@ def _by_head(entries: Tensor, n_heads: int) -> Tensor:
 
 
 def _masked(scores: Tensor, tile: Tile, bounds: tuple[Tensor, Tensor]) -> Tensor:
-    """Sets scores (H, j - i, b - a) to minus infinity where a reader does not see the place."""
+    """Sets scores (H, j - i, b - a) to minus infinity where a reader does not see the slot."""
     if tile.whole > tile.i or tile.late < tile.j:
         places = torch.arange(tile.a, tile.b)
         first, last = bounds

@@ -1,7 +1,7 @@
 """The selection kernels as PyTorch operators.
 
 PyTorch's cumulative sum processes a row in a single block, however long it is, and its gradient of a gather adds
-atomically, as it cannot know that no token is chosen twice. Slow twins: `naive`. Source: ours.
+atomically, as it cannot know that no token is chosen twice. Reference implementation: `naive`. Source: ours.
 """
 
 from __future__ import annotations

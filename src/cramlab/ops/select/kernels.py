@@ -38,7 +38,7 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
         tl.store(token + slot, at.to(tl.int64), mask=chosen)
         tl.store(there + slot, tl.full([block], 1, tl.int8), mask=chosen)
         n_chosen = n_before + tl.sum(after, axis=0)
-        # Each program writes a part of the fillers.
+        # Each program writes a part of the padding.
         share = tl.cdiv(most, tl.num_programs(0))
         end = tl.minimum((tl.program_id(0) + 1) * share, most)
         for start in range(tl.program_id(0) * share, end, block):
@@ -50,7 +50,7 @@ def count(x, total, token, there, n_tokens, most, select: tl.constexpr, block: t
 
 @triton.jit(do_not_specialize=["absent"])
 def take(x, token, there, found, n_tokens, n_chosen, absent, d, block: tl.constexpr, block_d: tl.constexpr):
-    """Gathers the entries (B, T, D) of chosen tokens into (B, R, D), and writes `absent` in place of fillers."""
+    """Gathers the entries (B, T, D) of chosen tokens into (B, R, D), and writes `absent` into padding."""
     b = tl.program_id(1).to(tl.int64)
     row, channel = tl.program_id(0) * block + tl.arange(0, block), tl.program_id(2) * block_d + tl.arange(0, block_d)
     inside = row < n_chosen

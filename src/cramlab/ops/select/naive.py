@@ -1,4 +1,4 @@
-"""The slow twins of the selection kernels, in plain PyTorch. They run wherever the kernels do not."""
+"""The reference implementation of the selection kernels, in plain PyTorch. It runs wherever the kernels do not."""
 
 from __future__ import annotations
 

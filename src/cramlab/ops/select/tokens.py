@@ -24,7 +24,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         token: index of each token, int64 (B, R); the last token of the sequence where fewer than R were chosen.
-        there: true where the token exists, that is, where `token` is not a filler, bool (B, R).
+        there: true where the token exists, that is, where `token` is not padding, bool (B, R).
         rank: number of chosen tokens up to and including each token, int64 (B, T).
     """
 
@@ -39,7 +39,7 @@ def first_tokens(chosen: Tensor, most: int) -> Chosen:
 
 
 def take(entries: Tensor, chosen: Chosen, absent: int = 0) -> Tensor:
-    """Entries (B, T, ...) of the chosen tokens, (B, R, ...), and `absent` in place of fillers."""
+    """Entries (B, T, ...) of the chosen tokens, (B, R, ...), and `absent` in padding."""
     token, there, rank = chosen
     if dispatch.usable(entries):
         return fused.take(entries, token, there, rank, absent)
@@ -47,7 +47,7 @@ def take(entries: Tensor, chosen: Chosen, absent: int = 0) -> Tensor:
 
 
 def put_onto(rows: Tensor, chosen: Chosen, onto: Tensor) -> Tensor:
-    """A copy of `onto` (B, T, ...) with the rows (B, R, ...) of the chosen tokens in their places."""
+    """A copy of `onto` (B, T, ...) in which the rows (B, R, ...) of the chosen tokens replace theirs."""
     token, there, rank = chosen
     rows = rows.to(onto.dtype)
     if dispatch.usable(rows):

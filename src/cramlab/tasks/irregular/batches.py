@@ -52,7 +52,7 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_off(series: Sequence[Series], *, most: int = VISITS_KEPT) -> dict[str, int]:
-    """Counts the series with more than `most` visits, and the visits and labels of theirs that a batch leaves out."""
+    """Counts the series with more than `most` visits, and their visits and labels that a batch leaves out."""
     longer = [one for one in series if len(one.times) > most]
     return {
         "n_series": len(longer),
