@@ -20,9 +20,19 @@ OPTIONS = {
     "rotary positions and norms": {"rope": True, "rope_theta": 40.0, "qk_norm": True},
     "... in one layer that always reads": {"rope": True, "qk_norm": True, "memory_layers": [1], "router": "always"},
     "a table of bigrams": {"bigram_slots": 70},
-    "everything": {"bigram_slots": 70, "rope": True, "qk_norm": True, "memory_layers": [1], "working": "delta"},
+    "a window": {"window": 4},
+    "... and no reads": {"window": 3, "router": "never", "rope": True},
+    "everything": {
+        "window": 5,
+        "num_hidden_layers": 3,
+        "bigram_slots": 70,
+        "rope": True,
+        "qk_norm": True,
+        "memory_layers": [1],
+        "working": "delta",
+    },
 }
-NEW_FIELDS = ("memory_layers", "rope", "rope_theta", "qk_norm", "bigram_slots")
+NEW_FIELDS = ("memory_layers", "rope", "rope_theta", "qk_norm", "bigram_slots", "window")
 of_options = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
 of_writes = pytest.mark.parametrize("write", ["all", "salience"])
 

@@ -23,12 +23,13 @@ from cramlab.ops.read.windows import tiles, window_attention
 D = 16
 
 
-def make(router="benefit", *, semantic=None, capacity=None, write="all", working=True):
+def make(router="benefit", *, semantic=None, capacity=None, write="all", working=True, window=None):
     config = CRAMConfig(
         working=WorkingMemoryConfig(d_state=8, n_timescales=4, refine_steps=2) if working else None,
         episodic=EpisodicMemoryConfig(n_heads=2, capacity=capacity, write=write),
         semantic=semantic or AdapterConfig(rank=12),
         router=RouterConfig(name=router, d_hidden=10),
+        window=window,
     )
     layer = config.build(D).eval()
     for gate in (getattr(layer, "gate", None), layer.episodic.salience):
@@ -112,6 +113,22 @@ def test_scores_of_evenly_spread_reads_are_stated_closely(n_tokens, capacity, wr
     write_frac = 1.0 if trace.written is None else trace.written.float().mean().item()
     cost = layer.cost(n_tokens, read_frac=trace.scored.float().mean().item(), write_frac=write_frac, training=training)
     assert cost.parts["scores"] == pytest.approx(scores, rel=0.03 if write == "all" else 0.2)
+
+
+@pytest.mark.parametrize(("router", "n_tokens", "training"), [
+    ("benefit", 128, False), ("benefit", 128, True), ("oracle", 1000, True), ("never", 1000, False),
+])  # fmt: skip
+def test_a_window_is_counted_as_executed_and_not_as_reads(router, n_tokens, training, monkeypatch):
+    layer, without = make(router, window=16), make(router)
+    counted, scores, output = count(layer, n_tokens, monkeypatch, training=training)
+    share = output.trace.scored.float().mean().item()
+    cost, plain = (one.cost(n_tokens, read_frac=share, training=training) for one in (layer, without))
+    assert cost.reads == plain.reads == pytest.approx(int(output.trace.scored.sum()))
+    assert cost.read_flops == plain.read_flops
+    projections = (3 if training else 1) * 2 * 2 * D * D * n_tokens
+    pairs = cost.parts["scores"] + cost.parts["window"] - projections
+    assert pairs == pytest.approx(scores, rel=0.05)
+    assert cost.flops - pairs == pytest.approx(counted - scores, rel=1e-6)
 
 
 def test_the_counter_agrees_with_arithmetic_by_hand():

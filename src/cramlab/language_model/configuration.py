@@ -52,13 +52,16 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         num_attention_heads: heads of the episodic memory.
         memory_layers: layers, counted from 0, with an episodic and a semantic memory; None: all. The other layers have
             only the working memory. If given, a layer whose router is "always" has no semantic memory, which nothing
-            would ask. A layer whose router is "never" belongs here only for its semantic memory: its keys and values
-            are computed and never read.
+            would ask. A layer whose router is "never" belongs here for its semantic memory or a window; without a
+            window its keys and values are computed and never read.
         memory_capacity: largest number of entries in a layer's buffer; None: the buffer grows with the context.
         rope: rotary positions in the episodic memory, counted in entries written (see `EpisodicMemoryConfig`).
         rope_theta: base of their wavelengths.
         qk_norm: RMS norm of each head's queries and keys, with a learned scale.
         memory_write: "all" or "salience" (see `EpisodicMemoryConfig`).
+        window: in layers with memories, every token attends to this many of the newest entries, whether or not it reads
+            (see `CRAMConfig`); a layer whose router is "never" is then one of sliding-window attention. Layers whose
+            router is "always" have no use for it and none. None: no layer has a window.
         working: working memory: "leaky" integrators, or a gated "delta" rule with heads of 64 channels.
         state_size: width of the leaky integrators' state.
         semantic_rank: width of the semantic memory.
@@ -95,6 +98,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     rope_theta: float = 10000.0
     qk_norm: bool = False
     memory_write: str = "all"
+    window: int | None = None
     working: str = "leaky"
     state_size: int = 128
     semantic_rank: int = 256
@@ -190,6 +194,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
             ),
             semantic=AdapterConfig(rank=self.semantic_rank) if asked else NothingConfig(),
             router=RouterConfig(name=router, learns=self.gate_learns, d_hidden=self.gate_width),  # type: ignore[arg-type]
+            window=None if router == "always" else self.window,
         )
 
 

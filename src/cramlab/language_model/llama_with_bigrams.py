@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,7 +52,5 @@ class LlamaWithBigrams(LlamaForCausalLM):
             if value is not None and name != "logits_to_keep":
                 raise ValueError(f"{name} cannot be honoured by a Llama with a bigram table; leave it out")
         found = self.bigrams(input_ids, None if attention_mask is None else attention_mask.bool(), None, None)
-        kwargs["bigrams"] = (self.bigrams, found)
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False, **kwargs
-        )
+        kwargs |= {"attention_mask": attention_mask, "labels": labels, "bigrams": (self.bigrams, found)}
+        return super().forward(input_ids=cast("Any", input_ids), use_cache=False, **kwargs)

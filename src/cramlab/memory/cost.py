@@ -23,6 +23,7 @@ class CostedLayer(NamedTuple):
         episodic: the episodic memory.
         semantic: the semantic memory.
         router: sizes of the router.
+        window: number of entries that every token attends to; None: there is no window.
         parameter_bytes: size of all parameters.
     """
 
@@ -31,6 +32,7 @@ class CostedLayer(NamedTuple):
     episodic: EpisodicMemory
     semantic: SemanticMemory
     router: RouterConfig
+    window: int | None
     parameter_bytes: int
 
 
@@ -68,6 +70,9 @@ def cram_cost(layer: CostedLayer, seq_len: int, *, read_frac: float, write_frac:
         parts["write gate"] = seq_len * 2.0 * hidden * (half * d + full)
         if training:
             parts["write gate's labels"] = 2 * d * n_reads * (d + n_writes)
+    if layer.window is not None:
+        pairs = _spread_pairs(seq_len, n_writes, min(layer.window, n_writes), training=training and not unused)
+        parts["window"] = answers * 2 * 2 * d * d * seq_len + 2 * 2 * d * pairs
     if training:
         parts["consolidation"] = n_reads * layer.semantic.product_flops(d, half, full)
     read_flops = parts["queries and output"] + parts["scores"]
@@ -90,7 +95,8 @@ def _router(layer: CostedLayer, full: int, half: int) -> float:
         return float(full * 2 * (d + (4 + len(Path)) * router.d_hidden))
     if router.name != "benefit":
         return 0.0
-    return float(2 * router.d_hidden * (half * (d + layer.semantic.rank) + full))
+    d_in = d + layer.semantic.rank + (0 if layer.window is None else d)
+    return float(2 * router.d_hidden * (half * d_in + full))
 
 
 def _pairs(layer: CostedLayer, n_reads: float, n_writes: float, training: bool) -> float:
@@ -101,6 +107,13 @@ def _pairs(layer: CostedLayer, n_reads: float, n_writes: float, training: bool) 
     bound = n_writes if capacity is None else min(capacity, n_writes)
     if n_reads >= n_writes and layer.episodic.salience is None:  # all read: the causal half, or a mask over all slots
         return (3 if training else 1) * n_reads * ((n_writes + 1) / 2 if bound == n_writes else n_writes)
+    return _spread_pairs(n_reads, n_writes, bound, training=training)
+
+
+def _spread_pairs(n_reads: float, n_writes: float, bound: float, *, training: bool) -> float:
+    """`_pairs` of readers spread evenly, each of which sees the newest `bound` entries."""
+    if not round(n_writes):
+        return 0.0
     count = max(1, round(n_reads))
     last = [int(n_writes * (reader + 0.5) / count) for reader in range(count)]
     first = [max(0, place - round(bound) + 1) for place in last]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cramlab.memory.buffer import Buffer
 from cramlab.memory.layer import CRAMLayer, CRAMState
+from cramlab.memory.window import window_step
 from cramlab.ops.read import attention
 
 _GROWTH = 256  # slots added at a time, until the capacity is reached
@@ -135,14 +136,22 @@ class Decoder(LayerDecoder):
             chosen, place = _rows(h, rows), None if position is None else _rows(position, rows)
             ring.put(rows, episodic.keys(chosen, place), episodic.w_value(chosen))
         recognised = layer.semantic.recognise(h)
+        window = layer.config.window
+        nearby = (
+            None
+            if window is None
+            else window_step(episodic, h, position, ring.keys, ring.values, ring.counts(), window)
+        )
         if name == "never":
             readers = []
         else:
-            asking = range(len(h)) if name == "always" else _true(layer.gate(h, recognised))
+            asking = range(len(h)) if name == "always" else _true(layer.gate_margin(h, recognised, nearby))
             readers = [row for row in asking if ring.held(row)]
         if len(readers) == len(h):
             return working + self._read(h, position, readers)
         y = working + layer.semantic.answer(recognised)
+        if nearby is not None:
+            y = y + nearby
         if readers:
             which = torch.tensor(readers, device=h.device)
             found = working.index_select(0, which) + self._read(h, position, readers)
@@ -217,11 +226,16 @@ class GraphDecoder(LayerDecoder):
         self.n_written += writes
         recognised = layer.semantic.recognise(h)
         answer = layer.semantic.answer(recognised)
+        nearby, window = None, layer.config.window
+        if window is not None:
+            keys, values = (t[:, : self.capacity] for t in (self.keys, self.values))
+            nearby = window_step(episodic, h, position, keys, values, self.n_written, window)
+            answer = answer + nearby
         if name == "never":
             return working + answer
         last = self.n_written.clamp(max=self.capacity) - 1  # -1: nothing to read
         if name == "benefit":
-            last = torch.where(layer.gate(h, recognised) > 0, last, -1)
+            last = torch.where(layer.gate_margin(h, recognised, nearby) > 0, last, -1)
         q, n_heads = episodic.queries(h, position)[:, None], episodic.config.n_heads
         found = attention.attend(q, last[:, None], self.keys, self.values, None, n_heads, None)
         return working + torch.where(last[:, None] >= 0, episodic.w_out(found[:, 0]), answer)

@@ -210,7 +210,7 @@ class EpisodicMemory(nn.Module):
         n_seen = F.pad(written.buffer.filled.long().cumsum(dim=1), (1, 0))
         return n_seen.gather(1, written.last + 1) > 0
 
-    def read(self, h: Tensor, readers: Readers, written: Written) -> Tensor:
+    def read(self, h: Tensor, readers: Readers, written: Written, newest: int | None = None) -> Tensor:
         """Attention over the buffer for the tokens that read (Eq. 3): rows of `readers`, of width D.
 
         Only these tokens are projected and scored. Rows without a reader are arbitrary.
@@ -219,9 +219,10 @@ class EpisodicMemory(nn.Module):
             h: tokens of the call that made `written`, (B, T, D).
             readers: tokens that read, all of which can.
             written: from `write`.
+            newest: a reader sees the newest `newest` entries, at most `capacity`; None: `capacity` of them.
         """
         q = self._asked(h, readers, written)
-        return self.w_out(readers.attend(q, written, self.config.n_heads, self.config.capacity))
+        return self.w_out(readers.attend(q, written, self.config.n_heads, newest or self.config.capacity))
 
     def _asked(self, h: Tensor, readers: Readers, written: Written) -> Tensor:
         """Queries of the tokens that read, in the layout of `readers`."""

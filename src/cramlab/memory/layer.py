@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cramlab.config import checked
+from cramlab.config import ConfigError, Size, checked
 from cramlab.memory.buffer import Buffer, Written
 from cramlab.memory.consolidation import consolidation_loss, consolidation_sums, quality
 from cramlab.memory.cost import CostedLayer, cram_cost
@@ -17,6 +17,7 @@ from cramlab.memory.episodic import EpisodicMemory, EpisodicMemoryConfig
 from cramlab.memory.readers import All, Nobody, Readers, select_readers
 from cramlab.memory.router import BenefitGate, GumbelRouter, RouterConfig, chance, gumbel_weights
 from cramlab.memory.semantic import AdapterConfig, Nothing, SemanticConfig
+from cramlab.memory.window import window_answers
 from cramlab.memory.working import NoWorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.select.tokens import running_sum
@@ -32,12 +33,31 @@ class CRAMConfig:
         episodic: config of the buffer and its attention.
         semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
         router: config of the router, which decides which memory answers.
+        window: every token attends to this many of the newest entries, and a benefit gate sees the answer; a token
+            that reads sees all entries instead. None: a token that does not read attends to none.
     """
 
     working: WorkingMemoryConfig | DeltaMemoryConfig | None = field(default_factory=WorkingMemoryConfig)
     episodic: EpisodicMemoryConfig = field(default_factory=EpisodicMemoryConfig)
     semantic: SemanticConfig = field(default_factory=AdapterConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
+    window: Size | None = None
+
+    def __post_init__(self) -> None:
+        """Each error names the field, the value and the fix."""
+        if self.window is None:
+            return
+        capacity = self.episodic.capacity
+        if capacity is not None and self.window > capacity:
+            raise ConfigError(
+                f"model.mixer.window = {self.window} exceeds model.mixer.episodic.capacity = {capacity}; "
+                "change one of them"
+            )
+        if self.router.name == "gumbel":
+            raise ConfigError(
+                f'model.mixer.window = {self.window} is of no use with the router "gumbel", with which every token '
+                "reads; leave it out"
+            )
 
     @classmethod
     def paper(cls) -> CRAMConfig:
@@ -60,8 +80,8 @@ class CRAMLayer(Mixer):
     """Three memories and a router.
 
     The working memory answers every token and computes h. With every router but `gumbel`, the output adds to it either
-    a read of the buffer or the semantic answer (ours). With `gumbel` the output is the sum of the three answers
-    weighted by pi, and all three memories see x itself (paper).
+    a read of the buffer or the semantic answer, to which a window adds its own (ours). With `gumbel` the output is the
+    sum of the three answers weighted by pi, and all three memories see x itself (paper).
     """
 
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
@@ -72,7 +92,7 @@ class CRAMLayer(Mixer):
         self.episodic = EpisodicMemory(config.episodic, d_model)
         self.semantic = config.semantic.build(d_model)
         if config.router.name == "benefit":
-            self.gate = BenefitGate(config.router, d_model, self.semantic.rank)
+            self.gate = BenefitGate(config.router, d_model, self.semantic.rank + (d_model if config.window else 0))
         elif config.router.name == "gumbel":
             self.gumbel = GumbelRouter(config.router, d_model)
 
@@ -162,8 +182,12 @@ class CRAMLayer(Mixer):
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
         """Each token takes a read or the semantic answer. Only the tokens that read are scored."""
         recognised = self.semantic.recognise(h)
-        answer = self.semantic.answer(recognised)
-        gate_logit = self.gate(h, recognised) if self.config.router.name == "benefit" else None
+        answer, nearby = self.semantic.answer(recognised), None
+        if self.config.window is not None:
+            can_read, fixed = self._can_read(written, valid), routing.bounds is not None
+            nearby = window_answers(self.episodic, h, written, can_read, self.config.window, fixed=fixed)
+            answer = answer + nearby
+        gate_logit = self.gate_margin(h, recognised, nearby) if self.config.router.name == "benefit" else None
         chosen = self._decide(h, gate_logit, routing)
         chosen = chosen if routing.skips is None else chosen & ~routing.skips
         asked = chosen if gate_logit is None or routing.audits is None else chosen | routing.audits
@@ -177,7 +201,8 @@ class CRAMLayer(Mixer):
         unknown = torch.full(chosen.shape, torch.nan, dtype=h.dtype, device=h.device)
         chosen = chosen & readers.mask
         learns = self.training and not isinstance(self.semantic, Nothing)
-        aux = {"consolidation": self._consolidation(h, retrieved, readers, routing)} if learns else {}
+        missing = retrieved if nearby is None else retrieved - readers.take(nearby)
+        aux = {"consolidation": self._consolidation(h, missing, readers, routing)} if learns else {}
         trace = Trace(
             path=torch.where(chosen, int(Path.EPISODIC), int(Path.SEMANTIC)),
             attended=readers.mask,
@@ -187,6 +212,16 @@ class CRAMLayer(Mixer):
             quality=readers.put_onto(known, unknown),
         )
         return y, without, trace, aux
+
+    def gate_margin(self, h: Tensor, recognised: Tensor, nearby: Tensor | None) -> Tensor:
+        """Output of the benefit gate, (...).
+
+        Args:
+            h: (..., D).
+            recognised: hidden activations of the semantic memory, (..., rank).
+            nearby: answer of the window, (..., D); None: there is no window.
+        """
+        return self.gate(h, recognised if nearby is None else torch.cat([recognised, nearby], dim=-1))
 
     def _readers(self, asked: Tensor, written: Written, valid: Tensor | None, routing: Routing) -> Readers:
         """The tokens that ask, bool (B, T), and can read. Nothing waits for the device if no data decides who reads."""
@@ -223,8 +258,8 @@ class CRAMLayer(Mixer):
         assert gate_logit is not None
         return gate_logit.detach() > 0
 
-    def _consolidation(self, h: Tensor, retrieved: Tensor, readers: Readers, routing: Routing) -> Tensor:
-        """Eq. 5 on the tokens that read. It teaches the semantic memory and nothing else.
+    def _consolidation(self, h: Tensor, missing: Tensor, readers: Readers, routing: Routing) -> Tensor:
+        """Eq. 5 on the tokens that read. It teaches the semantic memory what would be `missing` without their reads.
 
         The mean over these tokens, or with `routing.by_sequence` the sums of the sequences, (B,).
         """
@@ -234,9 +269,9 @@ class CRAMLayer(Mixer):
             return nothing.expand(n_sequences) if routing.by_sequence else nothing
         answer = self.semantic(rows)
         if not routing.by_sequence:
-            return consolidation_loss(answer, retrieved, readers.present)
+            return consolidation_loss(answer, missing, readers.present)
         sequence = torch.arange(n_sequences, device=h.device)[:, None].expand(h.shape[:2])
-        return consolidation_sums(answer, retrieved, readers.take(sequence), n_sequences, readers.present)
+        return consolidation_sums(answer, missing, readers.take(sequence), n_sequences, readers.present)
 
     def _mix_soft(
         self,
@@ -293,6 +328,7 @@ class CRAMLayer(Mixer):
             episodic=self.episodic,
             semantic=self.semantic,
             router=self.config.router,
+            window=self.config.window,
             parameter_bytes=sum(p.numel() * p.element_size() for p in self.parameters()),
         )
         return cram_cost(layer, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)

@@ -205,3 +205,15 @@ def select_readers(reads: Tensor, most: int | None = None) -> Readers:
     if dispatch.few_launches(reads.device) or torch.compiler.is_compiling():
         return Packed(reads, first_tokens(reads, max(counts)), waits=True)
     return Gathered(reads, reads.flatten().nonzero().squeeze(-1), counts)
+
+
+def select_everyone(tokens: Tensor, *, fixed: bool) -> Readers:
+    """The layout for nearly all tokens of a call, each of which sees few places.
+
+    Args:
+        tokens: bool (B, T).
+        fixed: no size may depend on `tokens`.
+    """
+    if fixed or dispatch.few_launches(tokens.device) or torch.compiler.is_compiling():
+        return select_readers(tokens, tokens.shape[1])
+    return Gathered(tokens, tokens.flatten().nonzero().squeeze(-1), tokens.sum(dim=1).tolist())

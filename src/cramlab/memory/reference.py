@@ -149,6 +149,9 @@ def _answer(
     """Output of the layer for one token (x, gap, h(K)), and whether it used a read."""
     value, recognised = _know(layer, h)
     name = layer.config.router.name
+    if layer.config.window is not None:
+        nearby = _retrieve(layer, h, position, entries[-layer.config.window :])
+        value, recognised = value + nearby, torch.cat([recognised, nearby])
     if name == "gumbel":
         return _answer_by_path(layer, token, working, _retrieve(layer, h, position, entries), value)
     if name == "benefit":
