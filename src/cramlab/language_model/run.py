@@ -13,6 +13,7 @@ from cramlab.config import ConfigError, Count, CountOrZero, Layers, Name, Positi
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.language_model.text import Part
 
+_WIDE = 256  # width of models whose MLPs can be 32 channels wider or narrower at under 2% of the parameters
 ModelName = Literal["cram", "llama", "gpt2"]
 
 
@@ -128,7 +129,10 @@ class TextRunConfig:
             narrow, wide = (make(width).num_parameters() for width in (64, 128))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return make(64 + round((wanted - narrow) / (wide - narrow) * 64))
+            width = 64 + round((wanted - narrow) / (wide - narrow) * 64)
+            if self.d_model >= _WIDE:  # tensor cores take an uneven width at half the speed
+                width = round(width / 64) * 64
+            return make(width)
 
     def _reference(self, width: int) -> PreTrainedModel:
         return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width)))
