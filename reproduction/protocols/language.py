@@ -41,7 +41,9 @@ BASE = TextRunConfig(
     precision="bf16", compile=True,
 )  # fmt: skip
 _DELTA = {"working": "delta", "rope": True, "qk_norm": True}
-_GATED = _DELTA | {"router": "benefit", "gate_learns": "nats", "gate_width": 128, "skip_frac": 0.1, "benefit_cap": 4.0}
+_GATED = _DELTA | {
+    "router": "benefit", "gate_learns": "nats", "gate_width": 128, "judged_frac": 0.25, "benefit_cap": 4.0,
+}  # fmt: skip
 
 
 def _fixed(*layers: int) -> dict[str, Any]:

@@ -380,6 +380,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             routing = routing._replace(bounds=Bounds(gaps.shape[1], gaps.shape[1]))
         if self.config.gate_learns not in ("decision", "nats"):
             return routing, -1
+        if self.config.judged_frac < 1 and float(torch.rand(())) >= self.config.judged_frac:
+            return routing._replace(audits=None), -1
         gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
         return routing, gated[int(torch.randint(len(gated), ()))]
 
