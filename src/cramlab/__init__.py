@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cramlab.mixer import Cost, Mixer, MixerOutput, Routing
     from cramlab.model import ModelConfig, SequenceModel
     from cramlab.pretrained import audit, consolidate, load_consolidated, load_pretrained, skip_counts
+    from cramlab.sharing import Consolidation
     from cramlab.tasks.srcd import SRCDConfig
     from cramlab.training import train
 
@@ -33,6 +34,7 @@ __all__ = [
     "CRAMForCausalLM",
     "CRAMForCausalLMConfig",
     "CRAMLayer",
+    "Consolidation",
     "Cost",
     "InputSpec",
     "Mixer",
@@ -60,6 +62,7 @@ _MODULES = {
     "mixer": ("Cost", "Mixer", "MixerOutput", "Routing"),
     "model": ("ModelConfig", "SequenceModel"),
     "pretrained": ("audit", "consolidate", "load_consolidated", "load_pretrained", "skip_counts"),
+    "sharing": ("Consolidation",),
     "tasks.srcd": ("SRCDConfig",),
     "training": ("train",),
 }

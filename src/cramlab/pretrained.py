@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cramlab.auditing import AuditConfig, AuditResult, audit_text, read_corpus
 from cramlab.auditing.over_text import unlike as unlike_audit
@@ -25,6 +26,7 @@ from cramlab.files import finished, only_process_in, refuse_changed, write_text
 from cramlab.hf.loading import Pretrained, device_named, with_tokenizer
 from cramlab.hf.loading import load as load_named
 from cramlab.report.audit_page import render_audit
+from cramlab.report.consolidation_page import PAGE, render_consolidation
 
 if TYPE_CHECKING:
     from cramlab.consolidation.folder import SkipCounts
@@ -141,7 +143,7 @@ def consolidate(
     Args:
         model: a causal language model, see `load_pretrained`; its weights are not changed.
         text: text of the kind that the model will be used on, see `audit`.
-        out: folder of the result, a few MB.
+        out: folder of the result, a few MB: the record, the weights, what they do in use, and `report.html`.
         max_loss_increase: upper bound on the expected increase of a document's loss, nats per token.
         further_text: other text to take gradients from; nothing is measured on it.
         start: folder of another consolidation, whose adapters and gates are kept: nothing is learned, and only the
@@ -165,6 +167,7 @@ def consolidate(
     from cramlab.consolidation.earlier import config_before
     from cramlab.consolidation.finished import unlike
     from cramlab.consolidation.folder import RECORD, load_record
+    from cramlab.consolidation.in_use import load_in_use, measure_in_use
     from cramlab.consolidation.pipeline import consolidate, recalibrate
 
     if start is not None and further_text is not None:
@@ -192,26 +195,46 @@ def consolidate(
             record = recalibrate(pretrained, corpus, config, start=start, **asked)
     with only_process_in(path.parent):  # also removes what a killed process was writing
         clear(path.parent)
+        if (in_use := load_in_use(path.parent, record)) is None:
+            in_use = measure_in_use(pretrained, path.parent, _examples(pretrained, corpus, config, start), progress)
+        write_text(path.with_name(PAGE), render_consolidation(record, in_use))
     return record
 
 
-def load_consolidated(model: Model, folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+def _examples(pretrained: Pretrained, corpus: Corpus, config: Any, start: Path | None) -> list[tuple[str, Tensor]]:
+    """Names and tokens of the first test documents of a consolidation."""
+    from cramlab.consolidation.documents import distinct
+    from cramlab.consolidation.earlier import learned_before
+    from cramlab.consolidation.in_use import DOCUMENTS
+
+    if start is not None:
+        _, _, corpus = learned_before(pretrained.model, start, corpus, config)
+    drawn = distinct(pretrained, corpus, config.context, config.seed)  # test documents are drawn first
+    return [(corpus.documents[i].name, t) for i, t in islice(drawn, min(DOCUMENTS, config.test_documents))]
+
+
+def load_consolidated(
+    model: Model, folder: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """Loads a pretrained model with a consolidation in place; use it as you used the model before.
 
     Args:
         model: see `load_pretrained`; a loaded model needs no tokenizer and is patched in place.
-        folder: folder that `consolidate` wrote.
+        folder: folder that `consolidate` wrote, or name of a repository of the hub, from which no code is run.
+        revision: branch, tag or commit of that repository.
         trust_remote_code: see `load_pretrained`.
 
     Raises:
-        ConsolidationError: when the folder is unfinished, damaged, or was made for another model.
+        ConsolidationError: when the folder is not found, unfinished, damaged, or was made for another model.
     """
     _need_transformers()
     from cramlab.consolidation import folder as consolidation_folder
+    from cramlab.consolidation.hub import folder_named
 
+    found = folder_named(folder, revision=revision)
     if not isinstance(model, nn.Module):
         model = load_pretrained(model, trust_remote_code=trust_remote_code).model
-    return consolidation_folder.load(model, folder)
+    return consolidation_folder.load(model, found)
 
 
 def skip_counts(model: nn.Module) -> SkipCounts:

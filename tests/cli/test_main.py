@@ -47,6 +47,10 @@ def test_the_command_line_is_frozen():
             *("--allow-pickle", "--device", "--from", "--further-text", "--help", "--max-loss-increase", "--out"),
             *("--resume", "--set", "--text", "--threads", "model"),
         ],
+        "try": [
+            *("--allow-pickle", "--device", "--help", "--seed", "--temperature", "--threads", "--tokens", "folder"),
+            *("model", "prompt"),
+        ],
         "ls": ["--help"],
         "show": ["--help", "--size", "name"],
     }
@@ -85,6 +89,7 @@ def test_report_writes_one_page(runs, tmp_path, capsys):
     page = tmp_path / "deep" / "page.html"
     assert main(["report", str(runs), "--out", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>")
+    assert "--out is missing" in refused(capsys, "report", str(runs))
     assert "must end in .html" in refused(capsys, "report", str(runs), "--out", str(tmp_path / "page.pdf"))
 
 

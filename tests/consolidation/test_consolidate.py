@@ -16,13 +16,15 @@ from cramlab.consolidation import folder as consolidation_folder
 from cramlab.consolidation.calibration import Calibration
 from cramlab.consolidation.config import HELD_OUT, ConsolidationConfig
 from cramlab.consolidation.documents import held_out_at, parts_of, running_contexts
-from cramlab.consolidation.folder import RECORD, WEIGHTS, weights_digest
+from cramlab.consolidation.folder import RECORD, WEIGHTS, load_record, weights_digest
 from cramlab.consolidation.guarantee import Guarantee
+from cramlab.consolidation.in_use import DOCUMENTS, FILE, load_in_use
 from cramlab.consolidation.learn.closed_form import Learned
 from cramlab.consolidation.patch.install import closed, installed, remove
 from cramlab.consolidation.setting import Setting
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
+from cramlab.report.consolidation_page import PAGE
 
 pytest.importorskip("glassllm")
 SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
@@ -45,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_folder_is_small_and_says_what_was_promised(folder):
-    assert sorted(p.name for p in folder.iterdir()) == [RECORD, WEIGHTS]
+    assert sorted(p.name for p in folder.iterdir()) == [RECORD, WEIGHTS, FILE, PAGE]
     assert (folder / WEIGHTS).stat().st_size < 150_000
     record = json.loads((folder / RECORD).read_text())
     assert record["promise"] == {"increase": 0.1, "bound": 0.5, "delta": 0.1}
@@ -237,6 +239,93 @@ def test_finished_work_is_kept(folder, capsys):
     assert "guaranteed: at most +0.1 nats" in capsys.readouterr().out
 
 
+def test_what_is_measured_in_use_is_of_the_first_test_documents(folder):
+    pretrained, config, record = load("glassllm"), ConsolidationConfig(**SIZES), load_record(folder)
+    tests = parts_of(pretrained, read_corpus("stdlib"), config)["test"][:DOCUMENTS]
+    in_use = load_in_use(folder, record)
+    assert "".join(in_use["sample"]["pieces"]) == pretrained.decode(tests[0].tolist())
+    texts = {document.name: document.text for document in read_corpus("stdlib").documents}
+    assert pretrained.encode(texts[in_use["sample"]["document"]])[:128] == tests[0].tolist()
+    with torch.no_grad():
+        original = torch.stack([pretrained.model(t[None], labels=t[None]).loss for t in tests]).mean()
+        model = cramlab.load_consolidated(pretrained.model, folder)
+        ours = torch.stack([model(t[None], labels=t[None]).loss for t in tests]).mean()
+    assert in_use["increase"] == pytest.approx(float(ours - original), abs=1e-5)
+
+
+def test_a_folder_without_its_measurements_gets_them_with_resume(folder, tmp_path, monkeypatch, capsys):
+    """They are missing after a kill between learning and measuring, and in a folder of an earlier version."""
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    kept = (out / FILE).stat().st_mtime_ns
+    assert main(command(out, "--resume")) == 0
+    assert (out / FILE).stat().st_mtime_ns == kept
+    for name in (FILE, PAGE):
+        (out / name).unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cramlab.consolidation.in_use.costs", killed)
+        assert main(command(out, "--resume")) == 1
+    assert sorted(p.name for p in out.iterdir()) == [RECORD, WEIGHTS]
+    assert main(["show", str(out)]) == 0
+    assert "measures them with --resume" in " ".join(capsys.readouterr().out.split())
+    assert main(command(out, "--resume")) == 0
+    ours, theirs = (load_in_use(path, load_record(path)) for path in (out, folder))
+    for found in (ours, theirs):
+        for name in ("cost", "header", "seconds"):
+            found.pop(name)
+    assert ours == theirs
+    assert "far reads made by layer" in capsys.readouterr().out
+
+
+def test_python_returns_the_record_that_it_wrote(folder, tmp_path):
+    record = cramlab.consolidate("glassllm", "stdlib", tmp_path, max_loss_increase=0.1, start=folder)
+    assert record == load_record(tmp_path)
+    assert (tmp_path / PAGE).exists()
+
+
+def test_show_report_and_try_know_the_folder(folder, tmp_path, capsys):
+    record = load_record(folder)
+    for path in (folder, folder / RECORD):
+        assert main(["show", str(path)]) == 0
+        assert f"{record['test']['increase']:+.4f}" in capsys.readouterr().out
+    before = (folder / PAGE).read_bytes()
+    (folder / PAGE).unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / PAGE).read_bytes() == before
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_bytes() == before
+    capsys.readouterr()
+    assert main(["try", "glassllm", str(folder), "--tokens", "6", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "prompt: 96 tokens, 76 with far keys" in shown
+    assert len(re.findall(r"^(?:original|consolidated): 6 tokens; prompt and first token", shown, flags=re.M)) == 2
+    assert len(re.search(r"layers that read, of 4, by new token: ([\d ]+)", shown)[1].split()) == 6
+    assert shown.count("\nlayer ") == 4
+    assert "\x1b" not in shown
+    assert main(["try", "glassllm", str(folder), "def f(", "--tokens", "3", "--temperature", "0.5"]) == 0
+    assert "0 with far keys" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("",), "PROMPT is empty"),
+        (("text", "--tokens", "0"), "--tokens 0 must be 1 or more"),
+        (("text", "--temperature", "-1"), "--temperature -1 must be 0 or more"),
+        (("text", "--temperature", "hot"), "--temperature 'hot' is not a number"),
+        (("text", "--tokens", "200"), "exceed the model's context of 128"),
+        (("text", "--device", "nowhere"), '--device "nowhere" cannot be used here'),
+    ],
+)
+def test_a_trial_that_cannot_be_is_refused(argv, message, folder, capsys):
+    assert main(["try", "glassllm", str(folder), *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_work_cut_off_again_and_again_goes_on_to_the_same_result(folder, tmp_path, monkeypatch, capsys):
     from cramlab.auditing.resume import Stages
 
@@ -275,7 +364,7 @@ def recalibrated(folder, out, *more, text="stdlib", promise="0.1"):
 def test_the_same_promise_calibrated_anew_is_the_same(folder, tmp_path):
     out = tmp_path / "again"
     assert recalibrated(folder, out) == 0
-    assert sorted(p.name for p in out.iterdir()) == [RECORD, WEIGHTS]
+    assert sorted(p.name for p in out.iterdir()) == [RECORD, WEIGHTS, FILE, PAGE]
     assert (out / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     ours, theirs = (json.loads((path / RECORD).read_text()) for path in (out, folder))
     assert ours.pop("learned_on") == theirs["text"]

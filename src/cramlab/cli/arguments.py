@@ -31,15 +31,31 @@ def positive(flag: str, unit: str) -> Callable[[str], float]:
     """A finite number above 0."""
 
     def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise UsageError(f"{flag} {text!a} is not a number; give {unit}") from error
+        value = _float(flag, text, unit)
         if not 0 < value < math.inf:
             raise UsageError(f"{flag} {text} must be above 0 and finite, in {unit}")
         return value
 
     return read
+
+
+def temperature(flag: str) -> Callable[[str], float]:
+    """A finite number of at least 0."""
+
+    def read(text: str) -> float:
+        value = _float(flag, text, "a temperature, such as 0.7")
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{flag} {text} must be 0 or more, and finite")
+        return value
+
+    return read
+
+
+def _float(flag: str, text: str, wanted: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!a} is not a number; give {wanted}") from error
 
 
 def text_of(flag: str, *others: str) -> Callable[[str], str]:
@@ -131,3 +147,9 @@ def page_of(flag: str) -> Callable[[str], Path]:
         return found
 
     return read
+
+
+def consolidation_in(path: Path) -> Path | None:
+    """The folder of a consolidation, which the path or its record names; None for any other path."""
+    record = path if path.name == "consolidation.json" else path / "consolidation.json"
+    return record.parent if record.is_file() else None

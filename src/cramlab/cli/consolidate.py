@@ -18,8 +18,8 @@ def add_consolidate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Learns gates that choose which tokens of a pretrained language model attend to far keys, small\n"
         "adapters that answer for the others, and a threshold for which the expected increase of the loss is at most\n"
-        "--max-loss-increase with confidence 1 - delta. Writes a few MB into DIR and changes no weight of the model.\n"
-        "cramlab.load_consolidated(MODEL, DIR) loads both.",
+        "--max-loss-increase with confidence 1 - delta. Writes a few MB and report.html into DIR and changes no\n"
+        "weight of the model. cramlab.load_consolidated(MODEL, DIR) loads both; cramlab try MODEL DIR compares them.",
         epilog=help_text(
             "consolidate",
             "cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass --set context=128 "
@@ -101,25 +101,19 @@ def _consolidate(args: argparse.Namespace) -> None:
             progress=display,
             **assigned(ConsolidationConfig(), args.overrides),
         )
-    _print(record)
-    print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")
-
-
-def _print(record: dict) -> None:
-    """Prints the tested thresholds, the guarantee, and the figures on the test documents."""
     from rich.console import Console
-    from rich.table import Table
 
+    from cramlab.consolidation.in_use import load_in_use
+    from cramlab.report.consolidation_page import PAGE
+    from cramlab.report.consolidation_table import consolidation_table
+
+    in_use = load_in_use(args.out, record)
+    Console().print(consolidation_table(record, in_use))
     guarantee, test = record["promise"], record["test"]
-    table = Table("far reads skipped", "loss increase", "smallest guarantee", "p-value", title=record["name"])
-    for row in record["tested"]:
-        table.add_row(f"{row['skipped_frac']:.0%}", f"{row['mean']:.4f}", f"{row['upper_bound']:.4f}",
-                      f"{row['p_value']:.3g}")  # fmt: skip
-    Console().print(table)
     print(
         f"guaranteed: at most +{guarantee['increase']:g} nats per token with confidence {1 - guarantee['delta']:g}; "
         f"measured on {test['documents']} test documents: {test['increase']:+.4f}, with {test['skipped_frac']:.1%} of "
         f"far reads skipped and {test['pairs_frac']:.1%} of causal pairs scored"
     )
-    if n_copies := sum(record.get("copies", {}).values()):
-        print(f"{n_copies} documents were left out as exact or near copies of others")
+    print(f"page: {args.out / PAGE}")
+    print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from cramlab.cli.arguments import existing, page_of, run_folder
+from cramlab.cli.arguments import consolidation_in, existing, page_of, run_folder
 from cramlab.cli.cost import print_cost
 from cramlab.errors import UsageError
 
@@ -42,15 +43,20 @@ def add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="one self-contained HTML page from records",
-        description="Draws attention, retrieval, losses, routing and forecasts of all records found, and the table "
-        "with intervals over seeds. The page needs no network.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Draws attention, retrieval, losses, routing and forecasts of all records found, and the table\n"
+        "with intervals over seeds. For a folder of cramlab consolidate, makes its page again, without the model.\n"
+        "The page needs no network.",
+        epilog="examples:\n  cramlab report runs/mine results --out page.html\n  cramlab report runs/less",
     )
     parser.add_argument(
-        "dirs", type=existing("DIR"), nargs="+", metavar="DIR", help="run folders, folders of records, or records"
-    )
+        "dirs", type=existing("DIR"), nargs="+", metavar="DIR",
+        help="run folders, folders of records, records, or one folder of a consolidation",
+    )  # fmt: skip
     parser.add_argument(
-        "--out", type=page_of("--out"), required=True, metavar="PAGE.html", help="where to write the page"
-    )
+        "--out", type=page_of("--out"), metavar="PAGE.html",
+        help="where to write the page (default for a consolidation: report.html in its folder)",
+    )  # fmt: skip
     parser.set_defaults(command=_report)
 
 
@@ -78,6 +84,11 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    if len(args.dirs) == 1 and (folder := consolidation_in(args.dirs[0])) is not None:
+        _report_consolidation(folder, args.out)
+        return
+    if args.out is None:
+        raise UsageError("--out is missing; give the page to write, as in --out page.html")
     from rich.console import Console
     from rich.progress import Progress
 
@@ -92,3 +103,15 @@ def _report(args: argparse.Namespace) -> None:
         page = render(found, lambda runs: bar.track(runs, description="drawing runs"))
     write_text(args.out, page)
     print(f"report: {args.out}")
+
+
+def _report_consolidation(folder: Path, out: Path | None) -> None:
+    from cramlab.consolidation.folder import load_record
+    from cramlab.consolidation.in_use import load_in_use
+    from cramlab.files import write_text
+    from cramlab.report.consolidation_page import PAGE, render_consolidation
+
+    record = load_record(folder)
+    page = folder / PAGE if out is None else out
+    write_text(page, render_consolidation(record, load_in_use(folder, record)))
+    print(f"report: {page}")

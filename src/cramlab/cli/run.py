@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cramlab.cli.arguments import folder_of, whole
+from cramlab.cli.arguments import consolidation_in, folder_of, whole
 from cramlab.cli.settings import check_run, help_text, table
 
 if TYPE_CHECKING:
@@ -77,10 +77,16 @@ def add_show(commands: Any) -> None:
     """Adds the subcommand `show`."""
     parser = commands.add_parser(
         "show",
-        help="print the configs of an experiment, or a record",
-        description="Prints every field of the runs of an experiment with its --set path, or a record's figures.",
+        help="print the configs of an experiment, a record or a consolidation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Prints every field of the runs of an experiment with its --set path, a record's figures, or what\n"
+        "a consolidation promises, reads and costs.",
+        epilog="examples:\n  cramlab show srcd/cram --size quick\n  cramlab show runs/mine\n  cramlab show runs/less",
     )
-    parser.add_argument("name", metavar="NAME", help="experiment or EXPERIMENT/MIXER; or the path of a record")
+    parser.add_argument(
+        "name", metavar="NAME",
+        help="experiment or EXPERIMENT/MIXER; or the path of a record, or of a folder of records or a consolidation",
+    )  # fmt: skip
     _add_size(parser)
     parser.set_defaults(command=_show)
 
@@ -129,6 +135,9 @@ def _ls(_: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     if args.name.partition("/")[0] not in table()["experiments"] and Path(args.name).exists():
+        if (folder := consolidation_in(Path(args.name))) is not None:
+            _show_consolidation(folder)
+            return
         from rich.console import Console
 
         from cramlab import records
@@ -145,3 +154,14 @@ def _show(args: argparse.Namespace) -> None:
             print(f"{path} = {value}")
         for i, stage in enumerate(config.training.stages):
             print(f"# set by the size: training.stages[{i}] = {stage}")
+
+
+def _show_consolidation(folder: Path) -> None:
+    from rich.console import Console
+
+    from cramlab.consolidation.folder import load_record
+    from cramlab.consolidation.in_use import load_in_use
+    from cramlab.report.consolidation_table import consolidation_table
+
+    record = load_record(folder)
+    Console().print(consolidation_table(record, load_in_use(folder, record)))

@@ -56,20 +56,22 @@ def _validate(record: Any, path: Path) -> None:
     if error is not None:
         where = ".".join(str(p) for p in error.absolute_path) or "the record"
         raise ConsolidationError(f"{path} is damaged: {where}: {error.message}; consolidate again")
-    if record.get("record_sha256", _digest(record)) != _digest(record):
+    if record.get("record_sha256", record_digest(record)) != record_digest(record):
         raise ConsolidationError(
             f"{path} was changed after it was written, so its guarantee does not hold; restore the file, or "
             "consolidate again (with --from FOLDER for another guarantee without learning again)"
         )
 
 
-def _digest(record: dict[str, Any]) -> str:
+def record_digest(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record without this field and without durations; the guarantee depends on the record's threshold."""
     rest = {name: value for name, value in record.items() if name not in ("record_sha256", "seconds")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Module, record: dict[str, Any]) -> None:
+def save(
+    folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Module, record: dict[str, Any]
+) -> dict[str, Any]:
     """Writes the weights, then the record; a folder without a record is unfinished.
 
     Args:
@@ -78,6 +80,9 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
             `rules.learned.rounded`.
         model: the model that they were made for.
         record: the other fields that `consolidation.schema.json` requires.
+
+    Returns:
+        The whole record, as it will be loaded.
 
     Raises:
         ConsolidationError: when the record does not meet the schema.
@@ -100,9 +105,10 @@ def save(folder: Path, layers: Mapping[int, ConsolidatedAttention], model: nn.Mo
     } | record
     # The digest is that of the record as it will be loaded, where a tuple is a list.
     complete = json.loads(json.dumps(complete, allow_nan=False))
-    complete["record_sha256"] = _digest(complete)
+    complete["record_sha256"] = record_digest(complete)
     _validate(complete, folder / RECORD)
     _write(folder, weights, complete)
+    return complete
 
 
 def _write(folder: Path, weights: bytes, record: dict[str, Any]) -> None:
@@ -185,7 +191,7 @@ def load_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[i
             "model that it was made for, in the same precision, or consolidate this model"
         )
     sites = {site.layer: site for site in consolidatable_sites(loaded)}
-    tensors = _load_weights(folder, record)
+    tensors = load_weights(folder, record)
     if unknown := sorted(set(map(int, record["ranks"])) - sites.keys()):
         raise ConsolidationError(f"{folder / RECORD} is damaged: this model has no layers {unknown} to patch")
     longest = longest_context(loaded)
@@ -234,7 +240,12 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _load_weights(folder: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+def load_weights(folder: Path, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Loads the tensors of a folder, by index of the block and name.
+
+    Raises:
+        ConsolidationError: when the file is missing, damaged or not the one that the record was written with.
+    """
     path = folder / WEIGHTS
     try:
         weights = path.read_bytes()

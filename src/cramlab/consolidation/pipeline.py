@@ -151,8 +151,7 @@ def _guaranteed(
     calibrated = run.calibrate(guarantee)
     test = run.test(calibrated)
     record = _record(run, guarantee, pretrained, corpus, calibrated, test) | learning
-    save(out, at_threshold(run.learned.layers, calibrated.threshold), run.setting.model, record)
-    return record
+    return save(out, at_threshold(run.learned.layers, calibrated.threshold), run.setting.model, record)
 
 
 def _record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,44 @@ class Observer(FarReads):
     def decide(self, seen: Seen) -> Decision | None:
         """What the function returns."""
         return self.look(self.index, seen)
+
+
+class Recorder(FarReads):
+    """Decides as another patch does, and keeps which tokens of the first row of a batch read.
+
+    Args:
+        layer: the other patch, which is not installed itself.
+    """
+
+    def __init__(self, layer: FarReads) -> None:
+        super().__init__(window=layer.window, n_sinks=layer.n_sinks)
+        self.layer = layer
+        self._calls: list[tuple[int, Tensor]] = []
+
+    def decide(self, seen: Seen) -> Decision | None:
+        """The decision of the other patch; a token reads when any of its heads does."""
+        decision = self.layer.decide(seen)
+        reads = torch.ones_like(seen.far) if decision is None else decision[0] > 0
+        reads = reads.any(-1) if reads.ndim == 3 else reads
+        self._calls.append((seen.start, (reads & seen.far)[0].cpu()))
+        return decision
+
+    @property
+    def never_reads(self) -> bool:  # type: ignore[override]
+        """What the other patch says."""
+        return self.layer.never_reads
+
+    def reads(self, n_tokens: int) -> Tensor:
+        """Whether each of the first `n_tokens` tokens read, bool (T,); of calls on the same position, the last."""
+        found = torch.zeros(n_tokens, dtype=torch.bool)
+        for start, reads in self._calls:
+            found[start : start + len(reads)] = reads[: max(0, n_tokens - start)]
+        return found
+
+
+def recorded(layers: Mapping[int, FarReads]) -> dict[int, Recorder]:
+    """A recorder around each of these patches, by index of the block."""
+    return {i: Recorder(layer) for i, layer in layers.items()}
 
 
 def observe(
