@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import types
@@ -62,7 +63,7 @@ def test_examples_run_and_are_short(example, capsys):
 def test_shell_lines_are_understood(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shell = "\n".join(block for page in PAGES for block in blocks(page, "sh"))
-    lines = [line.partition("#")[0].split() for line in shell.splitlines() if line.startswith("cramlab")]
+    lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("cramlab")]
     assert len(lines) >= 5
     for line in lines:
         for word in line:

@@ -20,7 +20,7 @@ from cramlab.consolidation.patch.far_reads import FarReads
 from cramlab.consolidation.patch.install import patched
 from cramlab.timing import side_by_side, wall_ms
 
-_TOKENS = 32  # decoded tokens that are timed, at most
+_TOKENS = 24  # decoded tokens that are timed, at most
 _SECONDS = 10.0  # for the timed prompts, about
 _PROMPTS = 3, 9  # fewest and most timed prompts
 ORIGINAL, CONSOLIDATED = "original", "consolidated"

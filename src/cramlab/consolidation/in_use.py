@@ -38,7 +38,7 @@ from cramlab.hf.loading import Pretrained
 from cramlab.hf.pieces import pieces
 
 FILE, KIND, FORMAT = "in_use.json", "consolidation in use", 1
-DOCUMENTS = 3  # test documents that are measured
+DOCUMENTS = 2  # test documents that are measured
 _SHOWN = 1024  # tokens of the sample, at most
 _PLACES = 16  # parts of the context in which reads are counted
 BASELINES = {"random": "random tokens read, with the adapters", "window": "nothing far is read, no adapters"}
