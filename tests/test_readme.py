@@ -65,6 +65,7 @@ def test_shell_lines_are_understood(tmp_path, monkeypatch):
     shell = "\n".join(block for page in PAGES for block in blocks(page, "sh"))
     lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("cramlab")]
     assert len(lines) >= 5
+    Path("results").mkdir()
     for line in lines:
         for word in line:
             if ("/" in word and not word.endswith(".html")) or word == "results":
