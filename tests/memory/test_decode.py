@@ -9,12 +9,12 @@ from cramlab.memory.decode import Decoder, GraphDecoder
 D = 16
 
 
-def make(router="benefit", capacity=None, write="all"):
+def make(router="benefit", capacity=None, write="all", learns="decision"):
     config = CRAMConfig(
         working=WorkingMemoryConfig(d_state=8, n_timescales=4),
         episodic=EpisodicMemoryConfig(n_heads=2, capacity=capacity, write=write),
         semantic=AdapterConfig(rank=12),
-        router=RouterConfig(name=router, d_hidden=10),
+        router=RouterConfig(name=router, d_hidden=10, learns=learns),
     )
     layer = config.build(D).eval()
     for gate in (getattr(layer, "gate", None), layer.episodic.salience):
@@ -65,6 +65,20 @@ def test_steps_that_decide_on_the_device_equal_one_pass(router, write, n_before)
     assert torch.allclose(torch.stack(steps, dim=1), whole.y[:, n_before:], atol=1e-5)
     parts = [decoder.working, decoder.keys, decoder.values, decoder.n_written]
     assert [part.data_ptr() for part in parts] == places  # a recorded step goes on with the same memory
+
+
+@pytest.mark.parametrize("learns", ["nats", "soft", "straight"])
+@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
+def test_steps_weigh_reads_as_one_pass_does(kind, learns):
+    layer = make(capacity=5, learns=learns)
+    x, gaps = torch.randn(3, 30, D), torch.rand(3, 30)
+    with torch.no_grad():
+        layer.gate.threshold.fill_(0.1)
+        whole = layer(x, gaps)
+        decoder = kind(layer, layer(x[:, :3], gaps[:, :3]).state)
+        steps = [decoder.step(x[:, t], gaps[:, t]) for t in range(3, 30)]
+    assert 0 < whole.trace.attended.float().mean() < 1
+    assert torch.allclose(torch.stack(steps, dim=1), whole.y[:, 3:], atol=1e-5)
 
 
 def test_a_step_to_be_recorded_needs_a_bound():

@@ -7,14 +7,12 @@ transformers is imported.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.utils.generic import can_return_tuple
@@ -23,70 +21,15 @@ from cramlab.language_model import inputs
 from cramlab.language_model.bigrams import Bigrams, BigramTable
 from cramlab.language_model.block import CRAMBlock, Passed, Tokens
 from cramlab.language_model.cache import CRAMCacheLayer, checked_cache, new_cache
+from cramlab.language_model.call import Call, CRAMOutput, Stacked
 from cramlab.language_model.configuration import CRAMForCausalLMConfig
 from cramlab.language_model.fresh_weights import keep_fresh, reset_missing
-from cramlab.language_model.packed_rows import Documents, Packing, Past, documents, silent_tokens
+from cramlab.language_model.packed_rows import Packing, Past, documents, silent_tokens
 from cramlab.memory import CRAMLayer
 from cramlab.memory.router import BenefitGate
 from cramlab.mixer import Bounds, Routing
 from cramlab.model import ModelConfig
 from cramlab.objective import Judged, next_token_losses, terms
-
-
-class Call(NamedTuple):
-    """A call of the model whose arguments have been checked.
-
-    Attributes:
-        valid: false on padding, bool (B, T); None: all tokens are valid.
-        documents: the documents of packed rows; None: each row is one.
-        target: token that each is to predict, int64 (B, T), -100 where there is none; None: no loss was asked for.
-        labels: the labels, if the targets are simply these shifted by one; else None.
-        cache: state of the tokens before, which is continued in place; None: no state is kept.
-        use_cache: whether the cache is returned.
-        n_items: see `num_items_in_batch` in `CRAMForCausalLM.forward`.
-    """
-
-    valid: Tensor | None
-    documents: Documents | None
-    target: Tensor | None
-    labels: Tensor | None
-    cache: Cache | None
-    use_cache: bool
-    n_items: int | Tensor | None
-
-
-class Stacked(NamedTuple):
-    """What the blocks returned.
-
-    Attributes:
-        x: residual stream after the last block, (B, T, D).
-        hidden: residual stream before each block.
-        aux: losses of the memories by name, one for each layer that has them, summed over sequences.
-        silent: residual stream in which the judged layer has not read, (B, T, D); None: no layer is judged.
-        judged: what the judged layer's block returned; None: no layer is judged.
-        judged_layer: index of the judged layer; -1: no layer is judged.
-        margins: output of the read gate of each layer that has one, (B, T); see `BenefitGate`.
-    """
-
-    x: Tensor
-    hidden: tuple[Tensor, ...]
-    aux: dict[str, list[Tensor]]
-    silent: Tensor | None
-    judged: Passed | None
-    judged_layer: int
-    margins: list[Tensor]
-
-
-@dataclass
-class CRAMOutput(CausalLMOutputWithPast):
-    """Output of a call.
-
-    Attributes:
-        gate_margins: output of the read gate of each layer that has one, (B, T), detached: above 0 where the token
-            reads; None unless `output_gates` asks for it.
-    """
-
-    gate_margins: tuple[Tensor, ...] | None = None
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cramlab.memory.buffer import Buffer
-from cramlab.memory.layer import CRAMLayer, CRAMState
+from cramlab.memory.layer import CRAMLayer, CRAMState, weighed
 from cramlab.memory.window import window_step
 from cramlab.ops.read import attention
 
@@ -125,7 +125,7 @@ class Decoder(LayerDecoder):
     def step(self, x: Tensor, gaps: Tensor) -> Tensor:
         """Implements `LayerDecoder.step`."""
         layer, ring = self.layer, self.ring
-        episodic, name = layer.episodic, layer.config.router.name
+        episodic = layer.episodic
         working, _, self.working = layer.working(x[:, None], gaps[:, None], self.working)
         working = working[:, 0]
         h = layer.norm(working)
@@ -136,27 +136,33 @@ class Decoder(LayerDecoder):
             chosen, place = _rows(h, rows), None if position is None else _rows(position, rows)
             ring.put(rows, episodic.keys(chosen, place), episodic.w_value(chosen))
         recognised = layer.semantic.recognise(h)
-        window = layer.config.window
-        nearby = (
-            None
-            if window is None
-            else window_step(episodic, h, position, ring.keys, ring.values, ring.counts(), window)
-        )
-        if name == "never":
-            readers = []
-        else:
-            asking = range(len(h)) if name == "always" else _true(layer.gate_margin(h, recognised, nearby))
-            readers = [row for row in asking if ring.held(row)]
-        if len(readers) == len(h):
+        nearby, window = None, layer.config.window
+        if window is not None:
+            nearby = window_step(episodic, h, position, ring.keys, ring.values, ring.counts(), window)
+        readers, weight = self._readers(h, recognised, nearby)
+        if len(readers) == len(h) and weight is None:
             return working + self._read(h, position, readers)
-        y = working + layer.semantic.answer(recognised)
-        if nearby is not None:
-            y = y + nearby
+        answer = layer.semantic.answer(recognised)
+        answer = answer if nearby is None else answer + nearby
+        y = working + answer
         if readers:
             which = torch.tensor(readers, device=h.device)
-            found = working.index_select(0, which) + self._read(h, position, readers)
-            y.index_copy_(0, which, found.to(y.dtype))
+            found = self._read(h, position, readers)
+            if weight is not None:
+                found = weighed(answer.index_select(0, which), found, weight.index_select(0, which))
+            y.index_copy_(0, which, (working.index_select(0, which) + found).to(y.dtype))
         return y
+
+    def _readers(self, h: Tensor, recognised: Tensor, nearby: Tensor | None) -> tuple[list[int], Tensor | None]:
+        """The sequences whose token reads, and the weight of each sequence's read, (B,); None: 1."""
+        layer, name = self.layer, self.layer.config.router.name
+        if name == "never":
+            return [], None
+        if name == "always":
+            return [row for row in range(len(h)) if self.ring.held(row)], None
+        margin = layer.gate_margin(h, recognised, nearby)
+        readers = [row for row in _true(margin) if self.ring.held(row)]
+        return readers, layer.gate.weight(margin, margin > 0)
 
     def _read(self, h: Tensor, position: Tensor | None, readers: list[int]) -> Tensor:
         """Eq. 3 for some sequences, (R, D), given the h (B, D) and positions (B,) of all."""
@@ -234,11 +240,15 @@ class GraphDecoder(LayerDecoder):
         if name == "never":
             return working + answer
         last = self.n_written.clamp(max=self.capacity) - 1  # -1: nothing to read
+        weight = None
         if name == "benefit":
-            last = torch.where(layer.gate_margin(h, recognised, nearby) > 0, last, -1)
+            margin = layer.gate_margin(h, recognised, nearby)
+            last, weight = torch.where(margin > 0, last, -1), layer.gate.weight(margin, margin > 0)
         q, n_heads = episodic.queries(h, position)[:, None], episodic.config.n_heads
         found = attention.attend(q, last[:, None], self.keys, self.values, None, n_heads, None)
-        return working + torch.where(last[:, None] >= 0, episodic.w_out(found[:, 0]), answer)
+        read = episodic.w_out(found[:, 0])
+        read = read if weight is None else weighed(answer, read, weight)
+        return working + torch.where(last[:, None] >= 0, read, answer)
 
 
 def _true(logits: Tensor) -> list[int]:

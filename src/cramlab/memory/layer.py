@@ -195,7 +195,7 @@ class CRAMLayer(Mixer):
         retrieved = self.episodic.read(h, readers, written)
         found = readers.put_onto(retrieved, answer)
         weight = None if gate_logit is None else self.gate.weight(gate_logit, chosen)
-        y = working + (found if weight is None else answer + weight.to(h.dtype)[..., None] * (found - answer))
+        y = working + (found if weight is None else weighed(answer, found, weight))
         without = working + answer if routing.counterfactual else None
         known = quality(readers.take(answer.detach()), retrieved, self.config.router.sigma).to(h.dtype)
         unknown = torch.full(chosen.shape, torch.nan, dtype=h.dtype, device=h.device)
@@ -332,6 +332,11 @@ class CRAMLayer(Mixer):
             parameter_bytes=sum(p.numel() * p.element_size() for p in self.parameters()),
         )
         return cram_cost(layer, seq_len, read_frac=read_frac, write_frac=write_frac, training=training)
+
+
+def weighed(answer: Tensor, read: Tensor, weight: Tensor) -> Tensor:
+    """Answers (..., D) of which a share `weight` (...) is replaced by the read (..., D)."""
+    return answer + weight.to(answer.dtype)[..., None] * (read - answer)
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:
