@@ -96,7 +96,7 @@ def practice(found: Mapping[practice_rows.Key, practice_rows.Logs]) -> str:
     for pattern in threshold_gate(k, rate_spread=1.0, n_patterns=5, rate=0.2).hits:  # each is a step
         null.plot(k, np.maximum(pattern, _LEAST), color="black", linewidth=0.5, alpha=0.5)
     null.plot([], [], color="black", linewidth=0.5, alpha=0.5, label="single patterns: steps")
-    null.set_title("null: a threshold on exponential learning, averaged over patterns")
+    null.set_title("null: thresholds on exponential learning, averaged")
     null.set_xlabel("encounter of a pattern")
     for name, table in TABLES.items():
         fitted = practice_rows.human()[name]

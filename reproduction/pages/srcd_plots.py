@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -15,6 +15,7 @@ from cramlab.report.tables import Row, summarise
 
 _COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 _LEAST_SHARE, _LEAST_ERROR = 3e-3, 1e-4  # lower values are drawn here, because the axis is logarithmic
+_CHARACTER, _LINE = 4.0, 8.0  # width and height of labels, points
 
 
 def _figure(width: float, height: float) -> Axes:
@@ -25,18 +26,34 @@ def pareto(found: Iterable[dict[str, Any]]) -> str:
     """Attention against wrong answers to novel queries, both on log axes: the best is at the lower left."""
     rows: list[Row] = summarise(found)
     axes = _figure(8.5, 5.5)
-    for i, row in enumerate(rows):
-        share = max(row.attention_frac.mean, _LEAST_SHARE)
-        wrong = max(1 - row.novel.mean, _LEAST_ERROR)
-        axes.plot(share, wrong, "o", color=_COLOURS[i % len(_COLOURS)], label=row.mixer)
-        axes.annotate(row.mixer, (share, wrong), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    points = {row.mixer: (max(row.attention_frac.mean, _LEAST_SHARE), max(1 - row.novel.mean, _LEAST_ERROR))
+              for row in rows}  # fmt: skip
+    for i, (mixer, point) in enumerate(points.items()):
+        axes.plot(*point, "o", color=_COLOURS[i % len(_COLOURS)], label=mixer)
     if rows:
         axes.axvline(rows[0].oracle_attention_frac, color="black", linestyle=":", label="least attention (oracle)")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"share of tokens that use attention (test; {_LEAST_SHARE:g} stands for none)")
     axes.set_ylabel("wrong answers to novel queries (test)")
+    axes.margins(x=0.15)
+    _label(axes, points)
     return finish(axes, legend=False)
+
+
+def _label(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Writes a name beside each point, from the top down; one that would overlap another is moved below it."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # sets the scale of the axes
+    in_points = 72 / axes.figure.dpi
+    taken: list[tuple[float, float, float]] = []
+    for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
+        x, y = axes.transData.transform(point) * in_points
+        left, width, low = x + 5, _CHARACTER * len(name), y + 2
+        while any(abs(low - other) < _LINE and left < end and begin < left + width for begin, end, other in taken):
+            low -= 1
+        taken.append((left, left + width, low))
+        line = {"arrowstyle": "-", "linewidth": 0.4} if y - low > _LINE else None
+        axes.annotate(name, point, (5, low - y), textcoords="offset points", fontsize=7, arrowprops=line)
 
 
 def attention_by_mixer(found: Iterable[dict[str, Any]]) -> str:
