@@ -187,6 +187,9 @@ def _compile(model: PreTrainedModel) -> None:
     gated), each of which would be compiled by itself.
     """
     torch._dynamo.config.recompile_limit = 64  # training, evaluation and each phase have a form of their own
+    # Compiled backward passes would else take products in bfloat16 that the forward pass took in 32 bits.
+    if hasattr(torch._functorch.config, "backward_pass_autocast"):  # from PyTorch 2.11 on
+        torch._functorch.config.backward_pass_autocast = "off"
     if isinstance(model, CRAMForCausalLM):
         for block in cast("list[Block]", list(model.layers)):
             cast("CRAMLayer", block.mixer).working.compile()
