@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cramlab.cli import main as cli
 from cramlab.consolidation import folder as consolidation_folder
+from cramlab.consolidation import in_use
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
 from faults.apart import apart
@@ -226,6 +227,12 @@ def _consolidations(seed: int) -> Iterator[Case]:
                    functools.partial(_loaded, change), apart=True)  # fmt: skip
     yield Case("damaged audits and consolidations", f"consolidate --resume, {weights}: gone", _resumed_without_weights,
                apart=True)  # fmt: skip
+    for name, damage, rng, gross in damages(seed, in_use.FILE, 6):
+        check = functools.partial(
+            _resumed, WRITERS["consolidate"], in_use.FILE, lambda d, f=damage, r=rng: f(d, r), gross
+        )
+        yield Case("damaged audits and consolidations", f"consolidate --resume, {in_use.FILE}: {name}", check,
+                   apart=True)  # fmt: skip
 
 
 def damage_file(file: str, damage: Callable[[bytes], bytes], folder: Path) -> None:

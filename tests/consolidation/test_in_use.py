@@ -136,6 +136,14 @@ def test_what_was_measured_for_another_record_is_left_out(folder, in_use, tmp_pa
         (lambda d: d.pop("reads"), "reads"),
         (lambda d: d["sample"].update(loss=["x"]), r"sample\.loss"),
         (lambda d: d["cost"]["bytes"].update(weights=-1), "weights"),
+        (lambda d: d["cost"]["prompt"]["consolidated"]["speedup"].update(median=0), "median"),
+        (lambda d: d["layers"].append(9), r"reads\.by_layer does not fit"),
+        (lambda d: d["reads"]["by_place"].pop(), r"reads\.by_place does not fit"),
+        (lambda d: d["reads"]["by_place"][0].pop(), r"reads\.by_place does not fit"),
+        (lambda d: d["reads"].update(edges=[5, 4]), r"reads\.edges does not fit"),
+        (lambda d: d["changed"][1].pop(), "changed does not fit"),
+        (lambda d: d["sample"]["pieces"].append("x"), "sample does not fit"),
+        (lambda d: d["sample"]["reads"][0].append(4), r"sample\.reads does not fit"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(change, message, folder, in_use, tmp_path):

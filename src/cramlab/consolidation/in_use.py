@@ -68,11 +68,32 @@ def load_in_use(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | Non
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(data))
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path) or "the file"
+        said = f"{where}: {error.message[:200]}"
+    else:
+        said = _mismatch(data)
+    if said:
         raise records.RecordError(
-            f"{path} is damaged or of another version: {where}: {error.message[:200]}; remove it, then run cramlab "
-            "consolidate with --resume to measure again"
+            f"{path} is damaged or of another version: {said}; remove it, and cramlab consolidate with --resume "
+            "measures again"
         )
     return data if data["record_sha256"] == record_digest(record) else None
+
+
+def _mismatch(data: Mapping[str, Any]) -> str:
+    """The first list that does not fit the others, with the reason; the empty text where all do."""
+    n_layers, reads, sample = len(data["layers"]), data["reads"], data["sample"]
+    n_groups = len(data["changed"][0]) if data["changed"] else 0
+    fitting = {
+        "reads.edges": all(a < b for a, b in itertools.pairwise(reads["edges"])),
+        "reads.by_layer": len(reads["by_layer"]) == n_layers,
+        "reads.by_place": [len(row) for row in reads["by_place"]] == [n_layers] * (len(reads["edges"]) - 1),
+        "changed": n_groups > 0 and [len(row) for row in data["changed"]] == [n_groups] * n_layers,
+    }
+    if sample is not None:
+        lists = [sample[name] for name in ("pieces", "reads", "loss", "original")]
+        fitting["sample"] = len({len(one) for one in lists}) == 1
+        fitting["sample.reads"] = all(index < n_layers for row in sample["reads"] for index in row)
+    return next((f"{name} does not fit the other fields" for name, fits in fitting.items() if not fits), "")
 
 
 @torch.no_grad()
