@@ -27,7 +27,7 @@ def section(folder: Path) -> str:
     header = next(iter(found.values()))
     device = header["hardware"]["accelerator"] or "no accelerator, a dry run"
     lines = [f"{device}, torch {header['versions']['torch']}, {header['date']}. {_METHOD}", "", *_checks(found)]
-    lines += ["", "| what | goal | reached | what binds |", "| --- | --- | --- | --- |"]
+    lines += ["", "| what | goal | reached | bottleneck |", "| --- | --- | --- | --- |"]
     lines += [f"| {what} | {goal} | {reached} | {binds} |" for what, goal, reached, binds in goals(found)]
     lines += ["", *_rows(found)]
     failed = [f"- `{name}`: {record['failed']}" for name, record in found.items() if "failed" in record]

@@ -56,7 +56,7 @@ def _replaced(data: dict[str, Any]) -> str:
             what = f"{row['share']:.0%} {tokens} tokens, all layers"
         share = len(row["sites"]) / n_layers * row["share"]
         rows.append([what, f"{share:.2f}", *(estimate(row[kind]) for kind in ("probe", "mean", "zero"))])
-    return table(["replaced", "share of answers", "nats: probe", "nats: mean", "nats: zero"], rows)
+    return table(["replaced", "share of outputs", "nats: probe", "nats: mean", "nats: zero"], rows)
 
 
 def _groups(data: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from reproduction.pages.markdown import table
 
 COMPARED = ("gate", "layers")  # learned skipping and the best static rule
 RULES = {("gate", 0.75), ("gate", 0.9), ("layers", 0.75), ("layers", 0.9), ("closed form", 0.75), ("random", 0.75),
-         ("heads", 0.75), ("linear", 0.75), ("gate, no adapters", 0.75), ("window", 1.0)}  # fmt: skip
+         ("gate, no adapters", 0.75), ("window", 1.0)}  # fmt: skip
 
 
 def sections(results: Path) -> dict[str, str]:
