@@ -82,7 +82,8 @@ def layers_table(arms: dict[str, list[Record]]) -> str:
     for arm, runs in gated.items():
         by_layer = zip(*(run["test"]["all"]["reads_frac_by_layer"] for run in runs), strict=True)
         ended = [run["series"][-1]["encoding_ended_at"] for run in runs]
-        rows.append([arm, ", ".join(f"{statistics.fmean(layer):.3f}" for layer in by_layer), ", ".join(map(str, ended))])
+        shares = ", ".join(f"{statistics.fmean(layer):.3f}" for layer in by_layer)
+        rows.append([arm, shares, ", ".join(map(str, ended))])
     return markdown.table(["arm", "share of reads, first to last layer", "encoding ended at step"], rows)
 
 

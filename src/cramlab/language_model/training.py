@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -99,7 +100,7 @@ def run_text(
     if progress.step == 0 and config.checkpoint_steps:
         _save_model(model, text, config, out, 0)
     while progress.step < config.n_steps:
-        _step(model, optimizer, text, config, progress.step, reading)
+        train_step(model, optimizer, text, config, progress.step, reading)
         progress.step += 1
         last = progress.step == config.n_steps
         if last and config.reads_frac is not None:
@@ -162,13 +163,7 @@ def _prepare(
     config: TextRunConfig, text: PreparedText, checkpoint: Path, device: torch.device
 ) -> tuple[PreTrainedModel, torch.optim.AdamW, TextProgress]:
     """Model, optimiser and progress, fresh or from the checkpoint."""
-    model = config.build()
-    nn.Module.to(model, device)
-    if config.compile:
-        _compile(model)
-    fused = device.type == "cuda"
-    rate, decay = config.learning_rate, config.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
+    model, optimizer = start(config)
     if not checkpoint.exists():
         return model, optimizer, TextProgress()
     saved = load_checkpoint(checkpoint)
@@ -180,6 +175,16 @@ def _prepare(
     return model, optimizer, TextProgress(**saved["run"])
 
 
+def start(config: TextRunConfig) -> tuple[PreTrainedModel, torch.optim.AdamW]:
+    """A fresh model on its device, compiled if the run asks for it, and its optimiser."""
+    model = config.build()
+    nn.Module.to(model, torch.device(config.device))
+    if config.compile:
+        _compile(model)
+    rate, decay, fused = config.learning_rate, config.weight_decay, config.device.startswith("cuda")
+    return model, torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
+
+
 def _compile(model: PreTrainedModel) -> None:
     """Compiles what takes the time: working memories and MLPs of CRAM models, whole blocks of others.
 
@@ -188,8 +193,8 @@ def _compile(model: PreTrainedModel) -> None:
     """
     torch._dynamo.config.recompile_limit = 64  # training, evaluation and each phase have a form of their own
     # Compiled backward passes would else take products in bfloat16 that the forward pass took in 32 bits.
-    if hasattr(torch._functorch.config, "backward_pass_autocast"):  # from PyTorch 2.11 on
-        torch._functorch.config.backward_pass_autocast = "off"
+    if hasattr(functorch, "backward_pass_autocast"):  # later versions of PyTorch
+        functorch.backward_pass_autocast = "off"
     if isinstance(model, CRAMForCausalLM):
         for block in cast("list[Block]", list(model.layers)):
             cast("CRAMLayer", block.mixer).working.compile()
@@ -200,7 +205,7 @@ def _compile(model: PreTrainedModel) -> None:
         block.compile()
 
 
-def _step(
+def train_step(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     text: PreparedText,
