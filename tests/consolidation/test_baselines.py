@@ -155,7 +155,7 @@ def sums_of(model, sites, documents):
     rows = [[] for _ in sites]
 
     def look(i, seen):
-        added = added_by_far(sites[i], seen.full, seen.near)[seen.far]
+        added = added_by_far(sites[i], seen)[seen.far]
         sums[i].update(seen.features[seen.far], added)
         weight, bias = affine_map(sites[i])
         answer = seen.full[seen.far].flatten(1).double() @ weight + bias

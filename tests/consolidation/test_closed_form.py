@@ -4,16 +4,18 @@ import pytest
 import torch
 from families import build, documents
 
+import cramlab
+import reproduction.decoders as decoders
 from cramlab.auditing.resume import Stages
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.learn.closed_form import Learner
 from cramlab.consolidation.measure import mean_loss, measured, token_losses
-from cramlab.consolidation.patch.install import patched
+from cramlab.consolidation.patch.install import consolidatable_sites, patched
 from cramlab.consolidation.patch.observe import added_by_far
 from cramlab.consolidation.rules.baselines import static_window
 from cramlab.consolidation.rules.learned import ConsolidatedAttention, at_threshold
 from cramlab.consolidation.setting import Setting
-from cramlab.hf.attention_sites import attention_sites, base_model
+from cramlab.hf.attention_sites import base_model
 
 WINDOW, N_SINKS, N_TOKENS = 6, 2, 40
 CONFIG = ConsolidationConfig(context=N_TOKENS, window=WINDOW, n_sinks=N_SINKS, layers_per_document=2,
@@ -29,12 +31,15 @@ def _no_gradients():
 
 @pytest.fixture(params=["llama", "gpt2"])
 def learner(request):
-    model = build(request.param)
+    return learner_of(build(request.param))
+
+
+def learner_of(model):
     parts = {
         name: documents(getattr(CONFIG, f"{name}_documents"), N_TOKENS, seed=i)
         for i, name in enumerate(("fit", "gate", "validation", "sensitivity"))
     }
-    return Learner(Setting(model, attention_sites(model), CONFIG, parts, Stages(None, "", None)))
+    return Learner(Setting(model, consolidatable_sites(model), CONFIG, parts, Stages(None, "", None)))
 
 
 def test_token_losses_are_cross_entropy():
@@ -47,6 +52,24 @@ def test_watching_leaves_the_model_bit_equal(learner):
     tokens = learner.setting.parts["fit"][0][None]
     plain = base_model(learner.setting.model)(tokens).last_hidden_state
     assert torch.equal(learner.setting.observe(tokens, lambda i, seen: None), plain)
+
+
+def test_a_mixed_model_is_learned_in_the_layers_that_attend():
+    """AFMoE sees everything in one layer of four, with a gate behind attention: its adapter predicts the gated read."""
+    model = decoders.build("afmoe")
+    learned = learner_of(model).learn()
+    assert list(learned.layers) == [3]
+    assert 0 < learned.explained[0] < 1
+    tokens = documents(1, N_TOKENS)[0][None]
+    plain = base_model(model)(tokens, use_cache=False).last_hidden_state
+    with patched(model, at_threshold(learned.layers, float("inf"))):
+        counts = cramlab.skip_counts(model)
+        assert (list(counts.layers), counts.n_layers) == (["model.layers.3.self_attn"], 4)
+        assert "on 1 attention modules in 4 layers; shares are over these modules" in str(counts)
+        adapted = base_model(model)(tokens, use_cache=False).last_hidden_state
+    with patched(model, static_window(consolidatable_sites(model), WINDOW, N_SINKS)):
+        without = base_model(model)(tokens, use_cache=False).last_hidden_state
+    assert (adapted - plain).square().mean() < (without - plain).square().mean()
 
 
 def test_what_is_to_be_predicted_is_full_answer_minus_windows(learner):
@@ -62,7 +85,7 @@ def test_what_is_to_be_predicted_is_full_answer_minus_windows(learner):
 
     def look(i, seen):
         if i == 0:
-            added.append(added_by_far(site, seen.full, seen.near))
+            added.append(added_by_far(site, seen))
 
     learner.setting.observe(tokens[None], look)
     torch.testing.assert_close(added[0], answers[0] - answers[1], rtol=1e-3, atol=1e-4)
@@ -93,7 +116,7 @@ def test_adapters_help_and_gates_rank_errors(learner):
 
     def look(i, seen):
         if i == 1:
-            added = added_by_far(site, seen.full, seen.near)[seen.far]
+            added = added_by_far(site, seen)[seen.far]
             x = seen.features[seen.far]
             pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cramlab.consolidation.patch.reads import Scoring, _softmax, far_read, window_read
+from cramlab.consolidation.patch.reads import Scoring, _softmax, far_read, read_by_heads, window_read
 from cramlab.consolidation.patch.visibility import Mask, Padding, far_tokens, visibility
 from cramlab.errors import ConsolidationError
 
@@ -106,6 +106,37 @@ def test_readers_get_the_full_attention(n_tokens, n_keys, frac, first):
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_learned_sink_is_one_more_key_without_a_value(n_tokens, masked):
+    """The twin appends a key whose score is the sink's and whose value is zero."""
+    query, key, value = tensors(n_tokens, 40)
+    sinks = torch.tensor([0.5, -1.0, 3.0, 0.0], dtype=torch.float64)
+    scoring, near = Scoring(0.3, sinks=sinks), allowed_in_window(n_tokens, 40, 8, 2, (0, 0))
+    causal = torch.arange(40) <= torch.arange(40 - n_tokens, 40)[:, None]
+
+    def twin(allowed):
+        scores = dense(query, key, value, allowed, 0.3)[1].masked_fill(~allowed[:, None], -torch.inf)
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(2, -1, n_tokens, 1)], dim=-1)
+        values = torch.nn.functional.pad(value.repeat_interleave(2, dim=1), (0, 0, 0, 1))
+        return (scores.softmax(dim=-1) @ values).transpose(1, 2)
+
+    seen = None
+    if masked:
+        allowed = causal.expand(2, 4, -1, -1)
+        seen = Mask(allowed, None, torch.ones(2, n_tokens, dtype=torch.bool))
+    got = window_read(query, key, value, window=8, n_sinks=2, scoring=scoring, seen=seen)
+    torch.testing.assert_close(got.heads, twin(near[0] | near[1]))
+    reads = torch.rand(2, n_tokens, generator=torch.Generator().manual_seed(0)) < 0.6
+    reads[0, -1] = True
+    full = twin(causal.expand(2, -1, -1))
+    answers, _ = far_read(query, key, value, reads, scoring=scoring, seen=seen)
+    torch.testing.assert_close(answers, full[reads])
+    by_head = reads[..., None] & torch.tensor([True, False, True, True])
+    heads, _ = read_by_heads(got.heads, query, key, value, by_head, scoring=scoring, seen=seen)
+    torch.testing.assert_close(heads, torch.where(by_head[..., None], full, got.heads))
 
 
 def test_the_far_past_is_not_touched():

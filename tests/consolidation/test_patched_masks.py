@@ -129,8 +129,8 @@ def test_with_every_read_made_any_causal_mask_gives_the_originals_logits(model):
 
 def test_masks_that_are_not_causal_or_do_not_fit_are_refused_before_anything_runs(model):
     tokens, ran = tokens_of(), []
-    model.get_input_embeddings().register_forward_hook(lambda *_: ran.append("embedding"))
     with patched(model, layers_for(model)):
+        model.get_input_embeddings().register_forward_hook(lambda *_: ran.append("embedding"))
         for mask, message in (
             (torch.ones(2, 1, N, N, dtype=torch.bool), "later ones"),
             (torch.ones(2, 1, N, N, dtype=torch.int64).tril(), r"torch\.int64"),

@@ -14,7 +14,8 @@ from cramlab.auditing.replacement import Loss, MaskedToken, NextToken, Replaceme
 from cramlab.auditing.resume import Stages, TensorRows
 from cramlab.auditing.setting import Setting
 from cramlab.auditing.split import Split
-from cramlab.hf.attention_sites import base_model, family_of
+from cramlab.hf.attention_sites import base_model
+from cramlab.hf.structure import is_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,6 @@ def loss_of(model: nn.Module, mask_token: int | None) -> Loss | None:
     """Returns the loss of the model's head; None for a model without one."""
     if base_model(model) is model and not hasattr(model, "lm_head"):  # a CRAM language model has its head beside
         return None
-    if family_of(model).causal:
+    if is_decoder(model):
         return NextToken()
     return None if mask_token is None else MaskedToken(mask_token)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from cramlab.auditing.config import AuditConfig
 from cramlab.errors import AuditError
-from cramlab.hf.attention_sites import AttentionSite, attention_sites, base_model, family_of, longest_context
+from cramlab.hf.attention_sites import AttentionSite, attention_sites, longest_context
+from cramlab.hf.structure import hidden_states, is_decoder, text_config
 
 
 def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
@@ -17,13 +18,15 @@ def checked_sites(model: nn.Module, config: AuditConfig) -> list[AttentionSite]:
 
     Raises:
         AuditError: when the model does not have one of the layers.
-        UnknownFamilyError: when the model's family is not supported.
+        UnknownFamilyError: when the attention of the model cannot be found.
     """
     sites = attention_sites(model)
+    numbers = [site.layer for site in sites]
     for layer in config.layers or ():
-        if layer >= len(sites):
-            raise AuditError(f"audit.layers: layer {layer} does not exist; the model has layers 0 to {len(sites) - 1}")
-    return sites if config.layers is None else [sites[layer] for layer in sorted(set(config.layers))]
+        if layer not in numbers:
+            held = f"0 to {numbers[-1]}" if numbers == list(range(len(numbers))) else f"with attention {numbers}"
+            raise AuditError(f"audit.layers: layer {layer} does not exist; the model has layers {held}")
+    return [site for site in sites if config.layers is None or site.layer in config.layers]
 
 
 def check_context(model: nn.Module, config: AuditConfig) -> None:
@@ -36,7 +39,7 @@ def check_context(model: nn.Module, config: AuditConfig) -> None:
 @torch.inference_mode()
 def check_tokens(model: nn.Module, documents: Sequence[Tensor]) -> None:
     """Raises AuditError when a document is not a 1-D tensor of token ids that the model has embeddings for."""
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    size = getattr(text_config(model), "vocab_size", None)
     for i, tokens in enumerate(documents):
         if not isinstance(tokens, Tensor) or tokens.ndim != 1 or (len(tokens) and tokens.is_floating_point()):
             found = f"{tuple(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -53,15 +56,14 @@ def check_causal(model: nn.Module, tokens: Tensor) -> None:
     """Checks that changing the last token of a context (T,) does not change the hidden states of earlier tokens.
 
     Raises:
-        AuditError: when it does, although the model's family is causal.
+        AuditError: when it does, although the model is meant to be causal.
     """
-    if not family_of(model).causal:
+    if not is_decoder(model):
         return
-    base = base_model(model)
     short = tokens[:16][None].to(next(model.parameters()).device)
     other = short.clone()
-    other[0, -1] = short[0, 0] if short[0, 0] != short[0, -1] else (short[0, -1] + 1) % model.config.vocab_size  # type: ignore[union-attr]
-    before, after = (base(input_ids=ids, use_cache=False)[0][:, :-1].float() for ids in (short, other))
+    other[0, -1] = short[0, 0] if short[0, 0] != short[0, -1] else (short[0, -1] + 1) % text_config(model).vocab_size
+    before, after = (hidden_states(model, ids)[:, :-1].float() for ids in (short, other))
     scale = before.square().mean().sqrt()
     if not bool((before - after).abs().max() <= 1e-3 * scale) and bool(torch.isfinite(before).all()):
         raise AuditError(

@@ -16,7 +16,8 @@ from cramlab.auditing.capture import hooked, input_hooks
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.probes import MAIN, SiteFit
 from cramlab.auditing.redundancy import measure
-from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
+from cramlab.hf.attention_sites import AttentionSite
+from cramlab.hf.structure import hidden_states
 
 Answerer = Callable[[Tensor, Tensor], Tensor]
 KINDS = ("probe", "mean", "zero")
@@ -167,14 +168,13 @@ def memory_serves(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tens
 
     A counterexample is Gemma 3n, in which later layers use keys and values of earlier ones.
     """
-    base, memory = base_model(model), Remembered(sites)
-    options = {"use_cache": False} if family_of(model).causal else {}
+    memory = Remembered(sites)
     with memory.remembering():
-        before = base(input_ids=tokens, **options)[0]
+        before = hidden_states(model, tokens)
     for n_sites in range(1, len(sites)):
         try:
             with memory.up_to(n_sites):
-                after = base(input_ids=tokens, **options)[0]
+                after = hidden_states(model, tokens)
         except Exception:  # any error of a block that needs what an earlier block computes
             return False
         if not torch.allclose(before, after, rtol=1e-5, atol=1e-6, equal_nan=True):

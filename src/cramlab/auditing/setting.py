@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cramlab.auditing.capture import Seen, watching
 from cramlab.auditing.config import AuditConfig
 from cramlab.auditing.split import Contexts
-from cramlab.hf.attention_sites import AttentionSite, base_model, family_of
+from cramlab.hf.attention_sites import AttentionSite
+from cramlab.hf.structure import hidden_states
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,8 @@ class Setting:
 
     def pass_through(self, contexts: Contexts, look: Callable[[int, Seen, Tensor], None]) -> int:
         """Runs one document, calling `look(site, seen, tokens)` per site and batch; returns its number of tokens."""
-        base = base_model(self.model)
-        options = {"use_cache": False} if family_of(self.model).causal else {}
         for batch in contexts.batches(self.config.batch_tokens):
             tokens = batch.to(self.device)
             with watching(self.sites, lambda i, seen, tokens=tokens: look(i, seen, tokens)):
-                base(input_ids=tokens, **options)
+                hidden_states(self.model, tokens)
         return contexts.tokens.numel()

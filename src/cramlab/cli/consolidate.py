@@ -109,11 +109,12 @@ def _consolidate(args: argparse.Namespace) -> None:
 
     in_use = load_in_use(args.out, record)
     Console().print(consolidation_table(record, in_use))
-    guarantee, test = record["promise"], record["test"]
+    guarantee, test, n_layers = record["promise"], record["test"], record["model"]["n_layers"]
+    over = "" if len(record["ranks"]) == n_layers else f" (in layers {', '.join(record['ranks'])} of {n_layers})"
     print(
         f"guaranteed: at most +{guarantee['increase']:g} nats per token with confidence {1 - guarantee['delta']:g}; "
         f"measured on {test['documents']} test documents: {test['increase']:+.4f}, with {test['skipped_frac']:.1%} of "
-        f"far reads skipped and {test['pairs_frac']:.1%} of causal pairs scored"
+        f"far reads skipped{over} and {test['pairs_frac']:.1%} of causal pairs scored"
     )
     print(f"page: {args.out / PAGE}")
     print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")

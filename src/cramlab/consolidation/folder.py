@@ -19,15 +19,16 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from cramlab.consolidation.patch.calls import NAMES, closed_here
+from cramlab.consolidation.patch.calls import closed_here
 from cramlab.consolidation.patch.counts import Counts
-from cramlab.consolidation.patch.far_reads import FarReads
 from cramlab.consolidation.patch.install import consolidatable_sites, install, installed, remove
+from cramlab.consolidation.patch.originals import NAMES
 from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.errors import ConsolidationError
 from cramlab.files import write_bytes, write_json
-from cramlab.hf.attention_sites import attention_sites, longest_context
+from cramlab.hf.attention_sites import longest_context
 from cramlab.hf.loading import load as load_pretrained
+from cramlab.hf.structure import layer_of, text_config
 from cramlab.hf.weights import weights_digest
 
 FORMAT = 2
@@ -92,10 +93,11 @@ def save(
     weights = to_bytes(tensors)
     one = next(iter(layers.values()))
     config: Any = model.config
+    n_layers = text_config(model).num_hidden_layers
     complete = {
         "kind": "consolidation",
         "format": FORMAT,
-        "model": {"family": config.model_type, "n_layers": config.num_hidden_layers, "sha256": weights_digest(model)},
+        "model": {"family": config.model_type, "n_layers": n_layers, "sha256": weights_digest(model)},
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "window": one.window,
         "n_sinks": one.n_sinks,
@@ -131,12 +133,12 @@ class _Kept:
             ConsolidationError: when gates or adapters have changed since they were loaded.
         """
         kept = from_bytes(self.weights)
-        for site in attention_sites(model):
-            layer = getattr(site.attention, FarReads.CHILD, None)
-            for name, tensor in () if layer is None else layer.state_dict().items():
-                if not torch.equal(tensor.cpu(), kept[f"{site.layer}.{name}"].to(tensor.dtype)):
+        for attention, layer in installed(model).items():
+            number = layer_of(model, attention)
+            for name, tensor in layer.state_dict().items():
+                if not torch.equal(tensor.cpu(), kept[f"{number}.{name}"].to(tensor.dtype)):
                     raise ConsolidationError(
-                        f"layer {site.layer}'s {name} is not the one that was loaded, so the guarantee does not hold "
+                        f"layer {number}'s {name} is not the one that was loaded, so the guarantee does not hold "
                         "for it; save the layers' own state_dict() instead"
                     )
         _write(folder, self.weights, self.record)
@@ -182,7 +184,7 @@ def load_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[i
     made_for = record["model"]
     if family != made_for["family"]:
         raise ConsolidationError(f'{folder} was made for family "{made_for["family"]}", this model is "{family}"')
-    n_layers = getattr(loaded.config, "num_hidden_layers", None)
+    n_layers = getattr(text_config(loaded), "num_hidden_layers", None)
     if n_layers != made_for["n_layers"]:
         raise ConsolidationError(f"{folder} was made for {made_for['n_layers']} layers, this model has {n_layers}")
     if weights_digest(loaded) != made_for["sha256"]:
@@ -289,10 +291,12 @@ class SkipCounts:
     Attributes:
         live: whether the patches are open, their hooks installed, and the model's attention goes through them.
         layers: counts by name of the attention module.
+        n_layers: number of layers of the model, those without a patch included.
     """
 
     live: bool
     layers: dict[str, Counts]
+    n_layers: int
 
     @property
     def total(self) -> Counts:
@@ -301,7 +305,8 @@ class SkipCounts:
 
     def __str__(self) -> str:
         """One line a layer, then the sum."""
-        lines = [f"patch {'live' if self.live else 'NOT LIVE'} on {len(self.layers)} attention modules"]
+        over = "" if len(self.layers) == self.n_layers else f" in {self.n_layers} layers; shares are over these modules"
+        lines = [f"patch {'live' if self.live else 'NOT LIVE'} on {len(self.layers)} attention modules{over}"]
         for name, c in [*self.layers.items(), ("all", self.total)]:
             lines.append(
                 f"{name}: {c.far_reads}/{c.far_tokens} far reads made ({c.skipped_frac:.1%} skipped), "
@@ -317,4 +322,5 @@ def skip_counts(model: nn.Module) -> SkipCounts:
     config: Any = getattr(model, "config", None)
     live = bool(layers) and getattr(config, "_attn_implementation", None) in NAMES.values()
     live = live and all(layer.attached and layer not in closed_here.get() for layer in layers.values())
-    return SkipCounts(live, {name: layer.counts for name, layer in layers.items()})
+    n_layers = getattr(text_config(model), "num_hidden_layers", len(layers))
+    return SkipCounts(live, {name: layer.counts for name, layer in layers.items()}, n_layers)

@@ -1,69 +1,44 @@
-"""The attention sub-layers of a pretrained model: one entry a family; no other file names modules of a model."""
+"""The attention sub-layers of a pretrained model, found by its structure; only `DECLARED` names modules of a model."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cramlab.config import nearest
-from cramlab.errors import UsageError
+from cramlab.hf.structure import Paths, UnknownFamilyError, base_model, found, text_config
 
-
-class UnknownFamilyError(UsageError, ValueError):
-    """The attention of a model cannot be found; the message says how to add its family."""
+__all__ = ["AttentionSite", "UnknownFamilyError", "affine_map", "attention_sites", "base_model", "longest_context"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """Paths of modules; `norm`, `attention` and `out_proj` are relative to the block.
+class Declared:
+    """Paths of modules in a model of this project; `norm`, `attention` and `out_proj` are relative to the block.
 
     Attributes:
-        blocks: the list of blocks, relative to the model without its head.
-        norm: the normalisation before attention; None: the input of attention is the residual stream itself.
-        attention: the attention module, from the hidden state to the sub-layer's output.
+        blocks: the list of blocks, relative to the model without its head; those without `attention` are passed over.
+        norm: the normalisation before attention.
+        attention: the module that reads.
         out_proj: the affine map from the heads' outputs, side by side, to the sub-layer's output.
-        causal: whether attention is causal.
-        counts_from_padding: whether positions start after the id of the padding token, so that the first are unused.
-        hybrid: whether blocks without attention may stand among the others.
     """
 
     blocks: str
-    norm: str | None
+    norm: str
     attention: str
     out_proj: str
-    causal: bool = True
-    counts_from_padding: bool = False
-    hybrid: bool = False
 
 
-_LLAMA = Family(blocks="layers", norm="input_layernorm", attention="self_attn", out_proj="self_attn.o_proj")
-_BERT = Family(
-    blocks="encoder.layer", norm=None, attention="attention.self", out_proj="attention.output.dense", causal=False
-)
-
-# Families by `config.model_type`. To add one, add an entry; `print(model)` shows the paths.
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(blocks="h", norm="ln_1", attention="attn", out_proj="attn.c_proj"),
-    "gpt_neox": Family(blocks="layers", norm="input_layernorm", attention="attention", out_proj="attention.dense"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "bert": _BERT,
-    "roberta": dataclasses.replace(_BERT, counts_from_padding=True),
+# Models of this project, by `config.model_type`: what they read with is not called as an attention module.
+DECLARED: dict[str, Declared] = {
     # CRAM language models, and GPT-2 with CRAM layers: the reads of the episodic memory.
-    "cram": Family(
-        blocks="layers", norm="mixer.norm", attention="mixer.episodic", out_proj="mixer.episodic.w_out", hybrid=True
-    ),
-    "cram_gpt2": Family(
+    "cram": Declared(blocks="layers", norm="mixer.norm", attention="mixer.episodic", out_proj="mixer.episodic.w_out"),
+    "cram_gpt2": Declared(
         blocks="h", norm="attn.mixer.norm", attention="attn.mixer.episodic", out_proj="attn.mixer.episodic.w_out"
     ),
     # The constructed model of auditing/controls.py.
-    "planted": Family(blocks="blocks", norm="norm", attention="attention", out_proj="attention.out_proj"),
+    "planted": Declared(blocks="blocks", norm="norm", attention="attention", out_proj="attention.out_proj"),
 }
 
 
@@ -74,12 +49,14 @@ class AttentionSite:
     Attributes:
         layer: index of its block, from 0.
         block: the block, whose (first) output is the residual stream after it.
-        norm: the normalisation from the residual stream to the input of attention; None: they are the same.
+        norm: the normalisation from the residual stream to the input of attention; None: attention takes the stream.
         attention: the attention module.
         out_proj: the map from the heads' outputs, side by side, to the sub-layer's output.
         n_heads: number of query heads.
         d_head: width of one head's output.
         d_model: width of the sub-layer's output.
+        direct: whether the projection takes the heads' outputs as attention returns them; False where a gate or a norm
+            stands between. Only consolidation asks, see `consolidation.patch.sites`.
     """
 
     layer: int
@@ -90,6 +67,7 @@ class AttentionSite:
     n_heads: int
     d_head: int
     d_model: int
+    direct: bool = True
 
     @property
     def d_heads(self) -> int:
@@ -110,67 +88,56 @@ class AttentionSite:
         return parameter.dtype if parameter.is_floating_point() else torch.float32
 
 
-def family_of(model: nn.Module) -> Family:
-    """The family of a model.
-
-    Raises:
-        UnknownFamilyError: when the model has no `config.model_type`, or `FAMILIES` has no entry for it.
-    """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in FAMILIES:
-        raise UnknownFamilyError(
-            f'config.model_type = "{model_type}" is unknown to cramlab'
-            f"{nearest(str(model_type), FAMILIES) or '.'} To add it, add one Family(...) with the paths of its "
-            "modules, as print(model) shows them, to FAMILIES in cramlab/hf/attention_sites.py"
-        )
-    return FAMILIES[model_type]
-
-
 def longest_context(model: nn.Module) -> int | None:
     """Number of positions of a model, tokens; None where its config does not say."""
-    config = getattr(model, "config", None)
-    longest = getattr(config, "max_position_embeddings", None)
-    family = FAMILIES.get(getattr(config, "model_type", ""))
-    if longest is None or family is None or not family.counts_from_padding:
-        return longest
-    return longest - config.pad_token_id - 1  # type: ignore[union-attr]
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """The model without its head; the model itself where there is none."""
-    return cast(nn.Module, getattr(model, getattr(model, "base_model_prefix", "") or "-", model))
+    config = text_config(model)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    longest = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    if longest is None:
+        return None
+    for name, module in model.named_modules():  # RoBERTa's positions begin after the id of its padding token
+        padding = getattr(module, "padding_idx", None) if "position" in name else None
+        if isinstance(module, nn.Embedding) and module.num_embeddings == longest and padding is not None:
+            return longest - padding - 1
+    return longest
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
-    """The attention sub-layers of a model, in order of depth.
+    """The attention sub-layers of a model, in order of depth; blocks without attention have none.
 
     Raises:
-        UnknownFamilyError: when `FAMILIES` has no entry for the model, or the entry does not fit.
+        UnknownFamilyError: when the model's attention cannot be found; the message says why.
     """
-    family = family_of(model)
-    try:
-        blocks = cast(nn.ModuleList, base_model(model).get_submodule(family.blocks))
-        return [
-            _site(model, family, layer, block)
-            for layer, block in enumerate(blocks)
-            if not family.hybrid or _attends(block, family)
-        ]
-    except AttributeError as error:
-        raise UnknownFamilyError(
-            f"{type(model).__name__} lacks a module that FAMILIES in cramlab/hf/attention_sites.py names ({error}); "
-            "correct the paths of its entry, as print(model) shows them"
-        ) from error
+    declared = DECLARED.get(getattr(getattr(model, "config", None), "model_type", ""))
+    return [_site(model, paths) for paths in (found(model) if declared is None else _resolved(model, declared))]
 
 
-def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> AttentionSite:
-    out_proj = block.get_submodule(family.out_proj)
+def _resolved(model: nn.Module, declared: Declared) -> list[Paths]:
+    """Paths from the model's root; blocks without the attention module have none."""
+    base = base_model(model)
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    root = next(name for name, module in model.named_modules() if module is base)
+    blocks = f"{root}.{declared.blocks}".strip(".")
+    paths = []
+    for layer in range(len(cast(nn.ModuleList, model.get_submodule(blocks)))):
+        block = f"{blocks}.{layer}"
+        norm, attention, out_proj = (
+            f"{block}.{name}" for name in (declared.norm, declared.attention, declared.out_proj)
+        )
+        if attention in names:
+            paths.append(Paths(layer=layer, block=block, norm=norm, attention=attention, out_proj=out_proj))
+    return paths
+
+
+def _site(model: nn.Module, paths: Paths) -> AttentionSite:
+    attention, out_proj = model.get_submodule(paths.attention), model.get_submodule(paths.out_proj)
     d_in, d_model = _widths(out_proj)
-    n_heads = int(model.config.num_attention_heads)  # type: ignore[union-attr,arg-type]
+    n_heads = _n_heads(model, attention, d_in)
     return AttentionSite(
-        layer=layer,
-        block=block,
-        norm=None if family.norm is None else block.get_submodule(family.norm),
-        attention=block.get_submodule(family.attention),
+        layer=paths.layer,
+        block=model.get_submodule(paths.block),
+        norm=None if paths.norm is None else model.get_submodule(paths.norm),
+        attention=attention,
         out_proj=out_proj,
         n_heads=n_heads,
         d_head=d_in // n_heads,
@@ -178,13 +145,13 @@ def _site(model: nn.Module, family: Family, layer: int, block: nn.Module) -> Att
     )
 
 
-def _attends(block: nn.Module, family: Family) -> bool:
-    """Whether the block has an attention module."""
-    try:
-        block.get_submodule(family.attention)
-    except AttributeError:
-        return False
-    return True
+def _n_heads(model: nn.Module, attention: nn.Module, d_in: int) -> int:
+    """Number of heads whose outputs, side by side, are `d_in` wide; layers may differ, so the module is asked first."""
+    for name in ("v_head_dim", "head_dim", "attention_head_size"):
+        width: Any = getattr(attention, name, None)
+        if isinstance(width, int) and width > 0 and d_in % width == 0:
+            return d_in // width
+    return int(text_config(model).num_attention_heads)
 
 
 def _widths(out_proj: nn.Module) -> tuple[int, int]:

@@ -177,7 +177,7 @@ class Learner:
         sums = LayerSums(len(self.sites), self.n_features, self.sites[0].d_model, ["power"], self.device)
 
         def look(i: int, seen: Seen, places: Tensor) -> None:
-            added = added_by_far(self.sites[i], seen.full[0, places], seen.near[0, places])
+            added = added_by_far(self.sites[i], seen, (0, places))
             sums.moments[i].update(seen.features[0, places].to(self.device), added.to(self.device))
             sums.scalars["power"][i] += float(added.double().square().sum())
 
@@ -189,7 +189,7 @@ class Learner:
 
         def look(i: int, seen: Seen, places: Tensor) -> None:
             features = seen.features[0, places]
-            added = added_by_far(self.sites[i], seen.full[0, places], seen.near[0, places])
+            added = added_by_far(self.sites[i], seen, (0, places))
             error = (added - layers[self.sites[i].layer].adapt(features)).double().square().sum(-1, keepdim=True)
             sums.moments[i].update(features.to(self.device), error.clamp(min=_LEAST_ERROR).log().to(self.device))
             sums.scalars["error"][i] += float(error.sum())
@@ -213,7 +213,7 @@ class Learner:
             errors: dict[int, float] = {}
 
             def look(i: int, seen: Seen, places: Tensor) -> None:
-                added = added_by_far(self.sites[i], seen.full[0], seen.near[0])[seen.far[0]]
+                added = added_by_far(self.sites[i], seen, 0)[seen.far[0]]
                 features[i] = seen.features[0, places], places
                 errors[i] = float(added.double().square().sum(-1).mean())
 

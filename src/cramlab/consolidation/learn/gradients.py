@@ -127,7 +127,7 @@ class Distiller(GradientStage):
             layer, far = self.layers[self.sites[i].layer], seen.far
             with torch.enable_grad():
                 x, code = layer.inner(seen.features[far])
-                added = added_by_far(self.sites[i], seen.full[far], seen.near[far])
+                added = added_by_far(self.sites[i], seen, far)
                 error = (added - layer.answer(code)).square().sum(-1)
                 nats = (error.detach().clamp(min=_LEAST_ERROR) * self.sensitivity[i]).log()
                 share = error.mean() / added.square().sum(-1).mean().clamp(min=_LEAST_ERROR)

@@ -6,34 +6,30 @@ threads can use one model at a time. Rules decide on the host, so compiled code 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from cramlab.consolidation.patch.counts import Counts
 from cramlab.consolidation.patch.far_reads import Decision, FarReads, Seen
 from cramlab.consolidation.patch.growing_cache import let_grow
+from cramlab.consolidation.patch.originals import NAMES, Original, register
 from cramlab.consolidation.patch.reads import Scoring, far_read, read_by_heads, window_read
 from cramlab.consolidation.patch.visibility import Mask, Visibility, far_tokens, visibility
 from cramlab.errors import ConsolidationError
 
-# Names of the attention functions of patched models in `config._attn_implementation`, by that of the original.
-NAMES = {"sdpa": "cramlab", "eager": "cramlab_eager"}
 _REFUSED = {  # arguments of an attention function that change its output and that a patch does not implement
-    "s_aux": "learned attention sinks",
+    "indices": "keys chosen by an indexer",
+    "block_indices": "blocks of keys chosen by an indexer",
     "position_bias": "a position bias",
     "cache": "a paged cache (continuous batching)",
     "sliding_window": "a sliding window",
@@ -70,18 +66,37 @@ class _Call:
     Attributes:
         module: the attention module.
         hidden: input of attention, (B, T, D).
+        args: positional arguments of the module.
+        kwargs: keyword arguments of the module.
         decided: whether the rule has been called.
         decision: what it returned; None also where no token had far keys.
         correction: what is added to the output of the output projection, (B, T, D).
         corrected: whether it has been added.
+        answering: while the module is run again for `Seen.added`, what its attention returns.
+        answer: what the output projection then returned, (B, T, D).
     """
 
     module: nn.Module
     hidden: Tensor
+    args: Any = ()
+    kwargs: Any = field(default_factory=dict)
     decided: bool = False
     decision: Decision | None = None
     correction: Tensor | None = None
     corrected: bool = False
+    answering: Literal["full", "near"] | None = None
+    answer: Tensor | None = None
+
+    def again(self, answering: Literal["full", "near"]) -> Tensor:
+        """Output of the output projection, (B, T, D), if all tokens had full attention, or the window alone."""
+        if any(isinstance(value, Cache) for value in (*self.args, *self.kwargs.values())):
+            raise ConsolidationError("what far reads add behind a gate or norm needs a pass without a cache")
+        self.answering = answering
+        try:
+            self.module.forward(*self.args, **self.kwargs)
+        finally:
+            self.answering = None
+        return cast(Tensor, self.answer)
 
 
 class _Reach(NamedTuple):
@@ -158,13 +173,17 @@ def _push(stack: list[_Held], one: _Held) -> None:
 @_on_host
 def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Before attention: keeps its input."""
-    _push(_stacks.calls, _Call(module, args[0] if args else kwargs["hidden_states"]))
+    _push(_stacks.calls, _Call(module, args[0] if args else kwargs["hidden_states"], args, kwargs))
 
 
 @_on_host
 def correct(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     """After the output projection: adds the rule's answer for the tokens that do not read."""
-    if not _stacks.calls or (correction := _stacks.calls[-1].correction) is None:
+    if not _stacks.calls:
+        return None
+    if _stacks.calls[-1].answering is not None:
+        _stacks.calls[-1].answer = output
+    if (correction := _stacks.calls[-1].correction) is None:
         return None
     _stacks.calls[-1].corrected = True
     return output + correction.to(output.dtype)
@@ -233,7 +252,7 @@ def end(module: nn.Module, _: Any, __: Any) -> None:
 
 @_on_host
 def _attention(
-    originals: Callable[[nn.Module], Callable[..., Any]],
+    originals: Original,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -263,7 +282,8 @@ def _attention(
     ):
         raise ConsolidationError("a consolidated layer must be causal and be called through its attention module")
     scale = kwargs.get("scaling")
-    scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scoring = Scoring(scale, kwargs.get("softcap"), kwargs.get("s_aux"))
 
     def original() -> Tensor:
         return plain(module, query, key, value, attention_mask, **kwargs)[0]
@@ -278,7 +298,8 @@ def _attention(
         )
     reach = run.reach(seen, query, layer.window + layer.n_sinks)
     written = (key, value) if key.shape[2] == n_keys else (key[:, :, :n_keys], value[:, :, :n_keys])
-    return _attend(layer, _stacks.calls[-1], original, query, *written, seen, reach, scoring), None
+    heads = _attend(layer, _stacks.calls[-1], original, query, *written, seen, reach, scoring)
+    return heads.contiguous(), None  # as the original's are, which some models rely on
 
 
 def _attend(
@@ -301,13 +322,17 @@ def _attend(
     far, n_far, causal_pairs = reach
     n_batch, n_tokens = far.shape
     counts = Counts(tokens=n_batch * n_tokens, causal_pairs=causal_pairs)
+    if call.answering == "full":
+        return original()
     if not n_far or layer.reads_all:  # the original costs no more, and is exact
         counts.far_tokens = counts.far_reads = n_far
         counts.window_pairs = causal_pairs
         heads, decision = original(), None
     else:
         near = window_read(query, key, value, window=layer.window, n_sinks=layer.n_sinks, scoring=scoring, seen=seen)
-        sight = Seen(call.hidden, near.heads, near.masses, far, key.shape[2] - n_tokens, original)
+        if call.answering == "near":
+            return near.heads
+        sight = Seen(call.hidden, near.heads, near.masses, far, key.shape[2] - n_tokens, original, call.again)
         # A module that attends twice in one call reads for the same tokens (DiffLlama).
         decision = call.decision if call.decided else _checked(layer.decide(sight), layer, sight)
         counts.far_tokens, counts.window_pairs = n_far, near.n_scored
@@ -372,14 +397,4 @@ def _correction(far: Tensor, reads: Tensor, answer: Tensor | None, *, all_skip: 
     return torch.where(skips[..., None], answer, 0.0)
 
 
-def _sdpa(_: nn.Module) -> Callable[..., Any]:
-    return sdpa_attention_forward
-
-
-def _eager(module: nn.Module) -> Callable[..., Any]:
-    return inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
-
-
-for _implementation, _originals, _mask in (("sdpa", _sdpa, sdpa_mask), ("eager", _eager, eager_mask)):
-    AttentionInterface.register(NAMES[_implementation], functools.partial(_attention, _originals))
-    AttentionMaskInterface.register(NAMES[_implementation], _mask)
+register(NAMES, _attention)

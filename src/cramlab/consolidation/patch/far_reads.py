@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Seen:
     far: Tensor
     start: int
     original: Callable[[], Tensor] = field(repr=False)
+    again: Callable[[Literal["full", "near"]], Tensor] = field(repr=False)
 
     @functools.cached_property
     def features(self) -> Tensor:
@@ -49,6 +50,14 @@ class Seen:
     def full(self) -> Tensor:
         """Outputs of the heads under full attention, (B, T, H, Dh). Computing them saves nothing; for analysis."""
         return self.original()
+
+    @functools.cached_property
+    def added(self) -> Tensor:
+        """What far reads add to the output of the output projection, (B, T, D), from two more runs of the module.
+
+        It is right where a gate or a norm stands behind attention, too. For analysis, in passes without a cache.
+        """
+        return self.again("full") - self.again("near")
 
 
 Decision = tuple[Tensor, Tensor | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,16 @@ def observe(
         return base_model(model)(input_ids=tokens, use_cache=False).last_hidden_state
 
 
-def added_by_far(site: AttentionSite, full: Tensor, near: Tensor) -> Tensor:
-    """What the far read adds to the layer's output, (..., d_model), from heads of full and near, (..., H, Dh) each."""
-    outputs = site.out_proj.forward(torch.stack([full.flatten(-2), near.flatten(-2)]))  # without hooks
+def added_by_far(site: AttentionSite, seen: Seen, tokens: Any = ...) -> Tensor:
+    """What the far read adds to the layer's output, (..., d_model).
+
+    Args:
+        site: the attention sub-layer.
+        seen: what it sees.
+        tokens: index into (B, T) of the wanted tokens; ...: all.
+    """
+    if not site.direct:
+        return seen.added[tokens]
+    heads = torch.stack([seen.full[tokens].flatten(-2), seen.near[tokens].flatten(-2)])
+    outputs = site.out_proj.forward(heads)  # without hooks
     return outputs[0] - outputs[1]

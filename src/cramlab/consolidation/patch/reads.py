@@ -26,15 +26,29 @@ class Scoring(NamedTuple):
     Attributes:
         scale: factor of the products.
         softcap: bound c in c * tanh(score / c), applied to the scores (Gemma 2); None: not applied.
+        sinks: score of a key without a value by head, (H,), which takes weight from the others (gpt-oss); None: none.
     """
 
     scale: float
     softcap: float | None = None
+    sinks: Tensor | None = None
 
     def __call__(self, products: Tensor) -> Tensor:
         """Scores of the same shape, in at least 32 bits."""
         scores = products.to(torch.promote_types(products.dtype, torch.float32)) * self.scale
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    @property
+    def plain(self) -> bool:
+        """Whether PyTorch's own attention can be used."""
+        return self.softcap is None and self.sinks is None
+
+    def weights(self, scores: Tensor, *by_head: int) -> Tensor:
+        """Softmax over the last dimension of scores; `by_head` is the shape that lays one number a head beside them."""
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        sinks = self.sinks.to(scores.dtype).view(by_head).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 class WindowRead(NamedTuple):
@@ -104,7 +118,8 @@ def window_read(
     masses = torch.cat([near_mass, sink_mass], dim=-1)  # (B, Hk, blocks, G, rows, 2)
     near_heads = near_weights.to(value.dtype).flatten(3, 4) @ banded(value).transpose(-1, -2)
     sink_heads = sink_weights.to(value.dtype).flatten(3, 4) @ sink_values[:, :, None]
-    near_share, sink_share = masses.softmax(dim=-1).flatten(3, 4).split(1, dim=-1)
+    shares = scoring.weights(masses, n_groups, 1, n_heads // n_groups, 1, 1)
+    near_share, sink_share = shares.flatten(3, 4).split(1, dim=-1)
     heads = (near_share * near_heads + sink_share * sink_heads).to(value.dtype).unflatten(3, (-1, rows))
     heads = heads.transpose(2, 3).reshape(n_batch, n_heads, -1, value.shape[3])
     masses = masses.clamp(min=_LEAST_MASS).transpose(2, 3).reshape(n_batch, n_heads, -1, 2)
@@ -141,7 +156,7 @@ def _under_mask(
         if seen.bias is not None:
             scores = scores + seen.bias[:, :, tokens]
         near, sinks = seen.near(tokens, window, n_sinks)
-        weights = scores.masked_fill(~(near | sinks), _NEVER).softmax(dim=-1).to(value.dtype)
+        weights = scoring.weights(scores.masked_fill(~(near | sinks), _NEVER), n_heads, 1, 1).to(value.dtype)
         heads.append((weights @ values).transpose(1, 2))
         parts = [_softmax(scores.masked_fill(~ok, _NEVER))[1].squeeze(-1) for ok in (near, sinks)]
         masses.append(torch.cat(parts, dim=1).clamp(min=_LEAST_MASS).transpose(1, 2))
@@ -157,7 +172,8 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: 
     )
     products = query.unflatten(1, (key.shape[1], -1)).squeeze(3) @ keys.transpose(-1, -2)  # (B, Hk, G, keys)
     scores = scoring(products)
-    heads = (scores.softmax(dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
+    weights = scoring.weights(scores, key.shape[1], scores.shape[2], 1)
+    heads = (weights.to(value.dtype) @ values).flatten(1, 2)[:, None]
     parts = scores[..., n_sinks:], scores[..., :n_sinks]
     masses = torch.cat([_softmax(part)[1].flatten(1) for part in parts], dim=-1).clamp(min=_LEAST_MASS)
     return WindowRead(heads, masses[:, None], len(query) * scores.shape[-1])
@@ -249,7 +265,7 @@ def read_by_heads(
             continue
         n_scored += n_batch * n_tokens * n_keys * len(which) / n_heads
         keys, values = key[:, group : group + 1], value[:, group : group + 1]
-        if seen is None and scoring.softcap is None and n_tokens in (1, n_keys):
+        if seen is None and scoring.plain and n_tokens in (1, n_keys):
             full = F.scaled_dot_product_attention(
                 query[:, which], keys.expand(-1, len(which), -1, -1), values.expand(-1, len(which), -1, -1),
                 is_causal=n_tokens > 1, scale=scoring.scale,
@@ -259,7 +275,8 @@ def read_by_heads(
             for b in range(n_batch):
                 parts = _seen_by(tokens, n_keys - n_tokens, n_keys, b, seen)
                 allowed, bias = (p if p is None or len(p) == 1 else p[which] for p in parts)
-                rows.append(_attend(query[b, which], keys[b], values[b], allowed, bias, scoring))
+                own = scoring if scoring.sinks is None else scoring._replace(sinks=scoring.sinks[which])
+                rows.append(_attend(query[b, which], keys[b], values[b], allowed, bias, own))
             full = torch.stack(rows)
         chosen = reads[..., which][..., None]
         heads[:, :, which] = torch.where(chosen, full.transpose(1, 2), near[:, :, which])
@@ -299,7 +316,7 @@ def _attend(
         return part.repeat(1, n_heads // n_groups, 1)
 
     packed = query.unflatten(0, (n_groups, -1)).flatten(1, 2)  # (H / G, G N, D)
-    if scoring.softcap is None and bias is None:
+    if scoring.plain and bias is None:
         mask = None if allowed is None else by_group(allowed)[None]
         heads = F.scaled_dot_product_attention(
             packed[None], key[None], value[None], attn_mask=mask, scale=scoring.scale
@@ -310,5 +327,6 @@ def _attend(
             scores = scores + by_group(bias)
         if allowed is not None:
             scores = scores.masked_fill(~by_group(allowed), _NEVER)
-        heads = scores.softmax(dim=-1).to(value.dtype) @ value
+        by_head = scores.unflatten(1, (-1, n_queries))
+        heads = scoring.weights(by_head, n_groups, n_heads // n_groups, 1, 1).flatten(1, 2).to(value.dtype) @ value
     return heads.unflatten(1, (-1, n_queries)).flatten(0, 1)

@@ -92,7 +92,7 @@ class Oracle(FarReads):
     def log_nats(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Log of the nats that a skip costs, (B, T), and the adapter's output, (B, T, D)."""
         adapted = self.learned.adapt(seen.features)
-        error = (added_by_far(self.site, seen.full, seen.near) - adapted).square().sum(-1)
+        error = (added_by_far(self.site, seen) - adapted).square().sum(-1)
         return (error * self.sensitivity).clamp(min=_LEAST_NATS).log(), adapted
 
     def decide(self, seen: Seen) -> Decision:
