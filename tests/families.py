@@ -1,4 +1,4 @@
-"""Tiny random models of every family, built from configs; nothing is downloaded."""
+"""Tiny random models for tests of many kinds, built from configs; `reproduction.decoders` has all types of decoders."""
 
 import torch
 from transformers import (

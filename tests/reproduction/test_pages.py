@@ -5,7 +5,8 @@ import re
 import pytest
 
 from reproduction import goals
-from reproduction.pages import performance, performance_summary, text
+from reproduction.decoders import DECODERS
+from reproduction.pages import families, performance, performance_summary, text
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew, renewed
 
@@ -92,3 +93,14 @@ def test_short_rows_are_rows_of_the_full_tables():
     assert len(rows) == len(performance_summary.LENGTHS)
     for n, *ms in (row[:3] for row in rows):
         assert ms == [f"{medians[n, way]:,.0f}" for way in ("transformer", "cram")]
+
+
+def test_the_page_of_families_is_made_from_its_record_and_its_record_from_the_list():
+    record = families.read()
+    assert renewed(families.PAGE.read_text(), families.sections(record), "") == families.PAGE.read_text()
+    assert [row["model_type"] for row in record["rows"]] == list(DECODERS)
+    for row in record["rows"]:
+        for found, wanted in ((row["audited"], "audited"), (row["patched"], "patched")):
+            layers = getattr(DECODERS[row["model_type"]], wanted)
+            assert found == ([] if isinstance(layers, str) else list(layers))
+        assert isinstance(DECODERS[row["model_type"]].patched, str) == (row["refusal"] is not None)

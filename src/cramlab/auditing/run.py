@@ -46,7 +46,7 @@ def audit(
     CRAM layers are audited while every token reads, as the result of each read must be known.
 
     Args:
-        model: a Hugging Face model of a family in `hf.attention_sites`, in evaluation mode. Sums are gathered and
+        model: a Hugging Face model with attention, in evaluation mode; see `hf.structure`. Sums are gathered and
             probes fitted on its device; only totals per document move to the CPU.
         documents: token ids, one 1-D tensor per document.
         config: settings; None: the defaults.
@@ -61,7 +61,7 @@ def audit(
 
     Raises:
         AuditError: when model, text and config do not go together; the message says why.
-        UnknownFamilyError: when the model's family is not supported.
+        UnknownFamilyError: when the attention of the model cannot be found.
     """
     config = config or AuditConfig()
     if model.training:

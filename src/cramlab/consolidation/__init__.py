@@ -2,5 +2,6 @@
 
 `patch` splits attention in two and lets a rule decide who reads; `rules` holds the rules; `learn` learns gates and
 adapters; `pipeline` runs all steps, from text to the folder that `folder` writes; `compare` sets the result beside
-other methods. Model families are entries of `cramlab.hf.attention_sites.FAMILIES`.
+other methods. `patch.sites` says which layers of a model can be
+patched, after a proof on a few tokens.
 """

@@ -106,9 +106,17 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _look(original: Original, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _look(
+    original: Original,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     """An attention function that notes its arguments and answers as the original."""
-    output = original(module)(module, *args, **kwargs)
+    output = original(module)(module, query, key, value, attention_mask, **kwargs)
     if module in _stack.looks:
         look, heads = _stack.looks[module]
         look.arguments, look.n_calls = kwargs, look.n_calls + 1
