@@ -1,6 +1,6 @@
 """A hashed table of bigrams: what a token and the token before it are known to mean, without any computation.
 
-It is a semantic memory for identity: a familiar pair of tokens is answered by the pair itself. It belongs to the model
+It is a semantic memory for identity: a familiar pair of tokens has an output of its own. It belongs to the model
 and not to a layer, whose semantic memory sees the hidden state of a token but not its number.
 """
 

@@ -218,13 +218,13 @@ def check_files(folder: Path) -> CorpusFiles:
     """Compares every file of a corpus folder with `corpus.json`.
 
     Raises:
-        DamagedFileError: when the folder is no corpus, or a file is missing, cut or altered; names the file.
+        DamagedFileError: when the folder is not a corpus, or a file is missing, cut or altered; names the file.
     """
     path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DamagedFileError(f"{folder} is no corpus, as it holds no {ABOUT}; build it again") from error
+        raise DamagedFileError(f"{folder} is not a corpus, as it holds no {ABOUT}; build it again") from error
     except ValueError as error:
         raise DamagedFileError(f"{path} is damaged ({error}); build the corpus again") from error
     if not isinstance(about, dict) or about.get("kind") != "corpus" or about.get("format") != FORMAT:

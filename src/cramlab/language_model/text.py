@@ -82,7 +82,7 @@ def open_corpus(folder: Path) -> PreparedText:
     """Opens a corpus folder: its tokens, uint16, are mapped into memory and not copied.
 
     Raises:
-        DamagedFileError: when the folder is no corpus, or a file is missing, cut or altered; names the file.
+        DamagedFileError: when the folder is not a corpus, or a file is missing, cut or altered; names the file.
     """
     files = check_files(folder)
     tokenizer = PreTrainedTokenizerFast(

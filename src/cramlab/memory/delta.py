@@ -89,7 +89,7 @@ class DeltaMemory(nn.Module):
             valid: false on padding, bool (B, T), which is passed over; None: no token is padding.
 
         Returns:
-            `W_o h + x`, (B, T, D), where h are the heads' answers; h, (B, T, n_heads * d_head); and the state after
+            `W_o h + x`, (B, T, D), where h are the heads' outputs; h, (B, T, n_heads * d_head); and the state after
             the last token.
         """
         heads = (self.config.n_heads, self.config.d_head)

@@ -33,7 +33,7 @@ class EpisodicMemoryConfig:
             the paper says "novel events" without a rule). 4,096 is twice the length of the paper's sequences, so
             nothing that a query asks for has been evicted.
         write: "all" writes every valid token; "salience" writes the tokens that a learned gate expects to be read.
-        write_price: least expected use (see `SalienceGate`) for which an entry is worth its place.
+        write_price: least expected use (see `SalienceGate`) for which an entry is worth its slot.
         write_audit_frac: share of the tokens refused by the gate that training writes anyway, 0 to 1.
         rope: rotary positions of queries and keys. The position of a token is the number of entries of its sequence
             written before it, so that padding and tokens refused by a write gate take none, and time gaps do not count.
@@ -96,13 +96,13 @@ class EpisodicMemory(nn.Module):
             buffer: from `initial_buffer` or `evict`.
             writes: the tokens to write, never padding, bool (B, T); None: all.
             most: only the first `most` of these tokens of each sequence are written, and the buffer grows by `most`
-                places, so no size depends on a gate; None: all of them are written.
+                slots, so no size depends on a gate; None: all of them are written.
         """
         n_before, n_tokens = buffer.n_places, h.shape[1]
         now = running_sum(gaps)
         total = now[:, -1:]
         position = self._positions(h, buffer, writes, most) if self.config.rope else None
-        if self.salience is None:  # every token gets a place, padding too, so no gather is needed
+        if self.salience is None:  # every token gets a slot, padding too, so no gather is needed
             filled = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
             n_new = filled.sum(dim=1)
             new = Buffer(self.keys(h, position), self.w_value(h), total - now, filled, n_new)
@@ -144,7 +144,7 @@ class EpisodicMemory(nn.Module):
         self, h: Tensor, ages: Tensor, position: Tensor | None, writes: Tensor, most: int | None
     ) -> tuple[Buffer, Tensor]:
         """Entries of the written tokens, in order, and the rank of each token among them, (B, T)."""
-        if most is not None or dispatch.few_launches(h.device):  # project the fillers too
+        if most is not None or dispatch.few_launches(h.device):  # project padding too
             if most is None:
                 most = int(writes.sum(dim=1).max()) if writes.numel() else 0
             chosen = first_tokens(writes, most)
@@ -158,7 +158,7 @@ class EpisodicMemory(nn.Module):
         rows = h.flatten(0, 1).index_select(0, token)
 
         def packed(entries: Tensor) -> Tensor:
-            if len(h) == 1:  # there are no fillers
+            if len(h) == 1:  # there is no padding
                 return entries[None]
             return (
                 entries.new_zeros(len(h) * most, *entries.shape[1:])
@@ -172,13 +172,13 @@ class EpisodicMemory(nn.Module):
         return Buffer(packed(keys), packed(self.w_value(rows)), ages, filled, filled.sum(dim=1)), rank
 
     def evict(self, buffer: Buffer, *, full: bool = False, waits: bool = True) -> Buffer:
-        """Keeps the newest `capacity` entries of each sequence; drops places in front that are empty in all.
+        """Keeps the newest `capacity` entries of each sequence; drops slots in front that are empty in all.
 
         Args:
             buffer: of `Written`.
-            full: true if the buffer is known to have no empty places.
-            waits: whether to wait for the device to learn how many places are empty in all sequences; if false, these
-                places stay, in front.
+            full: true if the buffer is known to have no empty slots.
+            waits: whether to wait for the device to learn how many slots are empty in all sequences; if false, these
+                slots stay, in front.
         """
         if full:
             excess = 0 if self.config.capacity is None else buffer.n_places - self.config.capacity
@@ -189,8 +189,8 @@ class EpisodicMemory(nn.Module):
         n_filled = int(buffer.filled.sum(dim=1).max()) if buffer.n_places and waits else buffer.n_places
         keep = n_filled if self.config.capacity is None else min(n_filled, self.config.capacity)
         if waits and keep == buffer.n_places and bool((buffer.filled[:, 1:] >= buffer.filled[:, :-1]).all()):
-            return buffer  # empty places are in front already
-        # A stable sort by "filled" moves empty places to the front and keeps the order of the others.
+            return buffer  # empty slots are in front already
+        # A stable sort by "filled" moves empty slots to the front and keeps the order of the others.
         order = buffer.filled.to(torch.int8).argsort(dim=1, stable=True)[:, buffer.n_places - keep :]
         wide = order[..., None].expand(-1, -1, buffer.keys.shape[-1])
         return Buffer(
@@ -229,9 +229,9 @@ class EpisodicMemory(nn.Module):
         return self.queries(readers.take(h), None if written.position is None else readers.take(written.position))
 
     def use(self, h: Tensor, askers: Readers, writes: Tensor, written: Written) -> Tensor:
-        """Squared attention weight of each place of the buffer, summed over `askers`, mean over heads, (B, S).
+        """Squared attention weight of each slot of the buffer, summed over `askers`, mean over heads, (B, S).
 
-        The weight of a token's own entry does not count: to answer itself, a token needs no buffer.
+        The weight of a token's own entry does not count: to read itself, a token needs no buffer.
         """
         own = written.last.where(writes, -1)
         return askers.use(self._asked(h, askers, written), own, written, self.config.n_heads, self.config.capacity)
@@ -259,7 +259,7 @@ class EpisodicMemory(nn.Module):
 
 
 def _joined(old: Tensor, new: Tensor) -> Tensor:
-    """Concatenation along the places; no copy if nothing is old, or nothing is new and no gradient has to pass."""
+    """Concatenation along the slots; no copy if nothing is old, or nothing is new and no gradient has to pass."""
     if not new.shape[1] and not new.requires_grad:
         return old
     return torch.cat([old, new], dim=1) if old.shape[1] else new

@@ -32,7 +32,7 @@ class CRAMConfig:
             itself, an ablation.
         episodic: config of the buffer and its attention.
         semantic: `AdapterConfig`, `SlotsConfig` or `NothingConfig`.
-        router: config of the router, which decides which memory answers.
+        router: config of the router, which decides which memory is used.
         window: every token attends to this many of the newest entries, and a benefit gate sees the answer; a token
             that reads sees all entries instead. None: a token that does not read attends to none.
     """
@@ -79,9 +79,10 @@ class CRAMState(NamedTuple):
 class CRAMLayer(Mixer):
     """Three memories and a router.
 
-    The working memory answers every token and computes h. With every router but `gumbel`, the output adds to it either
-    a read of the buffer or the semantic answer, to which a window adds its own (ours). With `gumbel` the output is the
-    sum of the three answers weighted by pi, and all three memories see x itself (paper).
+    The working memory gives an output for every token and computes h. With every router but `gumbel`, the output adds
+    to it either
+    a read of the buffer or the semantic output, to which a window adds its own (ours). With `gumbel` the output is the
+    sum of the three outputs weighted by pi, and all three memories see x itself (paper).
     """
 
     def __init__(self, config: CRAMConfig, d_model: int) -> None:
@@ -180,7 +181,7 @@ class CRAMLayer(Mixer):
     def _mix_hard(
         self, working: Tensor, h: Tensor, written: Written, valid: Tensor | None, routing: Routing
     ) -> tuple[Tensor, Tensor | None, Trace, dict[str, Tensor]]:
-        """Each token takes a read or the semantic answer. Only the tokens that read are scored."""
+        """Each token takes a read or the semantic output. Only the tokens that read are scored."""
         recognised = self.semantic.recognise(h)
         answer, nearby = self.semantic.answer(recognised), None
         if self.config.window is not None:
@@ -219,7 +220,7 @@ class CRAMLayer(Mixer):
         Args:
             h: (..., D).
             recognised: hidden activations of the semantic memory, (..., rank).
-            nearby: answer of the window, (..., D); None: there is no window.
+            nearby: output of the window, (..., D); None: there is no window.
         """
         return self.gate(h, recognised if nearby is None else torch.cat([recognised, nearby], dim=-1))
 
@@ -283,7 +284,7 @@ class CRAMLayer(Mixer):
         valid: Tensor | None,
         routing: Routing,
     ) -> tuple[Tensor, Trace, dict[str, Tensor]]:
-        """The paper's weighted sum of the three answers to x. Every token is scored, because q needs r_E."""
+        """The paper's weighted sum of the three outputs for x. Every token is scored, because q needs r_E."""
         scored = self._can_read(written, valid)
         readers = All(scored) if self.episodic.salience is None else select_readers(scored)
         retrieved = readers.put_onto(self.episodic.read(x, readers, written), torch.zeros_like(x))

@@ -1,4 +1,4 @@
-"""Routers decide which memory answers a token.
+"""Routers decide which memory a token uses.
 
 `gumbel` is the paper's router (Eq. 7) and must read before it decides. `benefit` is ours and decides from the token's
 own state. `always`, `never`, `random` and `oracle` are controls.

@@ -2,7 +2,8 @@
 
 Chunks are solved side by side, each from a state of zero. The last states of the chunks form a sequence that is `chunk`
 times shorter and obeys the same recurrence, so it is solved in the same way. Its states, decayed, are then added to
-the chunks. Nothing is ever divided by a decay; work and memory are O(T G E). Slow twin: `naive`. Source: ours.
+the chunks. Nothing is ever divided by a decay; work and memory are O(T G E). Reference implementation: `naive`. Source:
+ours.
 """
 
 from __future__ import annotations

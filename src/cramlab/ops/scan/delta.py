@@ -30,7 +30,7 @@ def delta_rule(
         chunk: tokens of a chunk.
 
     Returns:
-        The answers, (B, T, H, V), in the type of v; and S after the last token, in at least 32 bits.
+        The outputs, (B, T, H, V), in the type of v; and S after the last token, in at least 32 bits.
 
     Source: Gated DeltaNet (arXiv 2412.06464), Eq. 10, in the chunked form of DeltaNet (arXiv 2406.06484); the decay
     over time gaps is ours.

@@ -2,8 +2,8 @@
 
 Three kernels compute the last state of each chunk of tokens if the chunk begins at zero, then the state before each
 chunk, then all states. Nothing is ever divided by a decay, and times are summed from the near end, so small gaps
-survive beside huge ones. The gradient is the same scan from the last token to the first. Slow twin: `naive`. Source:
-ours.
+survive beside huge ones. The gradient is the same scan from the last token to the first. Reference implementation:
+`naive`. Source: ours.
 """
 
 from __future__ import annotations

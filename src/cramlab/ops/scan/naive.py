@@ -1,4 +1,4 @@
-"""The slow twin of the recurrence: its definition, token by token."""
+"""The reference implementation of the recurrence: its definition, token by token."""
 
 from __future__ import annotations
 
