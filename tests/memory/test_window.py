@@ -1,4 +1,4 @@
-"""The window against the slow twin, in steps, with padding, with bounds; a token in its window does not read."""
+"""The window against the reference, in steps, with padding, with bounds; a token in its window does not read."""
 
 import pytest
 import torch
