@@ -38,6 +38,7 @@ def test_the_kind_of_older_documents_follows_from_their_fields():
             "irregular",
             "reliability",
             "speed",
+            "families",
             "goals",
             "house",
         ):  # always had one
