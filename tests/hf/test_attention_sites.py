@@ -105,3 +105,15 @@ def test_layers_of_a_cram_model_without_memories_are_no_sites():
     sites, seen = seen_in(make(num_hidden_layers=3, memory_layers=[0, 2], memory_capacity=None), ids())
     assert [site.layer for site in sites] == [0, 2]
     assert list(seen) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 4}, "config.window = 4 runs the modules"),
+        ({"memory_layers": []}, "no block of this CRAMForCausalLM"),
+    ],
+)
+def test_what_hooks_cannot_see_is_refused(changes, message):
+    with pytest.raises(UnknownFamilyError, match=message):
+        attention_sites(make(**changes))

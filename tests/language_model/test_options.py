@@ -122,6 +122,20 @@ def test_every_parameter_learns_and_checkpointing_changes_no_gradient(changes, w
         torch.testing.assert_close(grad, found[1][name])
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("changes", [{}, {"bigram_slots": 70, "rope": True, "qk_norm": True}, {"window": 3}], ids=str)
+def test_the_pass_without_reads_of_the_judged_layer_is_a_pass_without_reads(layer, changes):
+    model, tokens = make(num_hidden_layers=3, memory_layers=[layer], audit_frac=0.0, **changes).train(), ids()
+    seen = []
+    hook = model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(tokens, labels=tokens)
+    model(tokens, read_none=True)
+    hook.remove()
+    with_reads, silent, without = seen
+    torch.testing.assert_close(silent, without)
+    assert not torch.allclose(with_reads, without)
+
+
 @of_options
 def test_saved_and_loaded_it_is_the_same_model(changes, tmp_path):
     model, tokens = make(**changes), ids()

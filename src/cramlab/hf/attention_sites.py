@@ -114,6 +114,11 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
 
 def _resolved(model: nn.Module, declared: Declared) -> list[Paths]:
     """Paths from the model's root; blocks without the attention module have none."""
+    if window := getattr(model.config, "window", None):
+        raise UnknownFamilyError(
+            f"config.window = {window} runs the modules of each read a second time for nearby tokens, and hooks cannot "
+            "tell the two apart; give a model without a window"
+        )
     base = base_model(model)
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     root = next(name for name, module in model.named_modules() if module is base)
@@ -126,6 +131,8 @@ def _resolved(model: nn.Module, declared: Declared) -> list[Paths]:
         )
         if attention in names:
             paths.append(Paths(layer=layer, block=block, norm=norm, attention=attention, out_proj=out_proj))
+    if not paths:
+        raise UnknownFamilyError(f"no block of this {type(model).__name__} attends; give a model with memory_layers")
     return paths
 
 
