@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 from consolidated import CONTEXT, SINKS, WINDOW, examples, make
-from families import BUILD
+from families import BUILD, CAUSAL, build
 
 import cramlab
 from cramlab.consolidation import cost_in_use
 from cramlab.consolidation.folder import RECORD, load_record, record_digest
-from cramlab.consolidation.in_use import FILE, load_in_use, measure_in_use
+from cramlab.consolidation.in_use import FILE, _document, load_in_use, measure_in_use
 from cramlab.consolidation.measure import token_losses
-from cramlab.consolidation.patch.install import installed, patched
+from cramlab.consolidation.patch.install import consolidatable_sites, installed, patched
 from cramlab.consolidation.patch.observe import recorded
-from cramlab.consolidation.rules.baselines import StaticHeads
+from cramlab.consolidation.rules.baselines import StaticHeads, WindowOnly
 from cramlab.consolidation.trial import tried
 from cramlab.errors import ConsolidationError
 from cramlab.hf.attention_sites import attention_sites
@@ -84,6 +84,25 @@ def test_pairs_and_bytes_by_hand(in_use):
     for stage in ("prompt", "decode"):
         assert cost[stage]["consolidated"]["ms"]["median"] > 0
         assert cost[stage]["original"]["speedup"]["median"] == 1
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if not name.startswith(("cram", "mistral"))])
+@torch.no_grad()
+def test_every_family_is_measured(name):
+    """Without an error after the hours of learning."""
+    model, tokens = build(name), torch.arange(2, 34)
+    sites = consolidatable_sites(model)
+    layers = {s.layer: WindowOnly(window=5, n_sinks=1) for s in sites}
+    cost = cost_in_use.costs(model, layers, tokens)
+    for stage in ("prompt", "decode"):
+        assert cost[stage]["consolidated"]["pairs"] > 0
+        assert cost[stage]["original"]["key_bytes"] > 0
+    found = _document(model, sites, tokens, layers)
+    assert found["reads"].shape == (len(sites), len(tokens))
+    assert not found["reads"].any()
+    assert found["skipped_frac"] == 1
+    assert bool((found["changed"] > 0).all())
+    assert not installed(model)
 
 
 def test_both_models_decode_the_same_tokens_of_the_document(monkeypatch):

@@ -65,6 +65,7 @@ def costs(model: nn.Module, layers: Mapping[int, FarReads], tokens: Tensor) -> d
     warmups = min(2, n_decoded - 1)  # a first step makes room in the cache
     decode = side_by_side(steps, repeats=n_decoded - warmups, warmups=warmups, clock=clock, around=around)
     decoded = {i: layer.counts for i, layer in layers.items()}
+    last = len(steps[ORIGINAL].cache.layers) - 1  # later layers share what earlier ones have written
     key_bytes = _key_bytes(steps[ORIGINAL].cache)
 
     def row(timed: Mapping[str, Any], counted: Mapping[int, Counts], n_calls: int) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def costs(model: nn.Module, layers: Mapping[int, FarReads], tokens: Tensor) -> d
         }
         return {
             way: timed[way] | {"pairs": sum(pairs[way].values()),
-                               "key_bytes": sum(n * key_bytes[i] for i, n in pairs[way].items())}
+                               "key_bytes": sum(n * key_bytes[min(i, last)] for i, n in pairs[way].items())}
             for way in steps
         }  # fmt: skip
 
@@ -97,10 +98,9 @@ def _reset(layers: Mapping[int, FarReads]) -> None:
 
 def prefilled(model: nn.Module, prompt: Tensor) -> tuple[DynamicCache, Tensor]:
     """The cache of a prompt (1, T) and logits (1, T or 1, V); the last alone where the model allows it."""
-    config: Any = model.config
-    cache = DynamicCache(config=config)
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    return cache, model(input_ids=prompt, past_key_values=cache, use_cache=True, **few).logits
+    output = model(input_ids=prompt, use_cache=True, **few)  # which makes the cache that its family needs
+    return output.past_key_values, output.logits
 
 
 class Decoding:

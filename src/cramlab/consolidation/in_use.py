@@ -199,10 +199,10 @@ def _document(
 
 def _changed(model: nn.Module, sites: Sequence[AttentionSite], tokens: Tensor, one: FarReads) -> Tensor:
     """Squared length that far reads add to the heads' outputs, divided by that of full attention, (layers, groups)."""
-    n_heads = sites[0].n_heads
     config: Any = model.config
-    n_groups = getattr(config, "num_key_value_heads", None) or n_heads
-    n_groups = n_groups if n_heads % n_groups == 0 else n_heads
+    n_groups = getattr(config, "num_key_value_heads", None) or sites[0].n_heads
+    if not isinstance(n_groups, int) or any(site.n_heads % n_groups for site in sites):
+        n_groups = 1  # groups differ between layers, so each layer is one
     shares = torch.zeros(len(sites), n_groups, dtype=torch.float64)
 
     def look(i: int, seen: Seen) -> None:
