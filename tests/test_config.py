@@ -9,7 +9,7 @@ import pytest
 
 from cramlab import records
 from cramlab.auditing.config import AuditConfig
-from cramlab.config import ConfigError, config_hash, from_dict, overridden, to_dict
+from cramlab.config import ConfigError, changed_since, config_hash, from_dict, overridden, to_dict
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.experiments import EXPERIMENTS
 from cramlab.experiments.srcd import run_config
@@ -248,3 +248,14 @@ def test_records_of_before_keep_their_hashes():
 def test_data_of_wrong_types_is_refused_by_field(change, says):
     with pytest.raises(ConfigError, match=says):
         from_dict(change(json.loads(json.dumps(to_dict(CRAM)))), CRAM)
+
+
+def test_fields_younger_than_held_data_count_as_held_with_their_defaults():
+    config = run_config(mixer="cram", size="tiny", seed=0)
+    held = to_dict(config)
+    del held["model"]["mixer"]["router"]["learns"], held["model"]["mixer"]["episodic"]["rope"]
+    assert changed_since(held, config) == {}
+    other = overridden(config, ["model.mixer.episodic.rope=true"])
+    assert changed_since(held, other) == {"model.mixer.episodic.rope": False}
+    held["seed"] = 5
+    assert changed_since(held, config) == {"seed": 5}

@@ -138,6 +138,34 @@ def differing(a: Any, b: Any, path: str = "") -> dict[str, Any]:
     return {} if a == b else {path: a}
 
 
+def changed_since(held: Any, config: Any) -> dict[str, Any]:
+    """The paths of all leaves in which the held data of a config differ from a config, with their values in the data.
+
+    Fields that are younger than the data count as held with their defaults, so that work of earlier versions goes on.
+
+    Args:
+        held: plain data as `to_dict` returned it, perhaps in an earlier version.
+        config: the config.
+    """
+    return differing(_with_younger_fields(held, config), to_dict(config))
+
+
+def _with_younger_fields(held: Any, like: Any) -> Any:
+    if isinstance(like, (tuple, list)) and isinstance(held, list) and len(held) == len(like):
+        return [_with_younger_fields(part, item) for part, item in zip(held, like, strict=True)]
+    if not (isinstance(held, dict) and dataclasses.is_dataclass(like)):
+        return held
+    filled = dict(held)
+    for f in dataclasses.fields(like):
+        if f.name in held:
+            filled[f.name] = _with_younger_fields(held[f.name], getattr(like, f.name))
+        elif f.default is not dataclasses.MISSING:
+            filled[f.name] = to_dict(f.default)
+        elif f.default_factory is not dataclasses.MISSING:
+            filled[f.name] = to_dict(f.default_factory())
+    return filled
+
+
 def from_dict(data: Any, like: T) -> T:
     """The inverse of `to_dict`, guided by a config of the same shape.
 

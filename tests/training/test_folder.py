@@ -56,6 +56,23 @@ def test_a_checkpoint_says_whose_it_is(folder):
     assert saved["seed"] == 0
 
 
+def test_a_run_begun_before_a_field_existed_goes_on(trained, folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    del config["model"]["mixer"]["router"]["learns"]
+    (folder / "config.json").write_text(json.dumps(config))
+    saved = load_checkpoint(folder / "checkpoint.pt")
+    saved["config_hash"] = config_hash(config)
+    save_checkpoint(folder / "checkpoint.pt", saved)
+    (folder / "record.json").unlink()
+    assert main([str(part) for part in resume(folder)]) == 0
+    capsys.readouterr()
+    found, whole = (records.read(path / "record.json") for path in (folder, trained / "cram-seed0"))
+    assert found["metrics"] == whole["metrics"]
+    assert json.loads((folder / "config.json").read_text()) == found["config"] == whole["config"]
+    changed = [*resume(folder), "--set", "training.learning_rate=0.5"]
+    assert "learning_rate" in told(capsys, *changed)
+
+
 @pytest.mark.parametrize("name", ["record.json", "checkpoint.pt"])
 def test_files_of_another_run_are_refused_by_all(trained, folder, name, capsys):
     shutil.copy(trained / "cram-seed1" / name, folder)

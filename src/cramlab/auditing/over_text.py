@@ -17,7 +17,7 @@ from cramlab.auditing.result import AuditResult
 from cramlab.auditing.resume import Identity, Progress
 from cramlab.auditing.run import audit, digests
 from cramlab.auditing.text import Corpus
-from cramlab.config import differing, to_dict
+from cramlab.config import changed_since
 from cramlab.hf.loading import Pretrained, with_random_weights
 from cramlab.records import RecordError
 
@@ -78,7 +78,7 @@ def unlike(
         "tokenizer": same_text and any(data["text"][name] != value for name, value in text.items()),
         "controls": bool(data["controls"]) != controls,
     }
-    return [*differing(to_dict(config), data["config"]), *(name for name, is_so in changed.items() if is_so)]
+    return [*changed_since(data["config"], config), *(name for name, is_so in changed.items() if is_so)]
 
 
 def audit_text(

@@ -12,7 +12,7 @@ from torch import nn
 
 from cramlab.auditing.resume import tokens_digest
 from cramlab.auditing.text import Corpus
-from cramlab.config import differing, to_dict
+from cramlab.config import changed_since
 from cramlab.consolidation.config import GROUPS, HELD_OUT, ConsolidationConfig
 from cramlab.consolidation.documents import Parts, held_out_of, parts_of
 from cramlab.consolidation.earlier import learned_before
@@ -63,7 +63,7 @@ def unlike(
             "configuration and of the tokens, so it cannot be compared with this request. cramlab.load_consolidated "
             "still loads it; choose another --out"
         )
-    options = list(differing(to_dict(config), record["config"]))
+    options = list(changed_since(record["config"], config))
     if ("learned_on" in record) != (start is not None):
         return [*options, "from"]
     changed = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from cramlab.config import config_hash, differing, to_dict
+from cramlab.config import changed_since, config_hash
 from cramlab.files import DamagedFileError, load_checkpoint
 from cramlab.training.run import RunConfig
 
@@ -30,32 +30,31 @@ def refuse_to_overwrite(config: RunConfig, folder: Path, *, resume: bool) -> Non
         raise FileExistsError(
             f"{folder} already holds a run ({', '.join(held)}); continue it with --resume or choose another --out"
         )
-    data = to_dict(config)
     if CONFIG in held:
         found = records.read_json(folder / CONFIG)
-        if changed := differing(found, data):
+        if changed := changed_since(found, config):
             raise FileExistsError(
                 f"{folder} holds a run with another config (differs in {', '.join(changed) or CONFIG}); "
                 "choose another --out or give the same settings"
             )
     if RECORD in held:
-        own_record(folder, data)
-    elif CHECKPOINT in held and CONFIG not in held and "config_hash" not in own_checkpoint(folder, data):
+        own_record(folder, config)
+    elif CHECKPOINT in held and CONFIG not in held and "config_hash" not in own_checkpoint(folder, config):
         raise DamagedFileError(f"{folder / CHECKPOINT} does not name its run, and {CONFIG} is missing; remove it first")
 
 
-def own_record(folder: Path, data: Any) -> dict[str, Any]:
+def own_record(folder: Path, config: Any) -> dict[str, Any]:
     """The record in a run's folder.
 
     Args:
         folder: the run's folder.
-        data: the run's config as `to_dict` returns it.
+        config: the run's config, or what `to_dict` returned for it.
 
     Raises:
         RecordError: when the record is damaged, or belongs to a run with another config.
     """
     record = records.read(folder / RECORD)
-    if changed := differing(record["config"], data):
+    if changed := changed_since(record["config"], config):
         raise records.RecordError(
             f"{folder / RECORD} belongs to another run (differs in {', '.join(changed)}); put the run's own "
             "in its place, or remove it and continue with --resume"
@@ -63,7 +62,7 @@ def own_record(folder: Path, data: Any) -> dict[str, Any]:
     return record
 
 
-def own_checkpoint(folder: Path, data: Any) -> dict[str, Any]:
+def own_checkpoint(folder: Path, config: Any) -> dict[str, Any]:
     """The checkpoint in a run's folder; the arguments are those of `own_record`.
 
     Checkpoints of early versions hold no hash of the config. Of these, only the parts are checked here; shapes are
@@ -76,7 +75,11 @@ def own_checkpoint(folder: Path, data: Any) -> dict[str, Any]:
     saved = load_checkpoint(path)
     if wrong := [name for name, kind in _HELD.items() if not isinstance(saved.get(name), kind)]:
         raise DamagedFileError(f"{path} is not a checkpoint of a run: it lacks {', '.join(wrong)}; remove it")
-    if saved.get("config_hash", config_hash(data)) != config_hash(data):
+    hashes = {config_hash(config)}
+    if (folder / CONFIG).exists():  # perhaps of an earlier version, which had fewer fields
+        found = records.read_json(folder / CONFIG)
+        hashes |= set() if changed_since(found, config) else {config_hash(found)}
+    if "config_hash" in saved and saved["config_hash"] not in hashes:
         raise DamagedFileError(
             f"{path} belongs to another run (seed {saved.get('seed')}, config {saved['config_hash']}); put "
             "the run's own in its place, or remove it and continue with --resume"

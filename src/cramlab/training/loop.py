@@ -78,7 +78,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: OnRow
     refuse_to_overwrite(config, out, resume=resume)
     with only_process_in(out) as still_held:
         if (out / RECORD).exists():
-            record = own_record(out, to_dict(config))
+            record = own_record(out, config)
             if record["status"] == "finished":
                 return record
         return _train(config, out, resume=resume, on_row=progress, still_held=still_held)
@@ -137,11 +137,15 @@ def _train(
 
     record = _report(config, state, clock)
     still_held()
+    write_json(out / CONFIG, to_dict(config))
     return records.write(out / RECORD, record)
 
 
 def _prepare(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool) -> TrainingState:
-    """The state to begin with, fresh or from the checkpoint; writes the config."""
+    """The state to begin with, fresh or from the checkpoint; writes the config.
+
+    The config of a run that an earlier version began stays until the end, as its checkpoint holds that config's hash.
+    """
     state = TrainingState.fresh(config, out, fabric)
     if resume and (out / CHECKPOINT).exists():
         try:
@@ -151,7 +155,8 @@ def _prepare(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool) -> T
             failure = {"step": 0, "term": CHECKPOINT, "seed": config.seed, "message": message}
             records.write(out / RECORD, run_record(config, state.progress, Clock(0.0), failure=failure))
             raise
-    write_json(out / CONFIG, to_dict(config))
+    if not (out / CONFIG).exists():
+        write_json(out / CONFIG, to_dict(config))
     state.model.train()
     return state
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.config import config_hash, to_dict
+from cramlab.config import config_hash
 from cramlab.files import save_checkpoint
 from cramlab.mixer import Trace
 from cramlab.model import SequenceModel
@@ -92,7 +92,7 @@ class TrainingState:
             DamagedFileError: when it cannot be read, or belongs to another run.
         """
         with restoring(out / CHECKPOINT):
-            saved = own_checkpoint(out, to_dict(config))
+            saved = own_checkpoint(out, config)
             self.plain.load_state_dict(saved["model"])
             self.average.load_state_dict(saved["average"])
             self.practice.load(saved["practice"])
