@@ -1,11 +1,12 @@
 """A patch is proven on the spot: each fault that a proof is for is found, and named with its layer."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
 from families import build
-from patches import model_of
+from patches import layers_for, model_of
 from torch import nn
 
 import reproduction.decoders as decoders
@@ -66,6 +67,15 @@ def test_a_model_is_proven_once_and_again_when_it_has_changed(monkeypatch):
         change()
         consolidatable_sites(model)
         assert len(proven) == n_proofs
+
+
+def test_a_patched_model_has_the_sites_that_were_proven_before():
+    model = model_of("llama")
+    sites = consolidatable_sites(model)
+    with patched(model, layers_for(model)):
+        assert consolidatable_sites(model) == sites
+        with pytest.raises(ConsolidationError, match="patched already"):
+            consolidatable_sites(copy.deepcopy(model))
 
 
 def test_a_proof_leaves_the_model_as_it_was():

@@ -33,6 +33,8 @@ def install(
             not proven right; see `consolidatable_sites`.
         UnknownFamilyError: when the attention of the model cannot be found.
     """
+    if installed(model):
+        raise ConsolidationError("the model is patched already; remove(model) first")
     sites = {site.layer: site for site in consolidatable_sites(model)}
     if not layers:
         raise ConsolidationError("layers = {}: no layer to patch is given; give at least one")

@@ -77,9 +77,11 @@ def _proved(model: nn.Module) -> tuple[list[AttentionSite], _Proof]:
         raise ConsolidationError(
             f"{kind} wraps a model of transformers; give the wrapped model (peft: get_base_model())"
         )
-    if installed(model):
+    if installed(model) and model not in _proofs:
         raise ConsolidationError("the model is patched already; remove(model) first")
     implementation = model.config._attn_implementation if isinstance(model, PreTrainedModel) else None
+    if installed(model):  # the same model was proven before it was patched
+        return attention_sites(model), _proofs[model]
     if implementation is not None and implementation not in NAMES:
         raise ConsolidationError(
             f'the model uses "{implementation}" attention, which cannot be patched; load it with '
