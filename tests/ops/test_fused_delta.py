@@ -102,14 +102,50 @@ def test_a_state_goes_on():
     close(end, last)
 
 
-def test_values_of_16_bits_are_solved_in_32():
-    q, k, v, beta, log_decay, state = inputs(100)
-    given = [q, k, v.bfloat16(), beta.bfloat16(), log_decay, state]
-    answers, last = delta_rule(*given)
-    wanted, end = delta_rule_by_tokens(*(t.double() for t in given))
-    assert answers.dtype == torch.bfloat16
-    close(answers, wanted, 2**-8)
-    close(last, end)
+@pytest.mark.parametrize("types", ["fffff", "ffhhf", "bbbbb", "hhhhh"])
+def test_inputs_of_16_bits_are_solved_in_32(types):
+    """The outputs and each gradient are rounded once, to the type of the values and of its input."""
+    names = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
+    *tokens, state = inputs(100, 1, 2, 16, 20)
+    given = [t.to(names[name]).requires_grad_() for t, name in zip(tokens, types, strict=True)]
+    given.append(state.requires_grad_())
+    exact = [t.detach().double().requires_grad_() for t in given]
+    ours, theirs = delta_rule(*given), delta_rule_by_tokens(*exact)
+    weights = [torch.randn_like(y) for y in ours]
+    grads = [
+        torch.autograd.grad(ys, leaves, [w.to(y.dtype) for y, w in zip(ys, weights, strict=True)])
+        for ys, leaves in ((ours, given), (theirs, exact))
+    ]
+    assert [y.dtype for y in ours] == [given[2].dtype, torch.float32]
+    for fast, slow in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):
+        close(fast, slow, {torch.float32: 2e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[fast.dtype])
+
+
+def test_inputs_are_read_where_they_stand():
+    """Heads of one projection, and inputs whose channels are not beside one another."""
+    *_, beta, log_decay, state = inputs(70, 2, 3, 16, 16)
+    q, k, v = (F.normalize(t, dim=-1) for t in torch.randn(2, 70, 3, 48, device=DEVICE).split(16, dim=-1))
+    both = torch.cat([q, k, v], dim=-1).split(16, dim=-1)
+    across = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in (q, k, v)]
+    wanted = delta_rule(q, k, v, beta, log_decay, state)
+    for given in (both, across):
+        assert not any(t.is_contiguous() for t in given)
+        for found, same in zip(delta_rule(*given, beta, log_decay, state), wanted, strict=True):
+            assert torch.equal(found, same)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_gradient_of_one_output_alone(which):
+    given, exact = leaves(inputs(70, 1))
+    ours, theirs = delta_rule(*given), delta_rule_by_tokens(*exact)
+    compare(ours[which : which + 1], theirs[which : which + 1], given[1:], exact[1:])
+
+
+def test_gradients_have_no_gradients():
+    given = [t.requires_grad_() for t in inputs(20, 1)]
+    (grad,) = torch.autograd.grad(delta_rule(*given)[0].sum(), given[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(grad.sum(), given[1])
 
 
 def parts(n_chunks, n_states=2, chunk=8, d_key=8, d_value=5):
@@ -123,17 +159,23 @@ def parts(n_chunks, n_states=2, chunk=8, d_key=8, d_value=5):
 
 @pytest.mark.parametrize("n_chunks", [1, 2, 7])
 @pytest.mark.parametrize("d_value", [5, 33, 100])
-def test_states_pass_as_in_the_reference_with_gradients(n_chunks, d_value):
-    """All outputs get a gradient, also the states between chunks; and columns are those of several programs."""
-    given, exact = leaves(parts(n_chunks, d_value=d_value))
-    compare(delta_fused.pass_state(*given), delta_naive.pass_state(*exact), given, exact)
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 16, 64])
-def test_systems_are_solved_as_in_the_reference_with_gradients(chunk):
-    lower = torch.randn(2, 3, chunk, chunk, device=DEVICE) / chunk**0.5  # all of it: what is not below has no effect
-    given, exact = leaves([lower, *(torch.randn(2, 3, chunk, width, device=DEVICE) for width in (5, 8))])
-    compare(delta_fused.solve(*given), delta_naive.solve(*exact), given, exact)
+def test_states_pass_as_in_the_reference_and_back(n_chunks, d_value):
+    """Backwards all outputs have a gradient, also the states between chunks; columns are those of several programs."""
+    own, seen, kept, ends, state = parts(n_chunks, d_value=d_value)
+    found = [torch.empty(n_chunks, *state.shape, device=DEVICE), torch.empty_like(own), torch.empty_like(state)]
+    delta_fused._pass_state(own, seen, kept, ends, state, None, tuple(found))
+    exact = [t.double() for t in (own, seen, kept, ends, state)]
+    exact[0].requires_grad_()
+    exact[4].requires_grad_()
+    wanted = delta_naive.pass_state(*exact)
+    for fast, slow in zip(found, wanted, strict=True):
+        close(fast, slow)
+    to_before, to_corrections, to_last = (torch.randn_like(t) for t in found)
+    delta_fused._pass_state(to_corrections, kept, seen, ends, to_last, to_before, tuple(found))
+    weights = [t.double() for t in (to_before, to_corrections, to_last)]
+    to_own, to_state = torch.autograd.grad(wanted, (exact[0], exact[4]), weights)
+    close(found[1], to_own)
+    close(found[2], to_state)
 
 
 def test_nothing_to_pass():
@@ -143,14 +185,26 @@ def test_nothing_to_pass():
 
 
 def test_the_operators_are_registered_as_pytorch_requires():
-    given = [t.requires_grad_() for t in parts(3)]
-    torch.library.opcheck(delta_fused._pass_state, given)
-    torch.library.opcheck(delta_fused._invert, (torch.randn(2, 2, 16, 16, device=DEVICE, requires_grad=True),))
+    given = [t.requires_grad_() for t in inputs(5, 1, 2)]
+    torch.library.opcheck(delta_fused._delta_rule, (*given, 4))
+    given = [t.detach() for t in given]
+    output, last, *parts = delta_fused._delta_rule(*given, 4)
+    torch.library.opcheck(delta_fused._delta_rule_backward, (output, last, *given[:5], *parts))
 
 
 def test_what_does_not_fit_a_program_is_left_to_the_reference():
-    k = torch.zeros(1, 1, 1, 128, device=DEVICE)
-    assert delta_fused.usable(k, 64)
-    assert not delta_fused.usable(k, 65)
-    assert not delta_fused.usable(k.double(), 64)
-    assert not delta_fused.usable(torch.zeros(1, 1, 1, 129, device=DEVICE), 64)
+    def usable(d_key, d_value, chunk, dtype=torch.float32):
+        given = (torch.zeros(1, 2, 1, width, dtype=dtype) for width in (d_key, d_key, d_value))
+        return delta_fused.usable(*given, torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), chunk=chunk)
+
+    assert usable(128, 128, 64)
+    assert not usable(128, 128, 65)
+    assert not usable(64, 64, 64, torch.float64)
+    assert not usable(129, 64, 64)
+    assert not usable(64, 129, 64)
+
+
+def test_one_token_needs_no_kernel(monkeypatch):
+    monkeypatch.setattr(delta_fused, "delta_rule", None)
+    given = inputs(1)
+    assert torch.equal(delta_rule(*given)[0], delta_rule_by_tokens(*given)[0])

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cramlab.ops.scan import delta_fused, delta_naive
+from cramlab.ops.scan.delta_naive import FLOOR
 
-FLOOR = -40.0  # smallest logarithm of a decay: exp(-40) leaves less than the rounding of 32 bits
 _CHUNK = 64  # tokens of a chunk
 
 
@@ -18,7 +18,7 @@ def delta_rule(
 
     Inside a chunk the corrections obey a triangular system, which is solved for all chunks at once; the state then
     passes from chunk to chunk, which alone is sequential. Nothing is divided by a decay. Work is O(T chunk (K + V) +
-    T K V) per head.
+    T K V) per head. Computed by `delta_naive`, or by the kernels of `delta_fused` where they are usable.
 
     Args:
         q: queries, (B, T, H, K).
@@ -39,24 +39,11 @@ def delta_rule(
     exact = torch.promote_types(kind, torch.float32)
     if n_tokens <= 1:
         return delta_rule_by_tokens(q, k, v, beta, log_decay, state)
+    if delta_fused.usable(q, k, v, beta, log_decay, chunk=chunk):
+        return delta_fused.delta_rule(q, k, v, beta, log_decay, state.float(), chunk)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, beta, log_decay, state = (t.to(exact) for t in (q, k, v, beta, log_decay, state))
-        parts = [_in_chunks(t, chunk) for t in (q, k, v, beta[..., None], log_decay.clamp(min=FLOOR)[..., None])]
-        q, k, v, beta, steps = parts  # (N, M, C, ...): a chunk that is not full ends in tokens that change nothing
-        earlier = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()  # or the same token
-        # Logarithm of what is left at a token of the state before the chunk; CUDA has no deterministic cumulative sum.
-        since = (steps.transpose(-1, -2) * earlier).sum(dim=-1, keepdim=True)
-        between = since - since.transpose(-1, -2)  # from the column's token to the row's
-        decays = between.masked_fill(~earlier, float("-inf")).exp()
-        left = since.exp()
-        way = delta_fused if delta_fused.usable(k, chunk) else delta_naive
-        # Corrections U of a chunk: (1 + L) U = b (V - left K S), with L strictly lower triangular.
-        own, seen = way.solve(beta * (k @ k.transpose(-1, -2)) * decays, beta * v, beta * left * k)
-        kept, ends = (since[..., -1:, :] - since).exp() * k, left[..., -1, 0]
-        before, corrections, last = way.pass_state(own, seen, kept, ends, state.flatten(0, 1))
-        answers = (left * q) @ before + (q @ k.transpose(-1, -2) * decays) @ corrections
-        found = answers.unflatten(1, state.shape[:2]).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :n_tokens]
-        state = last.view_as(state)
+        found, state = delta_naive.delta_rule(q, k, v, beta, log_decay, state, chunk)
     return found.to(kind), state
 
 
@@ -82,10 +69,3 @@ def delta_rule_by_tokens(
 def delta_flops(d_key: int, d_value: int, chunk: int = _CHUNK) -> float:
     """FLOPs of `delta_rule` per token and head in full chunks: its matrix products, without the triangular solution."""
     return 2.0 * (2 * chunk * d_key + chunk * d_value + 3 * d_key * d_value)
-
-
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """Splits (B, T, H, E) into chunks, (N, B H, chunk, E), with zeros after the last token."""
-    missing = -x.shape[1] % chunk
-    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
-    return x.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4).flatten(1, 2)

@@ -1,7 +1,7 @@
-"""The two operators inside the delta rule in Triton; arguments and results as in `delta_naive`, in 32 bits.
+"""The delta rule in Triton: `delta_naive.delta_rule`, with inputs of 16 or 32 bits and sums in 32.
 
-The gradient of a state that passes over chunks is a state that passes back over them, in the same kernel; all other
-gradients are batched products. Source: ours.
+Two kernels process all chunks at once, before and after a third that passes the states over the chunks. The gradient
+of a state that passes over chunks is a state that passes back over them, in the same kernel. Source: ours.
 """
 
 from __future__ import annotations
@@ -12,130 +12,159 @@ import torch
 from torch import Tensor
 
 from cramlab.ops import dispatch
+from cramlab.ops.scan.delta_naive import FLOOR
 
-_MOST_KEYS, _MOST_TOKENS = 128, 64  # channels of a key and tokens of a chunk, at most: a program holds them at once
-_MOST_COLUMNS = 32  # columns of a state per program, at most
-
-
-def usable(k: Tensor, chunk: int) -> bool:
-    """True if the kernels support the type, device and channels of the keys k (..., K) and the length of a chunk."""
-    fits = k.shape[-1] <= _MOST_KEYS and chunk <= _MOST_TOKENS
-    return fits and k.dtype == torch.float32 and dispatch.usable(k)
+_MOST_CHANNELS, _MOST_TOKENS = 128, 64  # channels of a head and tokens of a chunk: a program holds them at once
+_MOST_COLUMNS = 32  # columns of a state per program that passes it
 
 
-def solve(lower: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Implements `delta_naive.solve` by the inverse of `1 + L`."""
-    inverse = _invert(lower.contiguous())
-    return inverse @ values, inverse @ keys
+def usable(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, *, chunk: int) -> bool:
+    """True if the kernels support types, device and channels of the inputs, (B, T, H, ...), and the chunk's length."""
+    fits = max(k.shape[-1], v.shape[-1]) <= _MOST_CHANNELS and chunk <= _MOST_TOKENS
+    return fits and all(map(dispatch.known_floats, (q, k, v, beta, log_decay))) and dispatch.usable(k)
 
 
-def pass_state(own: Tensor, seen: Tensor, kept: Tensor, ends: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Implements `delta_naive.pass_state`."""
-    return _pass_state(*(t.contiguous() for t in (own, seen, kept, ends, state)))
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Computes `delta.delta_rule` for a state in 32 bits; the gradients have no gradients."""
+    output, last, *_ = _delta_rule(q, k, v, beta, log_decay, state, chunk)
+    return output, last
 
 
-@torch.library.custom_op("cramlab::invert_lower", mutates_args=(), schema="(Tensor lower) -> Tensor")
+_GIVEN = "Tensor q, Tensor k, Tensor v, Tensor beta, Tensor log_decay"
+_PARTS = "Tensor since, Tensor ends, Tensor inverse, Tensor seen, Tensor kept, Tensor before, Tensor corrections"
+
+
+@torch.library.custom_op(
+    "cramlab::delta_rule",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor state, int chunk)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 @dispatch.launching
-def _invert(lower: Tensor) -> Tensor:
-    """The inverse of `1 + L`, where L is the part of `lower` (..., C, C) below the diagonal."""
-    found, chunk = torch.empty_like(lower), lower.shape[-1]
-    if found.numel():
-        block = _block(chunk)
-        fixed = {"chunk": chunk, "block": block, "levels": block.bit_length() - 1}
-        _kernels().invert[(lower.shape[:-2].numel(),)](lower, found, **fixed)
+def _delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
+    """The outputs, the last state and `_PARTS`, of which the gradient is made."""
+    found = _empty_rule(q, k, v, beta, log_decay, state, chunk)
+    if state.numel():
+        output, last, *parts, before, corrections = found
+        (q, k, v), (beta, log_decay) = map(_rows, (q, k, v)), (beta.contiguous(), log_decay.contiguous())
+        kernels, (grid, sizes, fixed) = _kernels(), _launch(k, v, chunk)
+        since, ends, inverse, seen, kept = parts
+        own = torch.empty_like(corrections)
+        kernels.corrections[grid](
+            k, v, beta, log_decay, since, ends, inverse, own, seen, kept, *sizes, *_strides(k, v),
+            floor=FLOOR, levels=fixed["block_c"].bit_length() - 1, **fixed,
+        )  # fmt: skip
+        _pass_state(own, seen, kept, ends, state.contiguous(), None, (before, corrections, last))
+        kernels.outputs[grid](q, k, since, before, corrections, output, *sizes, *_strides(q, k), **fixed)
     return found
 
 
-@_invert.register_fake
-def _empty_inverse(lower: Tensor) -> Tensor:
-    return torch.empty_like(lower)
+@_delta_rule.register_fake
+def _empty_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
+    del k, beta, log_decay
+    n_batch, n_tokens, n_heads, d_key = q.shape
+    d_value = v.shape[-1]
+    inside = ((chunk,), (), (chunk, chunk), (chunk, d_key), (chunk, d_key), (d_key, d_value), (chunk, d_value))
+    parts = (state.new_empty(-(-n_tokens // chunk), n_batch * n_heads, *sizes) for sizes in inside)
+    return v.new_empty(v.shape), state.new_empty(state.shape), *parts
 
 
-def _keep_inverse(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(output)
+@torch.library.custom_op(
+    "cramlab::delta_rule_backward",
+    mutates_args=(),
+    schema=f"(Tensor to_output, Tensor to_last, {_GIVEN}, {_PARTS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+@dispatch.launching
+def _delta_rule_backward(
+    to_output: Tensor, to_last: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor,
+    since: Tensor, ends: Tensor, inverse: Tensor, seen: Tensor, kept: Tensor, before: Tensor, corrections: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q, k, v, beta, log_decay and state."""
+    found = _empty_gradients(to_output, to_last, q, k, v, beta, log_decay)
+    if to_last.numel():
+        (q, k, v), (beta, log_decay) = map(_rows, (q, k, v)), (beta.contiguous(), log_decay.contiguous())
+        kernels, (grid, sizes, fixed) = _kernels(), _launch(k, v, corrections.shape[2])
+        to_q, to_k, to_v, to_beta, to_decay, to_state = found
+        to_output, of_k, of_past = to_output.contiguous(), torch.empty_like(kept), torch.empty_like(since)
+        to_before, after, to_corrections, to_own = (torch.empty_like(x) for x in (before, before, *(corrections,) * 2))
+        kernels.outputs_back[grid](
+            to_output, q, k, since, before, corrections, to_q, of_k, of_past, to_before, to_corrections,
+            *sizes, *_strides(q, k), **fixed,
+        )  # fmt: skip
+        _pass_state(to_corrections, kept, seen, ends, to_last.contiguous(), to_before, (after, to_own, to_state))
+        kernels.corrections_back[grid](
+            to_own, after, k, v, beta, log_decay, since, ends, inverse, before, corrections, of_k, of_past,
+            to_k, to_v, to_beta, to_decay, *sizes, *_strides(k, v), floor=FLOOR, **fixed,
+        )  # fmt: skip
+    return found
 
 
-def _gradient_of_lower(ctx: Any, grad: Tensor) -> Tensor:
-    (inverse,) = ctx.saved_tensors
-    with torch.autocast(grad.device.type, enabled=False):
-        across = inverse.transpose(-1, -2)
-        return -(across @ grad @ across).tril(-1)
+@_delta_rule_backward.register_fake
+def _empty_gradients(to_output: Tensor, to_last: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    del to_output
+    return tuple(x.new_empty(x.shape) for x in (*given[:5], to_last))
 
 
-_invert.register_autograd(_gradient_of_lower, setup_context=_keep_inverse)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # no zeros for the parts
+    ctx.state_shape = inputs[5].shape
 
 
-def _passed(
-    own: Tensor, seen: Tensor, kept: Tensor, ends: Tensor, state: Tensor, added: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the kernel; backwards if there is something to be added, see `delta_kernels.pass_state`."""
+def _gradients(ctx: Any, to_output: Tensor | None, to_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    v, before = saved[2], saved[-2]
+    to_output = torch.zeros_like(v) if to_output is None else to_output
+    to_last = before.new_zeros(ctx.state_shape) if to_last is None else to_last
+    return *_delta_rule_backward(to_output, to_last, *saved), None
+
+
+_delta_rule.register_autograd(_gradients, setup_context=_keep)
+
+
+def _pass_state(
+    own: Tensor, seen: Tensor, kept: Tensor, ends: Tensor, state: Tensor, added: Tensor | None,
+    found: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Computes `delta_naive.pass_state` into `found`; backwards if there is something to be added, see the kernel."""
     n_chunks, n_states, chunk, d_value = own.shape
     d_key = seen.shape[-1]
-    before, corrections, last = _empty_states(own, seen, kept, ends, state)
-    if state.numel():
-        block_v = min(_MOST_COLUMNS, _block(d_value))
-        sizes = {"chunk": chunk, "d_key": d_key, "d_value": d_value}
-        blocks = {"block_c": _block(chunk), "block_k": _block(d_key), "block_v": block_v}
-        stages = 2 if d_key <= 64 else 1  # of loads: two of larger blocks exceed some devices' shared memory
-        given, found = (own, seen, kept, ends, state, state if added is None else added), (before, corrections, last)
-        _kernels().pass_state[(n_states, -(-d_value // block_v))](
-            *given, *found, n_chunks, n_states, **sizes, **blocks, backward=added is not None, num_stages=stages
-        )
-    return before, corrections, last
+    block_v = min(_MOST_COLUMNS, _block(d_value))
+    sizes = {"chunk": chunk, "d_key": d_key, "d_value": d_value}
+    blocks = {"block_c": _block(chunk), "block_k": _block(d_key), "block_v": block_v}
+    stages = 2 if d_key <= 64 else 1  # of loads: two of larger blocks exceed some devices' shared memory
+    given = (own, seen, kept, ends, state, state if added is None else added)
+    dispatch.kernels("scan", "delta_kernels").pass_state[(n_states, -(-d_value // block_v))](
+        *given, *found, n_chunks, n_states, **sizes, **blocks, backward=added is not None, num_stages=stages
+    )
 
 
-@torch.library.custom_op(
-    "cramlab::pass_state",
-    mutates_args=(),
-    schema="(Tensor own, Tensor seen, Tensor kept, Tensor ends, Tensor state) -> (Tensor, Tensor, Tensor)",
-)
-@dispatch.launching
-def _pass_state(own: Tensor, seen: Tensor, kept: Tensor, ends: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _passed(own, seen, kept, ends, state, None)
+def _launch(k: Tensor, v: Tensor, chunk: int) -> tuple[tuple[int, int], tuple[int, int], dict[str, int]]:
+    """Grid, sizes and constants of a kernel whose programs process a chunk each."""
+    n_batch, n_tokens, n_heads, d_key = k.shape
+    d_value = v.shape[-1]
+    blocks = {"block_c": _block(chunk), "block_k": _block(d_key), "block_v": _block(d_value)}
+    warps = 4 if max(blocks.values()) <= 64 else 8
+    fixed = {"chunk": chunk, "d_key": d_key, "d_value": d_value, **blocks, "num_warps": warps}
+    return (n_batch * n_heads, -(-n_tokens // chunk)), (n_tokens, n_heads), fixed
 
 
-@_pass_state.register_fake
-def _empty_states(own: Tensor, seen: Tensor, kept: Tensor, ends: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-    del seen, kept, ends
-    return own.new_empty(len(own), *state.shape), torch.empty_like(own), torch.empty_like(state)
+def _rows(x: Tensor) -> Tensor:
+    """The tensor itself if the channels of a head are beside one another, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op(
-    "cramlab::pass_state_backward",
-    mutates_args=(),
-    schema="(Tensor to_before, Tensor to_corrections, Tensor to_last, Tensor seen, Tensor kept, Tensor ends)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-@dispatch.launching
-def _pass_back(
-    to_before: Tensor, to_corrections: Tensor, to_last: Tensor, seen: Tensor, kept: Tensor, ends: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the state after each chunk, of its corrections, and of the state before the first chunk."""
-    return _passed(to_corrections, kept, seen, ends, to_last, to_before)
-
-
-@_pass_back.register_fake
-def _empty_gradients(
-    to_before: Tensor, to_corrections: Tensor, to_last: Tensor, *_: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(to_before), torch.empty_like(to_corrections), torch.empty_like(to_last)
-
-
-def _keep_states(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[1:4], *output[:2])
-
-
-def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-    seen, kept, ends, before, corrections = ctx.saved_tensors
-    after, to_own, to_state = _pass_back(*(grad.contiguous() for grad in grads), seen, kept, ends)
-    with torch.autocast(seen.device.type, enabled=False):
-        to_seen = -to_own @ before.transpose(-1, -2)
-        to_kept = corrections @ after.transpose(-1, -2)
-        to_ends = (after * before).sum(dim=(-1, -2))
-    return to_own, to_seen, to_kept, to_ends, to_state
-
-
-_pass_state.register_autograd(_gradients, setup_context=_keep_states)
+def _strides(*tensors: Tensor) -> list[int]:
+    """Distances of sequences, tokens and heads."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 def _block(size: int) -> int:
@@ -144,4 +173,4 @@ def _block(size: int) -> int:
 
 
 def _kernels() -> Any:
-    return dispatch.kernels("scan", "delta_kernels")
+    return dispatch.kernels("scan", "delta_chunk_kernels")

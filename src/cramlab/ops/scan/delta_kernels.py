@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
-"""The Triton kernels of the delta rule: the inverse of triangular matrices, and states that pass over chunks.
+"""The Triton kernel of the delta rule between its chunks: states that pass over chunks, forwards or backwards.
 
 Arrays are contiguous and have 32 bits. Products split each factor into two numbers of 19 bits (`tf32x3`), so that
 tensor cores compute them to nearly 32 bits. Blocks have at least 16 rows and columns, as tensor cores require.
@@ -9,28 +9,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def invert(lower, found, chunk: tl.constexpr, block: tl.constexpr, levels: tl.constexpr):
-    """The inverse of `1 + L`, where L is the part of `lower` below the diagonal. A program inverts one matrix.
-
-    Blocks on the diagonal are inverted at twice the size in each step: with X the inverse of both blocks of a pair and
-    B the block of L that joins them, the inverse of the pair is `X - X B X`. No power of L is formed, which would grow
-    beyond the precision where many keys of a chunk are alike.
-    """
-    program = tl.program_id(0).to(tl.int64) * chunk * chunk
-    i, j = tl.arange(0, block)[:, None], tl.arange(0, block)[None, :]
-    there = (i < chunk) & (j < chunk)
-    given = tl.load(lower + program + i * chunk + j, mask=there & (j < i), other=0.0)
-    one = tl.where(i == j, 1.0, 0.0)
-    x = one - tl.where((i // 2 == j // 2) & (j < i), given, 0.0)
-    for level in tl.static_range(1, levels):
-        pair = 2 << level
-        joins = (i // pair == j // pair) & (i % pair >= pair // 2) & (j % pair < pair // 2)
-        joined = tl.dot(tl.where(joins, given, 0.0), x, input_precision="tf32x3")
-        x -= tl.dot(x, joined, input_precision="tf32x3")
-    tl.store(found + program + i * chunk + j, x, mask=there)
 
 
 @triton.jit(do_not_specialize=["n_chunks", "n_states"])
