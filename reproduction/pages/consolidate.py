@@ -148,8 +148,13 @@ def decode(data: Row) -> str:
 
 def sections() -> dict[str, str]:
     """Text of docs/tables/consolidate.md by the name in its marks, one for each record."""
-    made = {"comparison": (_made, curves), "consolidation": (_promise, _calibration), "retrieval": (_retrieval,),
-            "decode": (decode,)}  # fmt: skip
+    made = {
+        "comparison": (_made, curves),
+        "consolidation": (_promise, _calibration),
+        "retrieval": (_retrieval,),
+        "decode": (decode,),
+        "in_use": (),
+    }  # measurements in use stand on the report of each folder
     found = {}
     for path in sorted(RESULTS.rglob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
