@@ -104,7 +104,7 @@ class EpisodicMemory(nn.Module):
         position = self._positions(h, buffer, writes, most) if self.config.rope else None
         if self.salience is None:  # every token gets a slot, padding too, so no gather is needed
             filled = torch.ones_like(gaps, dtype=torch.bool) if writes is None else writes
-            n_new = filled.sum(dim=1)
+            n_new = torch.full_like(buffer.n_written, n_tokens) if writes is None else filled.sum(dim=1)
             new = Buffer(self.keys(h, position), self.w_value(h), total - now, filled, n_new)
             last = torch.arange(n_before, n_before + n_tokens, device=h.device).expand(h.shape[:2])
             gapless = full = not n_before and writes is None
