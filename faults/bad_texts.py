@@ -9,8 +9,8 @@ import random
 import shutil
 from collections.abc import Iterator
 
-from cramlab.auditing.text import read_corpus
-from cramlab.errors import AuditError
+from cramlab.errors import TextError
+from cramlab.text import read_corpus
 from faults.bad_settings import thinned
 from faults.cases import Case, Fault, FaultFoundError, RefusedError
 from faults.material import fresh, words
@@ -73,7 +73,7 @@ def _corpus(name: str, data: bytes, wanted: list[str] | None) -> None:
     path.write_bytes(data)
     try:
         found = [document.text.strip("\n") for document in read_corpus(str(path)).documents]
-    except AuditError as error:
+    except TextError as error:
         if wanted is not None:
             raise FaultFoundError(Fault.WRONG, f"refused, which is wrong: {error}"[:240]) from error
         raise RefusedError(str(error)) from error

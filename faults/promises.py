@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
-from cramlab.auditing.text import Corpus, Document
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.documents import parts_of
 from cramlab.consolidation.guarantee import Guarantee, fixed_sequence
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import load
+from cramlab.text import Corpus, Document
 from faults.cases import Case, Fault, FaultFoundError, Measured, RefusedError
 from faults.material import model_folder, words
 

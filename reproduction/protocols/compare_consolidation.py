@@ -28,7 +28,6 @@ from torch import Tensor
 from cramlab import records
 from cramlab.auditing import read_corpus
 from cramlab.auditing.resume import Stages, identity
-from cramlab.auditing.text import Corpus
 from cramlab.config import overridden, to_dict
 from cramlab.consolidation.compare.methods import Comparison, Extras
 from cramlab.consolidation.config import GROUPS, ConsolidationConfig
@@ -41,6 +40,7 @@ from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.consolidation.setting import Setting
 from cramlab.files import write_json
 from cramlab.hf.loading import Pretrained, load
+from cramlab.text import Corpus
 
 
 class Place(NamedTuple):

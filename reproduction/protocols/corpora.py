@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from cramlab.auditing.copies import Originals
-from cramlab.auditing.text import Document
 from cramlab.errors import CramlabError, UsageError
 from cramlab.language_model.corpus import ABOUT, PARTS, CorpusFiles, check_files, write_corpus
+from cramlab.text import Document
 from reproduction.sources.code import read_code
 from reproduction.sources.english import read_english
 from reproduction.sources.source import Source

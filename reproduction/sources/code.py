@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cramlab.auditing.text import Document, read_corpus
+
 from cramlab.errors import UsageError
 from reproduction.sources.source import Source
 

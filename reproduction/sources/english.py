@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cramlab.auditing.text import Document
 from cramlab.errors import UsageError
+from cramlab.text import Document
 from reproduction.sources import plain_text
 from reproduction.sources.source import Source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cramlab.auditing.text import Document
+from cramlab.text import Document
 
 
 @dataclass(frozen=True)

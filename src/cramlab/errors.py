@@ -31,6 +31,10 @@ class LoadError(UsageError, ValueError):
     """A model cannot be loaded, or its weights cannot be read."""
 
 
+class TextError(UsageError, ValueError):
+    """A text cannot be read, or holds nothing to read."""
+
+
 class AuditError(UsageError, ValueError):
     """A model, text or setting cannot be audited."""
 

@@ -16,6 +16,8 @@ from typing import Any
 MODULES = {
     "audit": "auditing",
     "audit.errors": "errors",
+    "audit.text": "text",
+    "auditing.text": "text",
     "baselines.attention": "baselines.shared.attention",
     "baselines.packing": "baselines.shared.packing",
     "baselines.selected": "baselines.shared.selected",

@@ -7,32 +7,33 @@ transformers; the first call does.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from cramlab.auditing import AuditConfig, AuditResult, audit_text, read_corpus
+from cramlab.auditing import AuditConfig, AuditResult, audit_text
+from cramlab.auditing.over_text import fitted, said
 from cramlab.auditing.over_text import unlike as unlike_audit
 from cramlab.auditing.result import FILE as AUDIT
 from cramlab.auditing.resume import Progress, clear
-from cramlab.auditing.text import Corpus, Document
 from cramlab.config import replaced
-from cramlab.errors import AuditError, ConsolidationError, LoadError
+from cramlab.errors import ConsolidationError, LoadError
 from cramlab.files import finished, only_process_in, refuse_changed, write_text
 from cramlab.hf.loading import Pretrained, device_named, with_tokenizer
 from cramlab.hf.loading import load as load_named
 from cramlab.report.audit_page import render_audit
 from cramlab.report.consolidation_page import PAGE, render_consolidation
+from cramlab.text.corpus import Chat, Corpus
+from cramlab.text.sources import Text, corpus_of
 
 if TYPE_CHECKING:
     from cramlab.consolidation.folder import SkipCounts
 
 Model: TypeAlias = str | Path | nn.Module | Pretrained
-Text: TypeAlias = str | Path | Corpus | Sequence[str]
 
 
 def load_pretrained(
@@ -68,12 +69,15 @@ def audit(
     out: str | Path | None = None,
     *,
     other_text: Text | None = None,
+    text_field: str | None = None,
+    chat: Chat = "template",
     controls: bool = True,
     config: AuditConfig | None = None,
     resume: bool = False,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> AuditResult:
     """Audits a pretrained model: which of its attention is predictable, and which is removable.
@@ -82,28 +86,39 @@ def audit(
 
     Args:
         model: see `load_pretrained`.
-        text: text to audit on: "stdlib", "prose", a folder of text files, a file, or a list of texts. For token ids
-            call `cramlab.auditing.audit`.
+        text: text to audit on: what `read_corpus` takes ("stdlib", a file, a folder, a pattern, a data set), a list of
+            paths, or a list of the texts themselves. For token ids call `cramlab.auditing.audit`.
         out: folder for `audit.json`, `audit.html` and the state of unfinished work; None: nothing is written.
         other_text: text of another domain, for probes trained there.
+        text_field: field of records that holds the text, or the messages of a conversation; None: it is guessed.
+        chat: "template" writes conversations as the tokenizer's chat template does, "plain" joins their messages.
         controls: whether to audit the planted model and the same model with random weights as well.
-        config: sizes and choices; None: the defaults.
+        config: sizes and choices; None: the defaults, changed where the text or the model's context demands it, apart
+            from `settings`.
         resume: whether to continue unfinished work in `out` and keep a finished audit.
         device: device of the computation, which needs float64; None: the model's own.
         allow_pickle: see `load_pretrained`.
         progress: called with (stage, tokens done, tokens in all, seconds) after every document.
+        log: called with lines on what was chosen, before the work begins.
         **settings: fields of `AuditConfig`, which replace those of `config`.
 
     Raises:
         UsageError: when a setting, the text or the model cannot be used; the message says why.
         FileExistsError: when `out` holds another audit, or this one and `resume` is false.
     """
+    free = {field.name for field in fields(AuditConfig)} - set(settings) if config is None else set[str]()
     config = replaced(config or AuditConfig(), settings)
     path = None if out is None else Path(out) / AUDIT
     done = path is not None and finished(path, resume=resume)
     placed = None if device is None else device_named(str(device), torch.float64)
-    corpus, other = _corpus(text), None if other_text is None else _corpus(other_text)
+    corpora = [None if given is None else corpus_of(given, text_field) for given in (text, other_text)]
     pretrained = _on(placed, load_pretrained(model, allow_pickle=allow_pickle))
+    corpus, other = _written(corpora, pretrained, chat, log)
+    assert corpus is not None
+    config = fitted(pretrained, corpus, config, free)
+    if log is not None:
+        for line in said(corpus, config):
+            log(line)
     if path is None:
         return audit_text(pretrained, corpus, config, other=other, controls=controls, progress=progress)
     if done:
@@ -128,12 +143,15 @@ def consolidate(
     *,
     max_loss_increase: float = 0.02,
     further_text: Text | None = None,
+    text_field: str | None = None,
+    chat: Chat = "template",
     start: str | Path | None = None,
     config: Any = None,
     resume: bool = False,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Lets a pretrained model skip attention to far tokens, within a certified increase of its loss.
@@ -146,13 +164,18 @@ def consolidate(
         out: folder of the result, a few MB: the record, the weights, what they do in use, and `report.html`.
         max_loss_increase: upper bound on the expected increase of a document's loss, nats per token.
         further_text: other text to take gradients from; nothing is measured on it.
+        text_field: see `audit`.
+        chat: see `audit`.
         start: folder of another consolidation, whose adapters and gates are kept: nothing is learned, and only the
             threshold is calibrated for this bound and text.
-        config: a `consolidation.config` object with sizes and choices; None: the defaults, or those of `start`.
+        config: a `consolidation.config` object with sizes and choices; None: the defaults, or those of `start`, changed
+            where the text or the model's context demands it (`consolidation.plan`), apart from `settings`.
         resume: whether to continue unfinished work in `out` and keep a finished consolidation.
         device: device of the computation; None: the model's own.
         allow_pickle: see `load_pretrained`.
         progress: called with (stage, tokens done, tokens in all, seconds) after every document.
+        log: called with lines on what was chosen, what the guarantee rests on and how long the work takes, before it
+            begins.
         **settings: fields of the config, which replace those of `config`.
 
     Returns:
@@ -163,32 +186,48 @@ def consolidate(
         FileExistsError: when `out` holds another consolidation, or this one and `resume` is false.
     """
     _need_transformers()
-    from cramlab.consolidation.config import ConsolidationConfig
-    from cramlab.consolidation.earlier import config_before
+    from cramlab.consolidation.config import HELD_OUT, PARTS, REDRAWN, ConsolidationConfig
+    from cramlab.consolidation.earlier import config_before, learned_before
     from cramlab.consolidation.finished import unlike
     from cramlab.consolidation.folder import RECORD, load_record
     from cramlab.consolidation.in_use import load_in_use, measure_in_use
     from cramlab.consolidation.pipeline import consolidate, recalibrate
+    from cramlab.consolidation.plan import planned
 
     if start is not None and further_text is not None:
         raise ConsolidationError(
             "with --from (start) nothing is learned, so --further-text (further_text) has no use; leave it out"
         )
     start = None if start is None else Path(start)
+    chosen = set[str]() if config is not None else {field.name for field in fields(ConsolidationConfig)} - set(settings)
     if config is None:
         config = ConsolidationConfig() if start is None else config_before(load_record(start), start)
     config = replaced(config, settings)
     path = Path(out) / RECORD
     done = finished(path, resume=resume)
     placed = None if device is None else device_named(str(device))
-    corpus, further = _corpus(text), None if further_text is None else _corpus(further_text)
+    corpora = [None if given is None else corpus_of(given, text_field) for given in (text, further_text)]
     pretrained = _on(placed, load_pretrained(model, allow_pickle=allow_pickle))
+    corpus, further = _written(corpora, pretrained, chat, log)
+    assert corpus is not None
+    if chosen:
+        learned_from = corpus, PARTS
+        if start is not None:  # only what a calibration may change, and only documents that nothing was learned from
+            chosen &= set(REDRAWN) - {"context", "seed"}
+            learned_from = learned_before(pretrained.model, start, corpus, config)[2], HELD_OUT
+        plan = planned(
+            pretrained, learned_from[0], config, free=chosen, increase=max_loss_increase, parts=learned_from[1]
+        )
+        config = plan.config
+        if log is not None:
+            for line in plan.said:
+                log(line)
     asked: dict[str, Any] = {"max_loss_increase": max_loss_increase}
     if done:
         refuse_changed(path, unlike(path.parent, pretrained, corpus, config, further=further, start=start, **asked))
         record = load_record(path.parent)
     else:
-        asked |= {"out": path.parent, "progress": progress}
+        asked |= {"out": path.parent, "progress": progress, "log": log}
         if start is None:
             record = consolidate(pretrained, corpus, config, further=further, **asked)
         else:
@@ -203,14 +242,13 @@ def consolidate(
 
 def _examples(pretrained: Pretrained, corpus: Corpus, config: Any, start: Path | None) -> list[tuple[str, Tensor]]:
     """Names and tokens of the first test documents of a consolidation."""
-    from cramlab.consolidation.documents import distinct
+    from cramlab.consolidation.documents import test_documents
     from cramlab.consolidation.earlier import learned_before
     from cramlab.consolidation.in_use import DOCUMENTS
 
     if start is not None:
         _, _, corpus = learned_before(pretrained.model, start, corpus, config)
-    drawn = distinct(pretrained, corpus, config.context, config.seed)  # test documents are drawn first
-    return [(corpus.documents[i].name, t) for i, t in islice(drawn, min(DOCUMENTS, config.test_documents))]
+    return test_documents(pretrained, corpus, config)[:DOCUMENTS]
 
 
 def load_consolidated(
@@ -249,15 +287,16 @@ def skip_counts(model: nn.Module) -> SkipCounts:
     return skip_counts(model)
 
 
-def _corpus(text: Text) -> Corpus:
-    """The documents that a text stands for."""
-    if isinstance(text, Corpus):
-        return text
-    if isinstance(text, (str, Path)):
-        return read_corpus(str(text))
-    if not text or not all(isinstance(one, str) for one in text):
-        raise AuditError("the list of texts must hold at least one text, each a str")
-    return Corpus("texts", tuple(Document(f"text {i}", one) for i, one in enumerate(text)))
+def _written(
+    corpora: list[Corpus | None], pretrained: Pretrained, chat: Chat, log: Callable[[str], None] | None
+) -> list[Corpus | None]:
+    """The corpora with conversations as the model is given them; says what was chosen while they were read."""
+    written = [None if corpus is None else corpus.written(pretrained.chat, chat) for corpus in corpora]
+    if log is not None:
+        for corpus in written:
+            for note in () if corpus is None else corpus.notes:
+                log(f"text: {note}")
+    return written
 
 
 def _on(device: torch.device | None, pretrained: Pretrained) -> Pretrained:

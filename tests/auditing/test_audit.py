@@ -11,9 +11,9 @@ from cramlab.auditing.controls import PLANTED, PlantedModel, planted_control
 from cramlab.auditing.redundancy import CLASSES, measure, position_bins, rank_grid, token_classes
 from cramlab.auditing.resume import clear
 from cramlab.auditing.split import split
-from cramlab.auditing.text import Corpus, Document
 from cramlab.hf.loading import Pretrained
 from cramlab.records import RecordError
+from cramlab.text import Corpus, Document
 
 SMALL = AuditConfig(context=16, fit_tokens=240, validation_tokens=64, test_tokens=96, causal_tokens=64,
                     batch_tokens=32, n_bootstrap=50)  # fmt: skip

@@ -104,6 +104,33 @@ def test_the_sequence_stops_at_the_first_failure_and_its_error_is_controlled():
     assert wrong / 150 <= 0.1 + 3 * np.sqrt(0.09 / 150)
 
 
+@pytest.mark.parametrize("kind", ["narrow", "coins", "rare", "far above"])
+@pytest.mark.parametrize("n", [12, 30, 64])
+def test_the_relaxed_guarantee_is_the_smallest_that_passes(kind, n):
+    generator = np.random.default_rng(7)
+    increases = generator.normal(0.3, 0.05, n) if kind == "far above" else draws(kind, 0.03, n, generator)
+    relaxed = GUARANTEE.relaxed(increases)
+    assert relaxed.bound == pytest.approx(5 * relaxed.increase)
+    assert relaxed.p_value(increases) <= 0.1 < GUARANTEE.p_value(increases)
+    assert float(f"{relaxed.increase:.3g}") == relaxed.increase  # as messages write it
+    smaller = Guarantee(increase=0.98 * relaxed.increase, bound=0.98 * relaxed.bound, delta=0.1)
+    assert smaller.p_value(increases) > 0.1
+
+
+def test_what_is_named_is_not_below_the_mean_where_losses_are_above_the_cap():
+    increases = [0.3] * 30
+    assert GUARANTEE.upper_bound(increases) < np.mean(increases) < GUARANTEE.relaxed(increases).increase
+    with pytest.raises(ValueError, match="11 documents guarantee nothing; use at least 12"):
+        GUARANTEE.relaxed(increases[:11])
+
+
+@pytest.mark.parametrize("n", [12, 30, 64])
+def test_the_room_is_the_largest_increase_that_passes(n):
+    room = GUARANTEE.room(n)
+    assert GUARANTEE.p_value([room] * n) <= 0.1 < GUARANTEE.p_value([room + 1e-6] * n)
+    assert GUARANTEE.room(2 * n) > room
+
+
 def test_capped_documents_are_counted():
     tested = fixed_sequence([0], lambda _: [0.0] * 30 + [0.5], GUARANTEE)
     assert tested[0].n_capped == 1

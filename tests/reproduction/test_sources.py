@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cramlab.auditing.text import Document
 from cramlab.errors import UsageError
+from cramlab.text import Document
 from reproduction.protocols import corpora
 from reproduction.protocols.corpora import Distinct
 from reproduction.sources import plain_text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class AuditConfig:
     Attributes:
         context: tokens per context. Documents are cut into whole contexts; the remainder is not used.
         contexts_per_document: largest number of contexts per document, taken from its start.
+        unit: what parts and intervals count: "document", or "piece": a block of `contexts_per_document` contexts of a
+            longer document, for text with few documents. Such blocks depend on each other, so intervals are too narrow.
         fit_tokens: largest number of tokens that the probes are fitted on.
         validation_tokens: largest number of tokens, of other documents, on which ridge strengths are selected.
         test_tokens: largest number of tokens, of yet other documents, on which all figures are measured.
@@ -34,6 +36,7 @@ class AuditConfig:
 
     context: Annotated[int, Field(ge=4, le=2**20)] = 512
     contexts_per_document: Count = 4
+    unit: Literal["document", "piece"] = "document"
     fit_tokens: Count = 100_000
     validation_tokens: Count = 20_000
     test_tokens: Count = 40_000

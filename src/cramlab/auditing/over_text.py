@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,70 @@ from cramlab.auditing.figures import peak_memory_bytes
 from cramlab.auditing.result import AuditResult
 from cramlab.auditing.resume import Identity, Progress
 from cramlab.auditing.run import audit, digests
-from cramlab.auditing.text import Corpus
 from cramlab.config import changed_since
 from cramlab.hf.loading import Pretrained, with_random_weights
 from cramlab.records import RecordError
+from cramlab.text import Corpus
+
+_FEW = 24  # fewer documents are cut into pieces
+_LEAST_CONTEXT = 16  # tokens
+_LOOKED_AT = 4096  # documents whose lengths are looked at, at most
 
 
 def tokenised(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> list[Tensor]:
-    """Returns the documents as token ids (T,), cut to the length that the audit uses."""
+    """Returns the documents as token ids (T,), cut to the length that the audit uses, or all pieces of this length."""
+    return [tokens for _, tokens in _named(pretrained, corpus, config)]
+
+
+def _named(pretrained: Pretrained, corpus: Corpus, config: AuditConfig) -> list[tuple[str, Tensor]]:
+    """Returns the token ids (T,) of documents or pieces, with the names of the documents."""
     longest = config.context * config.contexts_per_document
-    # 16 characters per token leave enough text, as tokens are seldom longer.
-    return [torch.tensor(pretrained.encode(d.text[: 16 * longest])[:longest]) for d in corpus.documents]
+    most = config.fit_tokens + config.validation_tokens + config.test_tokens + 8 * longest
+    kept = most if config.unit == "piece" else longest
+    named = []
+    for document in corpus.documents:
+        # 16 characters per token leave enough text, as tokens are seldom longer.
+        tokens = torch.tensor(pretrained.encode(document.text[: 16 * kept])[:kept], dtype=torch.int64)
+        named += [(document.name, piece) for piece in tokens.split(longest)]
+    return named
+
+
+def fitted(pretrained: Pretrained, corpus: Corpus, config: AuditConfig, free: Collection[str]) -> AuditConfig:
+    """Returns the config with a shorter context where most documents are short, and pieces where documents are few.
+
+    Args:
+        pretrained: model and tokenizer.
+        corpus: the text.
+        config: config whose values are kept where the text allows.
+        free: names of the fields that may be changed.
+    """
+    config = sized(config, pretrained) if "context" in free else config
+    order = torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    looked_at = [corpus.documents[i].text[: 16 * config.context] for i in order[:_LOOKED_AT]]
+    lengths = [len(pretrained.encode(text)) for text in looked_at]
+
+    def suffices(context: int) -> bool:
+        return sum(length >= context for length in lengths) >= max(_FEW, len(lengths) / 3)
+
+    context = config.context
+    while "context" in free and context > _LEAST_CONTEXT and not suffices(context):
+        context //= 2
+    if suffices(context):
+        return dataclasses.replace(config, context=context)
+    return dataclasses.replace(config, unit="piece") if "unit" in free and len(lengths) < _FEW else config
+
+
+def said(corpus: Corpus, config: AuditConfig) -> list[str]:
+    """Returns what is said before the work: what the parts are made of, and what that does to the intervals."""
+    n = len(corpus.documents)
+    documents = "one document" if n == 1 else f"{n:,} documents"
+    lines = [f"text: {corpus.name} has {documents}; contexts have {config.context} tokens, shorter ends are left out"]
+    if config.unit == "piece":
+        lines.append(
+            f"narrow intervals: they count blocks of {config.contexts_per_document} contexts of {documents}, which "
+            "depend on each other, as if they did not; the parts are successive, with unused blocks between them"
+        )
+    return lines
 
 
 def described(corpus: Corpus, other: Corpus | None) -> dict[str, Any]:
@@ -104,7 +158,8 @@ def audit_text(
     """
     config = sized(config, pretrained)
     checked_sites(pretrained.model, config)  # before the text is tokenised, which takes long
-    documents = tokenised(pretrained, corpus, config)
+    named = _named(pretrained, corpus, config)
+    documents = [tokens for _, tokens in named]
     result = audit(
         pretrained.model,
         documents,
@@ -117,7 +172,7 @@ def audit_text(
     )
     for examples in result.data["examples"].values():
         for example in examples:
-            example["document_name"] = corpus.documents[example["document"]].name
+            example["document_name"] = named[example["document"]][0]
     result = result.described(
         {"name": pretrained.name, "note": pretrained.note},
         described(corpus, other),

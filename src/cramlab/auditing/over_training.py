@@ -19,11 +19,11 @@ from cramlab.auditing.over_text import sized, tokenised, unlike
 from cramlab.auditing.result import AuditResult
 from cramlab.auditing.run import audit
 from cramlab.auditing.schemas import validate
-from cramlab.auditing.text import Corpus
 from cramlab.config import to_dict
 from cramlab.errors import AuditError
 from cramlab.files import refuse_changed, write_json
 from cramlab.hf.loading import Pretrained, load
+from cramlab.text import Corpus
 
 KIND, SCHEMA_VERSION = "over_training", 1
 FILE = "over_training.json"

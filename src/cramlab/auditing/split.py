@@ -80,7 +80,8 @@ def split(
     """Splits documents at random into test, validation and fit, filling the parts in this order.
 
     When the text has fewer tokens than requested, all parts shrink by the same factor. Of documents that are copies of
-    each other, only the first in the random order is used.
+    each other, only the first in the random order is used. Where the unit is a piece, the order is that of the text,
+    and a piece between two parts is left out.
 
     Args:
         documents: token ids, one 1-D tensor per document.
@@ -92,7 +93,9 @@ def split(
         AuditError: when a part would be empty, or the part for fitting has fewer tokens than features.
     """
     contexts = cut(documents, config)
+    in_pieces = config.unit == "piece"
     order = torch.randperm(len(contexts), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = sorted(order) if in_pieces else order
     wanted = {"test": config.test_tokens, "validation": config.validation_tokens, "fit": config.fit_tokens}
     originals = Originals()
     for one in apart_from:
@@ -113,6 +116,8 @@ def split(
     for name, n_tokens in wanted.items():
         while count_tokens(parts[name]) < shrink * n_tokens and (one := next(remaining, None)) is not None:
             parts[name].append(one)
+        if in_pieces:
+            next(remaining, None)
     left_out = f" ({originals.n_copies} further ones are copies)" if originals.n_copies else ""
     for name, part in parts.items():
         if not part:

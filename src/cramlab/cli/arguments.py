@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
-from cramlab.errors import UsageError
+from cramlab.errors import TextError, UsageError
+from cramlab.text.corpus import Chat
+from cramlab.text.records import FIELDS
+from cramlab.text.sources import check_source
 
-_TEXTS = ("stdlib", "prose")  # see `auditing.text.PACKAGED`
 _MODELS = ("smollm2", "glassllm")  # see `hf.loading.PACKAGED`
 
 
@@ -59,18 +63,53 @@ def _float(flag: str, text: str, wanted: str) -> float:
 
 
 def text_of(flag: str, *others: str) -> Callable[[str], str]:
-    """A text: packaged, a file or a folder that exists, or one of `others`."""
+    """A text: what `cramlab.text.read_corpus` takes, or one of `others`."""
 
     def read(text: str) -> str:
-        if text in _TEXTS or text in others:
-            return text
-        if not text.strip() or "\0" in text or not Path(text).exists():
-            raise UsageError(
-                f"{flag} {text!a} does not exist; give {', '.join(_TEXTS)}, a folder of text files, or a file"
-            )
+        try:
+            if text not in others:
+                check_source(text, flag)
+        except TextError as error:  # argparse has its own words for a ValueError
+            raise UsageError(str(error)) from error
         return text
 
     return read
+
+
+def add_text(parser: argparse.ArgumentParser, about: str) -> None:
+    """Adds the options of the text: --text, --text-field and --chat."""
+    parser.add_argument(
+        "--text",
+        type=text_of("--text"),
+        required=True,
+        action="append",
+        metavar="TEXT",
+        help=f"{about}: a file, a folder, a quoted pattern, - for standard input, a data set of the hub "
+        "(OWNER/NAME[:CONFIG]@SPLIT), stdlib or prose, see below; may be repeated",
+    )
+    parser.add_argument(
+        "--text-field",
+        metavar="NAME",
+        help="field of records that holds the text, or the messages of a conversation (default: the only one of "
+        f"{', '.join(FIELDS)})",
+    )
+    parser.add_argument(
+        "--chat",
+        choices=get_args(Chat),
+        default="template",
+        help="write conversations as the tokenizer's chat template does, or join their messages (default: template)",
+    )
+
+
+TEXTS = """
+texts:
+  book.txt  notes/  "src/**/*.py"                one document a file; a long one is cut where documents are few
+  chats.jsonl  rows.parquet  texts.jsonl.gz      one document a record, see --text-field
+  saved/  saved/@train                           what datasets' save_to_disk wrote
+  OWNER/NAME@train  OWNER/NAME:CONFIG@train      a data set of the hub: pip install "cramlab[datasets]"
+  -                                              standard input, one text or JSON Lines
+  stdlib  prose                                  Python's own sources and help topics
+"""
 
 
 def model_of(flag: str) -> Callable[[str], str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cramlab.cli.arguments import existing, folder_of, model_of, text_of, whole
+from cramlab.cli.arguments import TEXTS, add_text, existing, folder_of, model_of, text_of, whole
 from cramlab.cli.settings import check_fields, help_text
 from cramlab.errors import AuditError
 from cramlab.files import finished
@@ -22,10 +23,13 @@ def add_audit(commands: Any) -> None:
         help="measure which attention of a pretrained model is predictable, and which is removable",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Fits linear probes that predict the output of each attention sub-layer and head, and measures\n"
-        "the loss when they replace it. Writes DIR/audit.json and DIR/audit.html. --resume continues unfinished work.",
+        "the loss when they replace it. Writes DIR/audit.json and DIR/audit.html. --resume continues unfinished work.\n"
+        + TEXTS,
         epilog=help_text(
             "audit",
             "cramlab audit glassllm --text stdlib --out runs/glass",
+            "cramlab audit my/llama --text book.txt --out runs/book",
+            "cramlab audit my/llama --text chats.jsonl --text 'notes/**/*.md' --out runs/mine",
             "cramlab audit gpt2 --text my/folder --out runs/gpt2 --set context=1024",
             "cramlab audit --checkpoints runs/pretrain --text stdlib --out runs/c2",
         ),
@@ -37,13 +41,7 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--checkpoints", type=existing("--checkpoints"), metavar="DIR", help="audit every checkpoint under DIR instead"
     )
-    parser.add_argument(
-        "--text",
-        type=text_of("--text"),
-        required=True,
-        metavar="TEXT",
-        help="stdlib, prose, a folder of text files, or a file",
-    )
+    add_text(parser, "text to audit the model on")
     parser.add_argument(
         "--other-text",
         type=text_of("--other-text", "none"),
@@ -104,14 +102,17 @@ def _audit(args: argparse.Namespace) -> None:
     with Display() as display:
         result = audit(
             args.model,
-            args.text,
+            [Path(text) for text in args.text],
             args.out,
+            text_field=args.text_field,
+            chat=args.chat,
             other_text=None if args.other_text == "none" else args.other_text,
             controls=not args.no_controls,
             resume=args.resume,
             device=args.device,
             allow_pickle=args.allow_pickle,
             progress=display,
+            log=display.say,
             **_settings(args),
         )
     _print(result)
@@ -129,10 +130,11 @@ def _over_training(args: argparse.Namespace, config: AuditConfig) -> None:
     from cramlab.report.intervals import estimate
 
     path = args.out / over_training.FILE
+    corpus = read_corpus(*args.text, field=args.text_field).written(None, args.chat)
     if args.out.exists() and any(args.out.iterdir()) and not args.resume:
         raise FileExistsError(f"{args.out} is not empty; continue with --resume, or choose another --out")
     data = over_training.audit_checkpoints(
-        over_training.find_checkpoints(args.checkpoints), read_corpus(args.text), config,
+        over_training.find_checkpoints(args.checkpoints), corpus, config,
         allow_pickle=args.allow_pickle, device=device_named(args.device, torch.float64), out=args.out, log=print,
     )  # fmt: skip
     with only_process_in(args.out):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from cramlab.cli.arguments import existing, folder_of, model_of, positive, text_of, whole
+from cramlab.cli.arguments import TEXTS, add_text, existing, folder_of, model_of, positive, text_of, whole
 from cramlab.cli.settings import check_fields, help_text
 from cramlab.files import finished
 
@@ -19,11 +20,15 @@ def add_consolidate(commands: Any) -> None:
         description="Learns gates that choose which tokens of a pretrained language model attend to far keys, small\n"
         "adapters that answer for the others, and a threshold for which the expected increase of the loss is at most\n"
         "--max-loss-increase with confidence 1 - delta. Writes a few MB and report.html into DIR and changes no\n"
-        "weight of the model. cramlab.load_consolidated(MODEL, DIR) loads both; cramlab try MODEL DIR compares them.",
+        "weight of the model. cramlab.load_consolidated(MODEL, DIR) loads both; cramlab try MODEL DIR compares them.\n"
+        "Sizes that --set does not name follow from the text. What they do to the guarantee, and how long the work\n"
+        "takes, is printed before it begins.\n" + TEXTS,
         epilog=help_text(
             "consolidate",
-            "cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass --set context=128 "
-            "--set window=16",
+            "cramlab consolidate glassllm --text stdlib --max-loss-increase 0.1 --out runs/glass",
+            "cramlab consolidate my/llama --text book.txt --out runs/book",
+            "cramlab consolidate my/llama --text chats.jsonl --text 'notes/**/*.md' --out runs/mine",
+            "zcat logs.gz | cramlab consolidate my/llama --text - --out runs/logs",
             "cramlab consolidate my/llama --text my/texts --max-loss-increase 0.02 --out runs/llama --set context=4096",
             "cramlab consolidate my/llama --text my/texts --from runs/llama --max-loss-increase 0.01 "
             "--out runs/llama-safer",
@@ -35,16 +40,11 @@ def add_consolidate(commands: Any) -> None:
         metavar="MODEL",
         help="smollm2 or glassllm (packaged), a folder, a GGUF file, or a hub name",
     )
-    parser.add_argument(
-        "--text",
-        type=text_of("--text"),
-        required=True,
-        metavar="TEXT",
-        help="text of the kind that the model will be used on: stdlib, prose, a folder of text files, or a file",
-    )
+    add_text(parser, "text of the kind that the model will be used on")
     parser.add_argument(
         "--further-text",
         type=text_of("--further-text"),
+        action="append",
         metavar="TEXT",
         help="other text for gradient steps; nothing is measured on it",
     )
@@ -90,15 +90,18 @@ def _consolidate(args: argparse.Namespace) -> None:
     with Display() as display:
         record = consolidate(
             args.model,
-            args.text,
+            [Path(text) for text in args.text],
             args.out,
             max_loss_increase=args.max_loss_increase,
-            further_text=args.further_text,
+            further_text=None if args.further_text is None else [Path(text) for text in args.further_text],
+            text_field=args.text_field,
+            chat=args.chat,
             start=args.start,
             resume=args.resume,
             device=args.device,
             allow_pickle=args.allow_pickle,
             progress=display,
+            log=display.say,
             **assigned(ConsolidationConfig(), args.overrides),
         )
     from rich.console import Console
@@ -116,5 +119,7 @@ def _consolidate(args: argparse.Namespace) -> None:
         f"measured on {test['documents']} test documents: {test['increase']:+.4f}, with {test['skipped_frac']:.1%} of "
         f"far reads skipped{over} and {test['pairs_frac']:.1%} of causal pairs scored"
     )
+    if weaker := record.get("calibrated_on", {}).get("weaker"):
+        print(weaker)
     print(f"page: {args.out / PAGE}")
     print(f"folder: {args.out}; in Python: cramlab.load_consolidated({args.model!r}, {str(args.out)!r})")

@@ -28,6 +28,10 @@ class Display:
         """Stops drawing."""
         self._bars.stop()
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def __call__(self, stage: str, done: int, n_tokens: int, seconds: float) -> None:
         """Implements `cramlab.auditing.resume.Progress`."""
         left = str(datetime.timedelta(seconds=round(seconds / max(done, 1) * (n_tokens - done))))

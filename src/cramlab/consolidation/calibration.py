@@ -125,12 +125,13 @@ class Calibration:
         )
         passed = [t.candidate for t in tested if t.p_value <= guarantee.delta]
         if not passed:
-            best = tested[0]
+            first, n_documents = tested[0], len(self.setting.parts["calibration"])
+            smallest = self._smallest(guarantee, thresholds)
             raise GuaranteeError(
                 f"--max-loss-increase {guarantee.increase:g} nats per token cannot be guaranteed with confidence "
-                f"{1 - guarantee.delta:g}: skipping {fracs[best.candidate]:.0%} of the far reads costs {best.mean:.3g} "
-                f"on the calibration documents, for which at least {best.upper_bound:.3g} can be guaranteed. Raise "
-                f"--max-loss-increase, or use more than {len(self.setting.parts['calibration'])} calibration documents"
+                f"{1 - guarantee.delta:g}: skipping {fracs[first.candidate]:.0%} of the far reads costs "
+                f"{first.mean:.3g} on the {n_documents} calibration documents. The smallest increase that they can "
+                f"guarantee is {smallest:.3g}: ask for that (with --resume nothing is learned again), or give more text"
             )
         return Calibrated(fracs[passed[-1]], thresholds[passed[-1]], [(fracs[t.candidate], t) for t in tested])
 
@@ -145,6 +146,16 @@ class Calibration:
             passes = guarantee.p_value(forecast) <= guarantee.delta
             low, high = (middle, high) if passes else (low, middle)
         return max(0, low - _STEPS_BELOW)
+
+    def _smallest(self, guarantee: Guarantee, thresholds: Sequence[float]) -> float:
+        """The smallest increase for which `calibrate` passes: a larger one begins with another threshold."""
+        fracs, wider = self.config.skipped_fracs, guarantee
+        while True:
+            first = self._first(wider, thresholds)
+            increases = self.increases("calibration", fracs[first], thresholds[first])[:, 0].tolist()
+            if wider.p_value(increases) <= wider.delta:
+                return wider.increase
+            wider = wider.relaxed(increases)
 
     def test(self, calibrated: Calibrated) -> Tensor:
         """The chosen threshold on the test documents, (documents, 3); see `increases`."""

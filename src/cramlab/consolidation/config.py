@@ -13,10 +13,15 @@ from cramlab.config import ConfigError, Count, CountOrZero, Positive, Seed, Size
 class ConsolidationConfig:
     """Everything that a consolidation depends on, besides model, text and code.
 
-    Each document gives one context, from its start; the parts are disjoint sets of documents.
+    Each document gives one context, from its start; the parts are disjoint sets of documents. With `unit` "piece" it
+    gives all its contexts, and the parts are blocks of successive ones, see `pieces.blocks`.
 
     Attributes:
         context: length of a context, tokens.
+        shortest: number of tokens that a document needs; one that is shorter than `context` is a context by itself.
+            0: as many as `context`.
+        unit: what the parts and the guarantee count: "document", or "piece": a context of a document that gives
+            several, for text with few documents. Such pieces depend on each other, so their guarantee is weaker.
         window: number of most recent keys that every token attends to, itself included.
         n_sinks: number of first keys that every token attends to.
         fit_documents: number of documents for fitting adapters.
@@ -50,6 +55,8 @@ class ConsolidationConfig:
     RECORD_TYPE: ClassVar[str] = "RetrofitConfig"  # its first name, which records keep
 
     context: Size = 1024
+    shortest: CountOrZero = 0
+    unit: Literal["document", "piece"] = "document"
     window: Size = 64
     n_sinks: Annotated[int, Field(ge=0, le=2**20)] = 4
     fit_documents: Size = 64
@@ -84,6 +91,11 @@ class ConsolidationConfig:
                 f"consolidation.context = {self.context} leaves nothing far beyond window {self.window} and "
                 f"{self.n_sinks} first keys; use a longer context or a shorter window"
             )
+        if self.shortest and not self.window + self.n_sinks + 1 < self.shortest <= self.context:
+            raise ConfigError(
+                f"consolidation.shortest = {self.shortest} must be above {self.window + self.n_sinks + 1} (window, "
+                f"first keys and 1), so that something is far, and at most the context, {self.context}; or 0"
+            )
         if not self.strengths:
             raise ConfigError("consolidation.strengths = () is empty; give at least one ridge strength")
         for name, most in (("skipped_fracs", 1.0), ("learning_fracs", 0.999)):
@@ -93,10 +105,15 @@ class ConsolidationConfig:
                     f"consolidation.{name} = {fracs} must be shares above 0, at most {most:g}, in ascending order"
                 )
 
+    @property
+    def least_tokens(self) -> int:
+        """Number of tokens that a document needs, `context` where `shortest` is 0."""
+        return self.shortest or self.context
+
 
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
 GROUPS = (*PARTS, "learning", "further")  # the last two are contexts for gradient steps
 HELD_OUT = PARTS[:3]  # no weight is learned from these
 # Fields that another calibration of the same weights may change; those of the second also change its documents.
 RECALIBRATED = ("skipped_fracs", "delta", "bound_factor")
-REDRAWN = ("context", "seed", "test_documents", "calibration_documents", "validation_documents")
+REDRAWN = ("context", "shortest", "unit", "seed", "test_documents", "calibration_documents", "validation_documents")

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cramlab.auditing.checks import check_tokens
 from cramlab.auditing.copies import Originals
-from cramlab.auditing.text import Corpus, Document
 from cramlab.consolidation.config import HELD_OUT, PARTS, ConsolidationConfig
+from cramlab.consolidation.pieces import blocks
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
+from cramlab.text import Corpus, Document
 
 
 def order_of(corpus: Corpus, seed: int) -> list[int]:
@@ -24,15 +25,14 @@ def order_of(corpus: Corpus, seed: int) -> list[int]:
 
 
 def distinct(
-    pretrained: Pretrained, corpus: Corpus, context: int, seed: int, originals: Originals | None = None
+    pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, originals: Originals | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """The first `context` tokens of documents that are as long, in random order, without copies.
+    """The first `context` tokens of documents that are long enough, in random order, without copies.
 
     Args:
         pretrained: model and tokenizer.
         corpus: documents to draw from.
-        context: number of tokens taken of each.
-        seed: seed of the order.
+        config: number of tokens taken of each, least number of tokens, and seed of the order.
         originals: records what is drawn, and counts the copies that are left out; see `auditing.copies`.
 
     Yields:
@@ -40,16 +40,16 @@ def distinct(
     """
     device = next(pretrained.model.parameters()).device
     originals = originals or Originals()
-    for i in order_of(corpus, seed):
-        # Tokens rarely have more than 16 characters, so the rest of a long document is not encoded.
-        tokens = torch.tensor(pretrained.encode(corpus.documents[i].text[: 16 * context])[:context])
-        if len(tokens) == context and originals.take(tokens):
+    for i in order_of(corpus, config.seed):
+        tokens = first_tokens(pretrained, corpus.documents[i], config.context)
+        if len(tokens) >= config.least_tokens and originals.take(tokens):
             yield i, tokens.to(device)
 
 
-def contexts(pretrained: Pretrained, corpus: Corpus, context: int, n_documents: int, seed: int) -> list[Tensor]:
-    """The first `n_documents` contexts of `distinct`, (T,) each, or fewer where there are fewer."""
-    return [tokens for _, tokens in islice(distinct(pretrained, corpus, context, seed), n_documents)]
+def first_tokens(pretrained: Pretrained, document: Document, context: int) -> Tensor:
+    """The first tokens of a document, (T,) with T at most `context`."""
+    # Tokens rarely have more than 16 characters, so the rest of a long document is not encoded.
+    return torch.tensor(pretrained.encode(document.text[: 16 * context])[:context], dtype=torch.int64)
 
 
 class Parts(dict[str, list[Tensor]]):
@@ -71,14 +71,21 @@ def held_out_of(pretrained: Pretrained, corpus: Corpus, config: ConsolidationCon
     return Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
 
 
+def test_documents(pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig) -> list[tuple[str, Tensor]]:
+    """Names of the documents of the test part, each with its context (T,), as in `parts_of`."""
+    found, _ = _drawn_parts(pretrained, corpus, config, PARTS[:1])
+    return [(corpus.documents[i].name, tokens) for i, tokens in found["test"]]
+
+
 def parts_of(
     pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, further: Corpus | None = None
 ) -> Parts:
     """The parts of `PARTS`, and the contexts for gradient steps: "learning" and, from other text, "further".
 
-    Test and calibration are drawn first, so they stay the same when others change in size. No context of these parts is
-    a copy of another. Learning takes all contexts of all documents except those of `HELD_OUT` and those that hold a
-    copy of one of these.
+    Test and calibration documents are drawn first, so they stay the same when others change in size. No context of
+    these parts is a copy of another. Learning takes all contexts of all documents except those of `HELD_OUT` and those
+    that hold a copy of one of these. Where the unit is a piece, learning takes all pieces of the blocks that are not
+    held out, see `pieces.blocks`.
 
     Raises:
         ConsolidationError: when too few documents are as long as a context.
@@ -86,13 +93,18 @@ def parts_of(
     """
     found, copies = _drawn_parts(pretrained, corpus, config, PARTS)
     parts = Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
+    learning = found.pop("learning", None)
     held_out, texts = Originals(), {corpus.documents[i].text for part in HELD_OUT for i, _ in found[part]}
     for part in HELD_OUT:
         for tokens in parts[part]:
             held_out.take(tokens)
     for name, source in (("learning", corpus), ("further", further)):
         parts[name], parts.copies[name] = [], 0
-        if source is not None and (config.local_steps or config.end_steps):
+        if not (config.local_steps or config.end_steps) or source is None:
+            continue
+        if name == "learning" and learning is not None:
+            parts[name] = [tokens for _, tokens in learning[: config.learning_contexts]]
+        else:
             parts[name], parts.copies[name] = _all_contexts(pretrained, source, config, texts, held_out)
     return parts
 
@@ -101,8 +113,10 @@ def used_documents(
     pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig, further: Corpus | None
 ) -> list[str]:
     """Digests of all documents that something may be learned from or chosen by: all but test and calibration."""
-    found, _ = _drawn_parts(pretrained, corpus, config, HELD_OUT)
-    unseen = {corpus.documents[i].text for part in ("test", "calibration") for i, _ in found[part]}
+    unseen: set[str] = set()
+    if config.unit == "document":  # a document of which pieces are learned from is known in whole
+        found, _ = _drawn_parts(pretrained, corpus, config, HELD_OUT)
+        unseen = {corpus.documents[i].text for part in ("test", "calibration") for i, _ in found[part]}
     given = [*corpus.documents, *(() if further is None else further.documents)]
     return sorted({_digest(document) for document in given if document.text not in unseen})
 
@@ -126,9 +140,13 @@ def _drawn_parts(
         raise ConsolidationError(
             f"consolidation.context = {config.context} is longer than the model's context; use at most {longest}"
         )
+    if config.unit == "piece":
+        found, n_copies = blocks(pretrained, corpus, config, order_of(corpus, config.seed), parts)
+        check_tokens(pretrained.model, [tokens for taken in found.values() for _, tokens in taken])
+        return found, {"held_out" if set(parts) <= set(HELD_OUT) else "fitted": n_copies}
     sizes = {part: getattr(config, f"{part}_documents") for part in parts}
     originals, copies = Originals(), dict[str, int]()
-    documents = distinct(pretrained, corpus, config.context, config.seed, originals)
+    documents = distinct(pretrained, corpus, config, originals)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for part, n_documents in sizes.items():
         found[part] = list(islice(documents, n_documents))
@@ -139,7 +157,7 @@ def _drawn_parts(
         wanted = ", ".join(f"{n} {part}" for part, n in sizes.items())
         left_out = f" and {originals.n_copies} copies of these" if originals.n_copies else ""
         raise ConsolidationError(
-            f"the text has {n_found} documents of at least {config.context} tokens{left_out}, but {n_wanted} are "
+            f"the text has {n_found} documents of at least {config.least_tokens} tokens{left_out}, but {n_wanted} are "
             f"needed ({wanted}); give more text, or lower consolidation.context or the numbers of documents"
         )
     check_tokens(pretrained.model, [tokens for taken in found.values() for _, tokens in taken])
@@ -157,7 +175,8 @@ def _all_contexts(
         config: length and number of the contexts.
         texts: texts of the documents that are held out.
         held_out: contexts of these. A document is left out when it holds a copy of one at any place: of the windows
-            that start every half context, one shares three quarters with the copy, and so 0.6 of all shingles.
+            that start every half context, one shares three quarters with the copy, and so 0.6 of all shingles. Where
+            documents may be shorter than a context, so are windows.
 
     Returns:
         The contexts, and the number of documents left out as copies.
@@ -171,15 +190,27 @@ def _all_contexts(
         if (text := corpus.documents[i].text) in texts:
             continue
         tokens = torch.tensor(pretrained.encode(text), dtype=torch.int64)
-        if len(tokens) < length:
+        if len(tokens) < config.least_tokens:
             continue
-        if held_out.knows(*tokens.unfold(0, length, max(1, length // 2))):
+        if held_out.knows(*_windows(tokens, config)):
             n_copies += 1
             continue
-        found += [part for part in tokens.to(device).split(length) if len(part) == length]
+        found += [part for part in tokens.to(device).split(length) if len(part) >= config.least_tokens]
     found = found[: config.learning_contexts]
     check_tokens(pretrained.model, found)
     return found, n_copies
+
+
+def _windows(tokens: Tensor, config: ConsolidationConfig) -> Iterator[Tensor]:
+    """The windows of a document (T,) in which copies are looked for: of a context, and of its halves if need be."""
+    length = config.context
+    while length > config.least_tokens and length > len(tokens):
+        length = max(config.least_tokens, length // 2)
+    while True:
+        yield from tokens.unfold(0, length, max(1, length // 2))
+        if length == config.least_tokens:
+            return
+        length = max(config.least_tokens, length // 2)
 
 
 def held_out_at(
@@ -193,14 +224,19 @@ def held_out_at(
         config: config that they were drawn with.
         context: number of tokens of each; shorter documents are left out.
         n_documents: number of documents, at most.
+
+    Raises:
+        ConsolidationError: when the parts were drawn from pieces of documents.
     """
+    if config.unit == "piece":
+        raise ConsolidationError("the parts are pieces of documents (consolidation.unit), so no document is held out")
     n_clean = config.test_documents + config.calibration_documents
     device = next(pretrained.model.parameters()).device
     found: list[Tensor] = []
-    for i, _ in islice(distinct(pretrained, corpus, config.context, config.seed), n_clean):
-        tokens = pretrained.encode(corpus.documents[i].text[: 16 * context])[:context]
+    for i, _ in islice(distinct(pretrained, corpus, config), n_clean):
+        tokens = first_tokens(pretrained, corpus.documents[i], context)
         if len(tokens) == context and len(found) < n_documents:
-            found.append(torch.tensor(tokens, device=device))
+            found.append(tokens.to(device))
     return found
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from cramlab.auditing.text import Corpus
 from cramlab.config import differing, from_dict, to_dict
 from cramlab.consolidation.config import RECALIBRATED, REDRAWN, ConsolidationConfig
 from cramlab.consolidation.documents import unused
 from cramlab.consolidation.folder import load_layers
 from cramlab.consolidation.learn.closed_form import Learned
 from cramlab.errors import ConsolidationError
+from cramlab.text import Corpus
 
 
 def learned_before(

@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from cramlab.auditing.resume import tokens_digest
-from cramlab.auditing.text import Corpus
-from cramlab.config import changed_since
+from cramlab.config import differing, to_dict
 from cramlab.consolidation.config import GROUPS, HELD_OUT, ConsolidationConfig
 from cramlab.consolidation.documents import Parts, held_out_of, parts_of
-from cramlab.consolidation.earlier import learned_before
+from cramlab.consolidation.earlier import config_before, learned_before
 from cramlab.consolidation.folder import load_layers, load_record
 from cramlab.errors import ConsolidationError
 from cramlab.hf.loading import Pretrained
 from cramlab.hf.weights import config_digest
+from cramlab.text import Corpus
 
 _OPTIONS = {"config_sha256": "model", "held_out_sha256": "tokenizer", "learned_from_sha256": "tokenizer"}
 
@@ -63,7 +63,7 @@ def unlike(
             "configuration and of the tokens, so it cannot be compared with this request. cramlab.load_consolidated "
             "still loads it; choose another --out"
         )
-    options = list(changed_since(record["config"], config))
+    options = list(differing(to_dict(config), to_dict(config_before(record, folder))))
     if ("learned_on" in record) != (start is not None):
         return [*options, "from"]
     changed = {

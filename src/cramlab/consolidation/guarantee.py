@@ -92,6 +92,46 @@ class Guarantee:
                 middle, high)  # fmt: skip
         return high * 2 * self.bound - self.bound
 
+    def room(self, n_documents: int) -> float:
+        """The largest increase, nats per token, that passes when every one of `n_documents` documents has it."""
+        low, high = -self.bound, self.increase
+        for _ in range(50):
+            middle = (low + high) / 2
+            passes = self.p_value(np.full(n_documents, middle)) <= self.delta
+            low, high = (middle, high) if passes else (low, middle)
+        return low
+
+    def relaxed(self, increases: Sequence[float]) -> Guarantee:
+        """The guarantee with the smallest larger increase that these documents pass; the cap grows with the increase.
+
+        With the cap of this guarantee, `upper_bound` can be below the mean of the increases, as it counts large ones as
+        the cap. The increase has three digits and is searched upwards, so that what is returned does pass.
+
+        Raises:
+            ValueError: when there are fewer documents than `fewest_documents`.
+        """
+        if len(increases) < self.fewest_documents():
+            raise ValueError(f"{len(increases)} documents guarantee nothing; use at least {self.fewest_documents()}")
+        high = self._with(self.increase)
+        while high.p_value(increases) > high.delta:
+            high = self._with(2 * high.increase)
+        low = self.increase
+        while high.increase > low * 1.0005:
+            middle = self._with((low + high.increase) / 2)
+            if middle.p_value(increases) <= self.delta:
+                high = middle
+            else:
+                low = middle.increase
+        digits = 2 - math.floor(math.log10(high.increase))
+        step, n = 10.0**-digits, math.ceil(high.increase * 10**digits)
+        while (rounded := self._with(float(f"{n * step:.3g}"))).p_value(increases) > self.delta:
+            n += 1
+        return rounded
+
+    def _with(self, increase: float) -> Guarantee:
+        """The guarantee of another increase, with a cap that is as many times as large."""
+        return Guarantee(increase=increase, bound=self.bound / self.increase * increase, delta=self.delta)
+
     def fewest_documents(self) -> int:
         """Number of documents that suffice when no document's loss increases; with fewer nothing can be guaranteed.
 

@@ -6,6 +6,7 @@ Source: ours.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ from torch import Tensor
 
 from cramlab import records
 from cramlab.auditing.resume import Progress, Stages, identity
-from cramlab.auditing.text import Corpus
 from cramlab.config import to_dict
 from cramlab.consolidation.calibration import Calibrated, Calibration, GuaranteeError
 from cramlab.consolidation.candidates import learn
 from cramlab.consolidation.config import GROUPS, ConsolidationConfig
 from cramlab.consolidation.documents import held_out_of, parts_of, used_documents
 from cramlab.consolidation.earlier import learned_before
+from cramlab.consolidation.estimate import estimate
 from cramlab.consolidation.finished import made_of
 from cramlab.consolidation.folder import save
 from cramlab.consolidation.guarantee import Guarantee
 from cramlab.consolidation.patch.install import consolidatable_sites
+from cramlab.consolidation.plan import weaker
 from cramlab.consolidation.rules.learned import at_threshold
 from cramlab.consolidation.setting import SAVED, Setting
 from cramlab.files import only_process_in
 from cramlab.hf.loading import Pretrained
+from cramlab.text import Corpus
 
 _KEPT = ("gradients", "further_text", "used_documents", "learned_on")  # fields that another calibration copies
 
@@ -43,6 +46,7 @@ def consolidate(
     out: Path,
     further: Corpus | None = None,
     progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Learns, calibrates and saves; interrupted work continues from the last saved document.
 
@@ -54,6 +58,7 @@ def consolidate(
         out: folder of the result.
         further: other text for gradient steps; nothing is measured on it.
         progress: called as `(stage, tokens done, tokens in all, seconds)` after every document.
+        log: called with a line on how long the work takes, before it begins.
 
     Returns:
         The record, as saved.
@@ -67,6 +72,8 @@ def consolidate(
     model = pretrained.model
     sites = consolidatable_sites(model)
     parts = parts_of(pretrained, corpus, config, further)
+    if log is not None:
+        log(estimate(model, config, parts))
     named = identity(model, [parts[group] for group in GROUPS], config)
     with only_process_in(out) as still_held:
         stages = Stages(out / "state", named, progress, still_held=still_held)
@@ -93,6 +100,7 @@ def recalibrate(
     max_loss_increase: float,
     out: Path,
     progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Calibrates the gates and adapters of another folder for another guarantee or another text, without learning.
 
@@ -104,6 +112,7 @@ def recalibrate(
         max_loss_increase: as for `consolidate`.
         out: folder of the result.
         progress: as for `consolidate`.
+        log: as for `consolidate`.
 
     Returns:
         The record, as saved.
@@ -116,6 +125,8 @@ def recalibrate(
     model = pretrained.model
     before, learned, allowed = learned_before(model, start, corpus, config)
     parts = held_out_of(pretrained, allowed, config)
+    if log is not None:
+        log(estimate(model, config, parts))
     named = identity(model, list(parts.values()), config) + before["weights_sha256"]
     with only_process_in(out) as still_held:
         stages = Stages(out / "state", named, progress, still_held=still_held)
@@ -177,6 +188,7 @@ def _record(
         "text": corpus.described(),
         "config": to_dict(run.config),
         "promise": dataclasses.asdict(guarantee),
+        "calibrated_on": _calibrated_on(run.setting, corpus),
         "skipped_frac": calibrated.skipped_frac,
         "tested": [{"skipped_frac": frac} | dataclasses.asdict(t) for frac, t in calibrated.tested],
         "test": {"documents": len(test), "increase": increase, "standard_error": error, "skipped_frac": skipped,
@@ -185,3 +197,11 @@ def _record(
                     "strengths": [list(pair) for pair in learned.strengths]},
         "seconds": run.setting.stages.seconds,
     }  # fmt: skip
+
+
+def _calibrated_on(setting: Setting, corpus: Corpus) -> dict[str, Any]:
+    """What the guarantee counts, and the sentence that says so where it is weaker than one over documents."""
+    contexts, config = setting.parts["calibration"], setting.config
+    lengths = sorted(map(len, contexts))
+    on = {"unit": config.unit, "contexts": len(contexts), "shortest": lengths[0], "longest": lengths[-1]}
+    return on if config.unit == "document" else on | {"weaker": weaker(len(corpus.documents), config)}

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Pretrained:
         context: longest context that the model was made for, tokens.
         mask_token: id of the mask token; None for a causal model.
         note: caveat on these weights, which records keep; "" for none.
+        chat: from the messages of a conversation, each with "role" and "content", to the text that the model is given;
+            None: the tokenizer has no chat template.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Pretrained:
     context: int
     mask_token: int | None = None
     note: str = ""
+    chat: Callable[[Sequence[dict[str, str]]], str] | None = None
 
 
 def load(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Pretrained:
@@ -299,6 +302,9 @@ def with_tokenizer(name: str, model: Any, tokenizer: Any, note: str, source: str
         context=longest_context(model) or 1024,
         mask_token=tokenizer.mask_token_id if masked else None,
         note=note,
+        chat=(lambda messages: tokenizer.apply_chat_template(list(messages), tokenize=False))
+        if getattr(tokenizer, "chat_template", None)
+        else None,
     )
 
 

@@ -53,9 +53,12 @@ def text_name(text: Mapping[str, Any]) -> str:
 def promise(record: Record) -> str:
     """The guarantee in one sentence."""
     promised, config = record["promise"], record["config"]
+    on = record.get("calibrated_on", {"unit": "document", "shortest": config["context"], "longest": config["context"]})
+    tokens = f"{on['longest']:,}" if on["shortest"] == on["longest"] else f"{on['shortest']:,} to {on['longest']:,}"
+    weaker = on.get("weaker")
     return (
-        f"With confidence {1 - promised['delta']:g}, the loss of a document of {text_name(record['text'])} with "
-        f"{config['context']:,} tokens increases by at most {promised['increase']:g} nats per token in expectation."
+        f"With confidence {1 - promised['delta']:g}, the loss of a {on['unit']} of {text_name(record['text'])} with "
+        f"{tokens} tokens increases by at most {promised['increase']:g} nats per token in expectation."
     )
 
 

@@ -71,11 +71,16 @@ def take_steps(
 
 
 def batches(parts: Mapping[str, Sequence[Tensor]], size: int, n_steps: int, seed: int) -> Iterator[Tensor]:
-    """Batches (B, T): every second context from further text, if there is any; texts are reshuffled every epoch."""
+    """Batches (B, T): every second context from further text, if there is any; texts are reshuffled every epoch.
+
+    Contexts of different lengths are cut to the shortest of their batch.
+    """
     sources = [parts["learning"], parts["further"] or parts["learning"]]
     endless = [_shuffled(source, seed * 10 + i) for i, source in enumerate(sources)]
     for step in range(n_steps):
-        yield torch.stack([next(endless[(step * size + i) % N_SOURCES]) for i in range(size)])
+        drawn = [next(endless[(step * size + i) % N_SOURCES]) for i in range(size)]
+        shortest = min(map(len, drawn))
+        yield torch.stack([tokens[:shortest] for tokens in drawn])
 
 
 def _shuffled(contexts: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
