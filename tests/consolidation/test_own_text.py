@@ -229,7 +229,7 @@ def test_a_book_learned_from_in_part_is_no_text_to_calibrate_on_again(model, tmp
     assert json.loads((tmp_path / "same" / RECORD).read_text())["calibrated_on"]["unit"] == "piece"
     capsys.readouterr()
     assert main([*again, "--out", str(tmp_path / "other"), "--set", "seed=3"]) == 2
-    assert "has 0 documents" in capsys.readouterr().err
+    assert "has 0 pieces" in capsys.readouterr().err
 
 
 def test_settings_of_short_documents_are_checked():

@@ -108,7 +108,8 @@ def measure_in_use(
     Args:
         pretrained: the model, without a patch; it is left as it was.
         folder: folder of its consolidation, in which the file is written.
-        documents: names and tokens (T,) of documents that nothing was learned from. The first is the sample.
+        documents: names and tokens (T,) of documents that nothing was learned from, cut to the shortest of them. The
+            first is the sample.
         progress: called as `(stage, tokens done, tokens in all, seconds)`.
 
     Returns:
@@ -120,6 +121,8 @@ def measure_in_use(
     model, begun = pretrained.model, time.perf_counter()
     record, layers = load_layers(model, folder)
     sites = [site for site in consolidatable_sites(model) if site.layer in layers]
+    shortest = min(len(tokens) for _, tokens in documents)
+    documents = [(name, tokens[:shortest]) for name, tokens in documents]
     n_all = sum(len(tokens) for _, tokens in documents)
 
     def report(done: int, stage: str = "reads in use") -> None:

@@ -198,8 +198,11 @@ class _Choice:
         spare = left - sum(shares.values())
         others = [part for part in wanted if part != "calibration"]
         missing = {part: wanted[part] - shares[part] for part in others}
-        for part in others:
-            shares[part] += spare * missing[part] // max(1, sum(missing.values()))
+        for part in others:  # the last gets what rounding leaves
+            more = spare * missing[part] // max(1, sum(missing.values())) if part != others[-1] else spare
+            shares[part] += min(more, missing[part])
+            spare -= min(more, missing[part])
+            missing[part] = 0
         return dict(sizes) | shares
 
     def _too_little(self, config: ConsolidationConfig, n: int, sizes: Mapping[str, int]) -> ConsolidationError:
@@ -249,7 +252,7 @@ def weaker(n_documents: int, config: ConsolidationConfig) -> str:
     return (
         f"weaker guarantee: it rests on {config.calibration_documents} pieces of {_documents(n_documents)}, which "
         "depend on each other and are counted as if they did not; the parts are blocks of the text with unused pieces "
-        "between them. It says nothing about other documents"
+        "between them; it says nothing about other documents"
     )
 
 

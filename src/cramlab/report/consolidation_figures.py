@@ -55,10 +55,11 @@ def promise(record: Record) -> str:
     promised, config = record["promise"], record["config"]
     on = record.get("calibrated_on", {"unit": "document", "shortest": config["context"], "longest": config["context"]})
     tokens = f"{on['longest']:,}" if on["shortest"] == on["longest"] else f"{on['shortest']:,} to {on['longest']:,}"
-    weaker = on.get("weaker")
+    weaker = f" {on['weaker'].capitalize()}." if "weaker" in on else ""
     return (
         f"With confidence {1 - promised['delta']:g}, the loss of a {on['unit']} of {text_name(record['text'])} with "
-        f"{tokens} tokens increases by at most {promised['increase']:g} nats per token in expectation."
+        f"{tokens} tokens increases by at most {promised['increase']:g} nats per token in "
+        f"expectation.{weaker}"
     )
 
 
