@@ -30,11 +30,11 @@ def short_stdlib():
 
     Reading and tokenising all of it takes a command seconds.
     """
-    from cramlab.auditing import text
+    from cramlab.text import packaged
 
-    documents = tuple(dataclasses.replace(d, text=d.text[:6000]) for d in text._stdlib()[::3])
+    documents = tuple(dataclasses.replace(d, text=d.text[:6000]) for d in packaged._stdlib()[::3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "_stdlib", lambda: documents)
+        patch.setattr(packaged, "_stdlib", lambda: documents)
         yield
 
 

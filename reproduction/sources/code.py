@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cramlab.auditing.text import Document, read_corpus
-
 from cramlab.errors import UsageError
+from cramlab.text import Document, read_corpus
 from reproduction.sources.source import Source
 
 

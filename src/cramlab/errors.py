@@ -31,12 +31,12 @@ class LoadError(UsageError, ValueError):
     """A model cannot be loaded, or its weights cannot be read."""
 
 
-class TextError(UsageError, ValueError):
-    """A text cannot be read, or holds nothing to read."""
-
-
 class AuditError(UsageError, ValueError):
     """A model, text or setting cannot be audited."""
+
+
+class TextError(AuditError):
+    """A text cannot be read, or holds nothing to read; an audit's error, as it was before consolidations read text."""
 
 
 class ConsolidationError(UsageError, ValueError):

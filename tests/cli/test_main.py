@@ -37,15 +37,16 @@ def test_the_command_line_is_frozen():
         "cost": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
         "audit": [
-            *("--allow-pickle", "--batch-tokens", "--checkpoints", "--device", "--help", "--layers", "--no-controls"),
-            *("--other-text", "--out", "--resume", "--set", "--text", "--threads", "--tokens", "model"),
+            *("--allow-pickle", "--batch-tokens", "--chat", "--checkpoints", "--device", "--help", "--layers"),
+            *("--no-controls", "--other-text", "--out", "--resume", "--set", "--text", "--text-field", "--threads"),
+            *("--tokens", "model"),
         ],
         "irregular": [
             *("--data", "--help", "--models", "--out", "--path", "--resume", "--seeds", "--source", "--ways"),
         ],
         "consolidate": [
-            *("--allow-pickle", "--device", "--from", "--further-text", "--help", "--max-loss-increase", "--out"),
-            *("--resume", "--set", "--text", "--threads", "model"),
+            *("--allow-pickle", "--chat", "--device", "--from", "--further-text", "--help", "--max-loss-increase"),
+            *("--out", "--resume", "--set", "--text", "--text-field", "--threads", "model"),
         ],
         "try": [
             *("--allow-pickle", "--device", "--help", "--seed", "--temperature", "--threads", "--tokens", "folder"),

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from cramlab.auditing import text as audit_text
 from cramlab.cli.main import main
+from cramlab.text import packaged
 from reproduction.pages.renew import renewed
 
 pytest.importorskip("glassllm")
@@ -41,7 +41,7 @@ def results(tmp_path_factory):
     out = root / "glassllm"
     text = ("--text", "stdlib")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(audit_text, "_stdlib", functools.cache(audit_text._stdlib))  # a second each time
+        monkeypatch.setattr(packaged, "_stdlib", functools.cache(packaged._stdlib))  # a second each time
         compare = ("reproduction/protocols/compare_consolidation.py", "glassllm", *text, "--out", out, *SET,
                    "--documents", 2,
                    "--router-steps", 2, "--lora-steps", 2)  # fmt: skip
@@ -81,7 +81,7 @@ def test_every_rule_is_measured_in_every_place(results, tables):
 
 
 def test_a_folder_is_measured_as_what_was_learned_had_been(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit_text, "_stdlib", functools.cache(audit_text._stdlib))
+    monkeypatch.setattr(packaged, "_stdlib", functools.cache(packaged._stdlib))
     script(monkeypatch, "reproduction/protocols/compare_consolidation.py", "glassllm", "--text", "stdlib", "--from",
            results / "glassllm" / "p10", "--out", tmp_path, "--documents", 2, "--contexts", 96)  # fmt: skip
     for name in ("comparison", "comparison-stdlib-96"):
@@ -95,7 +95,7 @@ def test_a_folder_is_measured_as_what_was_learned_had_been(results, tmp_path, mo
 
 
 def test_rows_of_another_folder_are_not_kept(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit_text, "_stdlib", functools.cache(audit_text._stdlib))
+    monkeypatch.setattr(packaged, "_stdlib", functools.cache(packaged._stdlib))
     shutil.copy(results / "glassllm" / "comparison.json", tmp_path / "comparison.json")
     data = json.loads((tmp_path / "comparison.json").read_text())
     data["sensitivity"][0] += 1.0
