@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "the promise's assumptions": ("tests/auditing/test_copies.py", "tests/consolidation/test_guarantee.py"),
     "code that is not ours runs": ("tests/hf/test_loading.py",),
     "settings": ("tests/test_config.py",),
-    "files of users": ("tests/auditing/test_text_and_split.py", "tests/tasks/irregular"),
+    "files of users": ("tests/text", "tests/tasks/irregular"),
     "full disk and leftovers": ("tests/test_files.py",),
     "families": ("tests/hf/test_attention_sites.py", "tests/consolidation/test_patched_refusals.py"),
 }
