@@ -33,7 +33,7 @@ def obvious(q, k, v, first, last):
 def test_tiled_attention_equals_reader_by_reader_with_gradients(n_readers, n_places, widest, small, monkeypatch):
     if small:  # many tiles, blocks of readers, and the ends of both
         monkeypatch.setattr(module, "_READERS", 11)
-        monkeypatch.setattr(module, "_PLACES", 7)
+        monkeypatch.setattr(module, "_SLOTS", 7)
         monkeypatch.setattr(module, "_WORTH_A_TILE", 1)
     given = [torch.randn(n, D, dtype=torch.float64, requires_grad=True) for n in (n_readers, n_places, n_places)]
     first, last = windows(n_readers, n_places, widest)
@@ -46,7 +46,7 @@ def test_tiled_attention_equals_reader_by_reader_with_gradients(n_readers, n_pla
 
 def test_scores_that_differ_by_thousands_are_no_trouble(monkeypatch):
     """The largest score of a later tile is what the sums of earlier ones are measured by."""
-    monkeypatch.setattr(module, "_PLACES", 100)
+    monkeypatch.setattr(module, "_SLOTS", 100)
     q, k, v = torch.ones(1, 2), torch.zeros(3000, 2), torch.randn(3000, 2)
     k[2500] = 1e4
     assert torch.equal(window_attention(q, k, v, [0], [2999], 1), v[2500:2501])

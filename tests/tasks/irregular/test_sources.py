@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cramlab.cli.irregular import DATA
+from cramlab.cli.irregular import PACKAGED, PROVIDED
 from cramlab.tasks.irregular import SOURCES, DataError, load
 from cramlab.tasks.irregular import packaged_tables as tables
 from cramlab.tasks.irregular.person_activity import ACTIVITY_VISITS
@@ -390,4 +390,4 @@ def test_nafld2_gathers_the_tests_of_a_day(monkeypatch):
 
 
 def test_the_command_offers_every_data_set():
-    assert tuple(SOURCES) == DATA
+    assert tuple(SOURCES) == PACKAGED + PROVIDED
