@@ -49,7 +49,7 @@ def example(n_tokens, n_batch=3):
 @of_routers
 @of_capacity
 @pytest.mark.parametrize("n_tokens", [1, 33])
-def test_layer_and_gradients_equal_the_slow_twin(write, router, capacity, n_tokens):
+def test_layer_and_gradients_equal_the_reference_implementation(write, router, capacity, n_tokens):
     layer, (x, gaps) = make(router, write=write, capacity=capacity, rope=True), example(n_tokens, 2)
     x.requires_grad_()
     valid = torch.ones(2, n_tokens, dtype=torch.bool)

@@ -74,8 +74,6 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         read_price: smallest benefit that makes a read worthwhile, in nats; for gates that learn a "decision".
         audit_frac: share of the tokens that read in training whatever the gate says, in the layer judged at a step.
         judged_frac: share of the training steps in which a layer is judged, that is, runs a second time without reads.
-        skip_frac: share of the tokens that do not read in any layer while `read_all` is set in training, so that the
-            model also learns to do without.
         benefit_cap: see `LossConfig`, like the fields after it.
         gate_weight: see `LossConfig`.
         no_read_weight: see `LossConfig`.
@@ -110,7 +108,6 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     read_price: float = 0.1
     audit_frac: float = 0.1
     judged_frac: float = 1.0
-    skip_frac: float = 0.0
     benefit_cap: float = 2.0
     gate_weight: float = 1.0
     no_read_weight: float = 0.5

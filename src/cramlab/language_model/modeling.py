@@ -317,8 +317,6 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         drawn = torch.rand(gaps.shape, device=gaps.device)
         if not routing.read_all:
             routing = routing._replace(audits=drawn < self.config.audit_frac)
-        elif self.config.skip_frac:
-            routing = routing._replace(skips=drawn < self.config.skip_frac)
         if gaps.is_cuda:  # bounds that are never met: no size depends on a gate, so nothing waits for the device
             routing = routing._replace(bounds=Bounds(gaps.shape[1], gaps.shape[1]))
         if self.config.gate_learns not in ("decision", "nats"):

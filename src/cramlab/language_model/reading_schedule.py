@@ -51,7 +51,7 @@ class ReadingSchedule:
                 self.ended_at = step
 
     def share(self, config: TextRunConfig, step: int) -> float:
-        """Target share of reads at a step, mean over all layers; the share of the memory layers while encoding."""
+        """Target share of reads at a step, mean over all layers; 1 while encoding, when all can read."""
         if config.reads_frac is None or self.ended_at is None:
             return 1.0
         passed = (step - self.ended_at) / max(1.0, config.ramp_frac * config.n_steps)

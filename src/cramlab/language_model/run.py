@@ -50,7 +50,7 @@ class TextRunConfig:
         part: part of the held-out text to evaluate on; "validation" for choices such as the learning rate.
         device: torch device.
         precision: "32", or "bf16": matrix products in bfloat16, weights in 32 bits.
-        compile: whether each block is compiled by `torch.compile`.
+        compile: whether to compile the working memories and MLPs of a CRAM model, and the blocks of other models.
         n_checkpoints: models saved in folders of their own after the untrained one, at steps that grow by a constant
             factor; 0: none, not even the untrained one.
         first_checkpoint: step of the first of them.

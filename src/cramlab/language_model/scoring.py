@@ -60,7 +60,7 @@ def score(
     if read_none:
         options["read_none"] = True
     parts: list[Scored] = []
-    with _evaluating(model), _reads_of(model) as reads:
+    with _evaluating(model), reads_of(model) as reads:
         for batch in windows.split(batch_size):
             tokens = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -87,7 +87,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reads_of(model: nn.Module) -> Iterator[list[Tensor]]:
+def reads_of(model: nn.Module) -> Iterator[list[Tensor]]:
     """A list to which each mixer of the model appends the tokens that it reads at, bool (B, T), in a call."""
     reads: list[Tensor] = []
 

@@ -28,9 +28,9 @@ from cramlab.files import load_checkpoint, refuse_full_disk, save_checkpoint, wr
 from cramlab.language_model.modeling import CRAMForCausalLM
 from cramlab.language_model.reading_schedule import ReadingSchedule, quantile_threshold
 from cramlab.language_model.run import TextRunConfig
+from cramlab.language_model.scoring import reads_of
 from cramlab.language_model.text import Part, PreparedText, held_out_windows, random_windows
 from cramlab.memory import CRAMLayer
-from cramlab.mixer import MixerOutput
 from cramlab.model import Block
 
 STEP_FILE = "step.json"
@@ -314,25 +314,14 @@ def held_out(
     """
     model.eval()
     windows = held_out_windows(text, part or config.part, config.context, n_batches * config.batch_size)
-    shares = torch.zeros(config.n_layers, dtype=torch.float64)
-    seen: list[Tensor] = []
-
-    def count(_module: nn.Module, _args: Any, output: MixerOutput) -> None:
-        seen.append(output.trace.scored.double().mean())
-
-    hooks = []
-    if isinstance(model, CRAMForCausalLM):
-        hooks = [block.mixer.register_forward_hook(count) for block in cast("list[Block]", list(model.layers))]
-    total = 0.0
-    try:
+    shares, total = torch.zeros(config.n_layers, dtype=torch.float64), 0.0
+    with reads_of(model) as reads:
         for tokens in windows.split(config.batch_size):
             weight = len(tokens) / len(windows)
             total += _nats(model, tokens.to(config.device), config, asked) * weight
-            shares += weight * (torch.stack(seen).cpu() if seen else torch.ones(config.n_layers, dtype=torch.float64))
-            seen.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
+            found = torch.stack([read.double().mean() for read in reads]).cpu() if reads else torch.ones_like(shares)
+            shares += weight * found
+            reads.clear()
     return {"nats_per_token": total, "attention_frac": float(shares.mean()), "attention_frac_by_layer": shares.tolist()}
 
 
