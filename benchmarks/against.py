@@ -3,7 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json
 
 Both revisions run in processes of their own and take turns, repeat by repeat, so that a slow moment of the machine
-affects both. Times are CPU seconds of the process; the ratio within a pair of repeats is compared.
+affects both. Times are CPU seconds of the process; the ratio within a pair of repeats is compared. The same code can be
+a quarter slower in one process than in another, for as long as the process lives, so several pairs of processes are
+compared, and the interval is over them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -28,6 +30,7 @@ from cramlab.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 N_BOOTSTRAP = 2000
+N_WARMUPS = 3
 
 
 def found(*names: str) -> Any:
@@ -154,6 +157,13 @@ class Revision:
         )
         self.tasks = self._line().split("|")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -178,23 +188,43 @@ def checked_out(revision: str, folder: Path) -> Path:
     return folder / "src"
 
 
-def compared(ours: list[float], theirs: list[float]) -> dict[str, object]:
-    """Median ratio of paired times, today's over the other's, with a 95% bootstrap interval."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+def compared(pairs: list[list[tuple[float, float]]]) -> dict[str, object]:
+    """Median over pairs of processes of their median ratio, today's time over the other's.
+
+    Args:
+        pairs: for each pair of processes, seconds of each repeat, today's and the other's.
+
+    Returns:
+        The ratio with a 95% bootstrap interval over pairs of processes, median times and the numbers of both.
+    """
+    ratios = [statistics.median(ours / theirs for ours, theirs in repeats) for repeats in pairs]
     generator = random.Random(0)
     medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(N_BOOTSTRAP))
     low, high = medians[int(0.025 * N_BOOTSTRAP)], medians[int(0.975 * N_BOOTSTRAP)]
+    ms, before = (1000 * statistics.median(pair[i] for repeats in pairs for pair in repeats) for i in (0, 1))
     return {
-        "ratio": [statistics.median(ratios), low, high],
-        "ms": 1000 * statistics.median(ours), "ms_before": 1000 * statistics.median(theirs), "repeats": len(ratios),
+        "ratio": [statistics.median(ratios), low, high], "ms": ms, "ms_before": before,
+        "repeats": len(pairs[0]), "process_pairs": len(pairs),
     }  # fmt: skip
+
+
+def timed(ours: Revision, theirs: Revision, task: str, repeats: int) -> list[tuple[float, float]]:
+    """Seconds of each repeat in one pair of processes, which take turns; the first repeats warm up."""
+    found = []
+    for repeat in range(N_WARMUPS + repeats):
+        order = (ours, theirs) if repeat % 2 else (theirs, ours)
+        times = {one is ours: one.time(task) for one in order}
+        if repeat >= N_WARMUPS:
+            found.append((times[True], times[False]))
+    return found
 
 
 def main() -> None:
     """Runs what the module describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", nargs="?", help="to compare with, as git names it")
-    parser.add_argument("--repeats", type=int, default=40, help="pairs of each task (default: 40)")
+    parser.add_argument("--processes", type=int, default=8, help="pairs of processes (default: 8)")
+    parser.add_argument("--repeats", type=int, default=10, help="repeats of each task in a process (default: 10)")
     parser.add_argument("--only", default="", help="tasks whose name begins so (default: all)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -205,19 +235,17 @@ def main() -> None:
     if args.revision is None or args.out is None:
         parser.error("give a revision and --out")
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Revision(ROOT / "src"), Revision(checked_out(args.revision, Path(folder)))
-        rows = []
-        for task in (task for task in ours.tasks if task.startswith(args.only)):
-            times: tuple[list[float], list[float]] = ([], [])
-            for repeat in range(args.repeats + 3):
-                pair = (ours, theirs) if repeat % 2 else (theirs, ours)
-                found = {one is ours: one.time(task) for one in pair}
-                if repeat >= 3:  # the first warm up
-                    times[0].append(found[True])
-                    times[1].append(found[False])
-            rows.append({"what": task, **compared(*times)})
-            ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*rows[-1]["ratio"])
-            print(f"{task}: {ratio}, {rows[-1]['ms']:.2f} ms, {rows[-1]['ms_before']:.2f} before", flush=True)
+        before = checked_out(args.revision, Path(folder))
+        seconds: dict[str, list[list[tuple[float, float]]]] = {}
+        for number in range(args.processes):
+            with Revision(ROOT / "src") as ours, Revision(before) as theirs:
+                for task in (task for task in ours.tasks if task.startswith(args.only)):
+                    seconds.setdefault(task, []).append(timed(ours, theirs, task, args.repeats))
+            print(f"{number + 1} of {args.processes} pairs of processes", file=sys.stderr, flush=True)
+    rows: list[dict[str, Any]] = [{"what": task, **compared(pairs)} for task, pairs in seconds.items()]
+    for row in rows:
+        ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
+        print(f"{row['what']}: {ratio}, {row['ms']:.2f} ms, {row['ms_before']:.2f} before")
     header = records.header(torch.device("cpu"))
     write_json(args.out, {"kind": "speed", **header, "revision_before": args.revision, "threads": 1, "rows": rows})
 
