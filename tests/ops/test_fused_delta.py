@@ -102,7 +102,7 @@ def test_a_state_goes_on():
     close(end, last)
 
 
-@pytest.mark.parametrize("types", ["fffff", "ffhhf", "bbbbb", "hhhhh"])
+@pytest.mark.parametrize("types", ["fffff", "ffhhf", "ffbbb", "hhhhh"])
 def test_inputs_of_16_bits_are_solved_in_32(types):
     """The outputs and each gradient are rounded once, to the type of the values and of its input."""
     names = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
@@ -119,6 +119,27 @@ def test_inputs_of_16_bits_are_solved_in_32(types):
     assert [y.dtype for y in ours] == [given[2].dtype, torch.float32]
     for fast, slow in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):
         close(fast, slow, {torch.float32: 2e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[fast.dtype])
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_products_of_bfloat16_are_summed_in_32_bits(sizes):
+    """Errors stay those of rounding a factor of each product once, also after many chunks."""
+    *tokens, state = inputs(260, *sizes)
+    given = [t.to(torch.bfloat16).requires_grad_() for t in tokens[:3]]
+    given += [t.requires_grad_() for t in (*tokens[3:], state)]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    ours, theirs = delta_rule(*given), delta_rule_by_tokens(*exact)
+    weights = [torch.randn_like(y) for y in ours]
+    grads = [
+        torch.autograd.grad(ys, leaves, [w.to(y.dtype) for y, w in zip(ys, weights, strict=True)])
+        for ys, leaves in ((ours, given), (theirs, exact))
+    ]
+    assert [y.dtype for y in ours] == [torch.bfloat16, torch.float32]
+    for fast, slow in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):
+        error = (fast.detach().double() - slow.detach()).norm() / slow.detach().norm()
+        assert float(error) < 2**-5
+    late, wanted = ours[0][:, 200:].detach().double(), theirs[0][:, 200:].detach()
+    assert float((late - wanted).norm() / wanted.norm()) < 2**-5
 
 
 def test_inputs_are_read_where_they_stand():

@@ -2,9 +2,10 @@
 """The Triton kernels of the delta rule inside its chunks: before and after the states pass over them, and backwards.
 
 A program processes a chunk of tokens of one sequence and head. Queries, keys, values, strengths and decays are
-(B, T, H, E) or (B, T, H), read where they stand; arrays of chunks are (N, B H, chunk, E), contiguous, in 32 bits.
-Matrices of two tokens stay in the program, but for the inverse. Names are those of `delta_naive.delta_rule`. Backwards,
-blocks are read again at each use, after a store or a barrier, since registers cannot hold them all.
+(B, T, H, E) or (B, T, H), read where they stand; arrays of chunks are (N, B H, chunk, E), contiguous, in bfloat16 or
+32 bits. Products take their factors in that type (`kind`) and are summed in 32 bits. Matrices of two tokens stay in the
+program, but for the inverse. Names are those of `delta_naive.delta_rule`. Backwards, blocks are read again at each use,
+after a store or a barrier, since registers cannot hold them all.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import triton
 import triton.language as tl
 
 _PRECISION = tl.constexpr("tf32x3")  # of products in 32 bits: each factor is split into two numbers of 19 bits
+_TILE = tl.constexpr(16)  # rows of the diagonal blocks that are inverted by themselves
 _SIZES = ["n_tokens", "n_heads"]
 
 
 @triton.jit
-def _product(a, b):
+def _product(a, b, kind: tl.constexpr):
     """The matrix product, in 32 bits; numbers of 16 bits fit the 19 of a tensor core and are not split."""
-    if a.dtype != tl.float32 and b.dtype != tl.float32:
+    if kind != tl.float32:
+        found = tl.dot(a.to(kind), b.to(kind))
+    elif a.dtype != tl.float32 and b.dtype != tl.float32:
         found = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")
     else:
         found = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=_PRECISION)
@@ -65,29 +69,44 @@ def _decays(since, block_c: tl.constexpr):
 
 
 @triton.jit
-def _inverse(lower, block: tl.constexpr, levels: tl.constexpr):
+def _inverse(lower, block: tl.constexpr, precision: tl.constexpr):
     """The inverse of `1 + L` for a strictly lower triangular matrix L.
 
     Blocks on the diagonal are inverted at twice the size in each step: with X the inverse of both blocks of a pair and
     B the block of L that joins them, the inverse of the pair is `X - X B X`. No power of L is formed, which would grow
-    beyond the precision where many keys of a chunk are alike.
+    beyond the precision where many keys of a chunk are alike. Blocks of at most 16 are taken out of the matrix, since
+    products of the whole would be zeros for the most part.
     """
-    i, j = tl.arange(0, block)[:, None], tl.arange(0, block)[None, :]
-    x = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, lower, 0.0)
-    for level in tl.static_range(1, levels):
+    n: tl.constexpr = block // _TILE  # 1, 2 or 4
+    levels: tl.constexpr = n // 2
+    cut = tl.reshape(lower, (n, _TILE, n, _TILE))
+    same = tl.arange(0, n)[:, None, None, None] == tl.arange(0, n)[None, None, :, None]
+    tiles = tl.sum(tl.where(same, cut, 0.0), axis=2)
+    i, j = tl.arange(0, _TILE)[None, :, None], tl.arange(0, _TILE)[None, None, :]
+    x = tl.where(i == j, 1.0, 0.0) - tl.where(i // 2 == j // 2, tiles, 0.0)
+    for level in tl.static_range(1, 4):
         pair = 2 << level
         joins = (i // pair == j // pair) & (i % pair >= pair // 2) & (j % pair < pair // 2)
-        x -= _product(x, _product(tl.where(joins, lower, 0.0), x))
-    return x
+        inner = tl.dot(tl.where(joins, tiles, 0.0), x, input_precision="ieee")
+        x -= tl.dot(x, inner, input_precision="ieee")
+    whole = tl.reshape(tl.where(same, tl.expand_dims(x, 2), 0.0), (block, block))
+    i, j = tl.arange(0, block)[:, None], tl.arange(0, block)[None, :]
+    for level in tl.static_range(0, levels):
+        pair = 2 * _TILE << level
+        joins = (i // pair == j // pair) & (i % pair >= pair // 2) & (j % pair < pair // 2)
+        inner = tl.dot(tl.where(joins, lower, 0.0), whole, input_precision=precision)
+        whole -= tl.dot(whole, inner, input_precision=precision)
+    return whole
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def corrections(
     k, v, beta, log_decay, since, ends, inverse, own, seen, kept, n_tokens, n_heads, k_b, k_t, k_h, v_b, v_t, v_h,
     floor: tl.constexpr, chunk: tl.constexpr, d_key: tl.constexpr, d_value: tl.constexpr,
-    block_c: tl.constexpr, block_k: tl.constexpr, block_v: tl.constexpr, levels: tl.constexpr,
+    block_c: tl.constexpr, block_k: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
     """What `pass_state` is given: own and seen corrections, kept keys, decays over chunks."""
+    kind: tl.constexpr = seen.dtype.element_ty
     b, h, token, there, at, slot, row = _place(n_tokens, n_heads, chunk, block_c)
     c = tl.arange(0, block_c)
     steps = tl.load(log_decay + at, mask=there, other=0.0).to(tl.float32)
@@ -98,13 +117,14 @@ def corrections(
     strength = tl.load(beta + at, mask=there, other=0.0).to(tl.float32)
     keys = _load(k, b * k_b + token * k_t + h * k_h, there, d_key, block_k)
     _store(kept, slot * d_key, c < chunk, tl.exp(whole - past)[:, None] * keys.to(tl.float32), d_key, block_k)
-    alike = strength[:, None] * _product(keys, tl.trans(keys)) * _decays(past, block_c)
-    x = _inverse(tl.where(c[:, None] > c[None, :], alike, 0.0), block_c, levels)
+    alike = strength[:, None] * _product(keys, tl.trans(keys), kind) * _decays(past, block_c)
+    precision: tl.constexpr = _PRECISION if kind == tl.float32 else "tf32"
+    x = _inverse(tl.where(c[:, None] > c[None, :], alike, 0.0), block_c, precision)
     _store(inverse, slot * chunk, c < chunk, x, chunk, block_c)
-    by_state = _product(x, (strength * tl.exp(past))[:, None] * keys.to(tl.float32))
+    by_state = _product(x, (strength * tl.exp(past))[:, None] * keys.to(tl.float32), kind)
     _store(seen, slot * d_key, c < chunk, by_state, d_key, block_k)
     values = _load(v, b * v_b + token * v_t + h * v_h, there, d_value, block_v).to(tl.float32)
-    _store(own, slot * d_value, c < chunk, _product(x, strength[:, None] * values), d_value, block_v)
+    _store(own, slot * d_value, c < chunk, _product(x, strength[:, None] * values, kind), d_value, block_v)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -114,15 +134,16 @@ def outputs(
     block_c: tl.constexpr, block_k: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
     """The outputs, from the state before a chunk and the corrections inside it."""
+    kind: tl.constexpr = before.dtype.element_ty
     b, h, token, there, at, slot, row = _place(n_tokens, n_heads, chunk, block_c)
     c, e = tl.arange(0, block_c), tl.arange(0, block_k)
     past = _past(since, row, chunk, block_c)
     queries = _load(q, b * q_b + token * q_t + h * q_h, there, d_key, block_k)
     keys = _load(k, b * k_b + token * k_t + h * k_h, there, d_key, block_k)
-    inside = _product(queries, tl.trans(keys)) * _decays(past, block_c)
-    found = _product(inside, _load(corrections, slot * d_value, c < chunk, d_value, block_v))
+    inside = _product(queries, tl.trans(keys), kind) * _decays(past, block_c)
+    found = _product(inside, _load(corrections, slot * d_value, c < chunk, d_value, block_v), kind)
     s = _load(before, (row * d_key + e) * d_value, e < d_key, d_value, block_v)
-    found += _product(tl.exp(past)[:, None] * queries.to(tl.float32), s)
+    found += _product(tl.exp(past)[:, None] * queries.to(tl.float32), s, kind)
     _store(output, at * d_value, there, found, d_value, block_v)
 
 
@@ -134,30 +155,31 @@ def outputs_back(
     block_c: tl.constexpr, block_k: tl.constexpr, block_v: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all that `outputs` reads; those of keys and of `since` are arrays of chunks, to be added to."""
+    kind: tl.constexpr = before.dtype.element_ty
     b, h, token, there, at, slot, row = _place(n_tokens, n_heads, chunk, block_c)
     c, e = tl.arange(0, block_c), tl.arange(0, block_k)
     past = _past(since, row, chunk, block_c)
     of_q, of_k, of_output = b * q_b + token * q_t + h * q_h, b * k_b + token * k_t + h * k_h, at * d_value
     of_values, of_states = slot * d_value, (row * d_key + e) * d_value
     faded = tl.exp(past)[:, None] * _load(q, of_q, there, d_key, block_k).to(tl.float32)
-    to_state = _product(tl.trans(faded), _load(to_output, of_output, there, d_value, block_v))
+    to_state = _product(tl.trans(faded), _load(to_output, of_output, there, d_value, block_v), kind)
     _store(to_before, of_states, e < d_key, to_state, d_value, block_v)
 
     queries, keys = _load(q, of_q, there, d_key, block_k), _load(k, of_k, there, d_key, block_k)
-    pairs = _product(queries, tl.trans(keys)) * _decays(past, block_c)
-    to_values = _product(tl.trans(pairs), _load(to_output, of_output, there, d_value, block_v))
+    pairs = _product(queries, tl.trans(keys), kind) * _decays(past, block_c)
+    to_values = _product(tl.trans(pairs), _load(to_output, of_output, there, d_value, block_v), kind)
     _store(to_corrections, of_values, c < chunk, to_values, d_value, block_v)
 
     u = _load(corrections, of_values, c < chunk, d_value, block_v)
-    to_pairs = _product(_load(to_output, of_output, there, d_value, block_v), tl.trans(u))
+    to_pairs = _product(_load(to_output, of_output, there, d_value, block_v), tl.trans(u), kind)
     of_past = tl.sum(to_pairs * pairs, axis=1) - tl.sum(to_pairs * pairs, axis=0)
     to_pairs *= _decays(past, block_c)
-    of_keys = _product(tl.trans(to_pairs), _load(q, of_q, there, d_key, block_k))
+    of_keys = _product(tl.trans(to_pairs), _load(q, of_q, there, d_key, block_k), kind)
     _store(to_k, slot * d_key, c < chunk, of_keys, d_key, block_k)
 
-    of_pairs = _product(to_pairs, _load(k, of_k, there, d_key, block_k))
+    of_pairs = _product(to_pairs, _load(k, of_k, there, d_key, block_k), kind)
     s = _load(before, of_states, e < d_key, d_value, block_v)
-    by_state = tl.exp(past)[:, None] * _product(_load(to_output, of_output, there, d_value, block_v), tl.trans(s))
+    by_state = tl.exp(past)[:, None] * _product(_load(to_output, of_output, there, d_value, block_v), tl.trans(s), kind)
     _store(to_q, at * d_key, there, by_state + of_pairs, d_key, block_k)
     of_past += tl.sum(by_state * _load(q, of_q, there, d_key, block_k).to(tl.float32), axis=1)
     tl.store(to_past + slot, of_past, mask=c < chunk)
@@ -176,6 +198,7 @@ def corrections_back(
     the gradient of `b v`, the gradient of `b left k` is `-Y S'` and that of L is `-Y U'`. The gradient of `since` is
     summed from the end of the chunk.
     """
+    kind: tl.constexpr = before.dtype.element_ty
     b, h, token, there, at, slot, row = _place(n_tokens, n_heads, chunk, block_c)
     c, e = tl.arange(0, block_c), tl.arange(0, block_k)
     past = _past(since, row, chunk, block_c)
@@ -185,9 +208,9 @@ def corrections_back(
     whole = tl.sum(tl.where(c == chunk - 1, past, 0.0), axis=0)
     to_state = _load(after, of_states, e < d_key, d_value, block_v)
     s = _load(before, of_states, e < d_key, d_value, block_v)
-    to_whole = tl.load(ends + row) * tl.sum(tl.sum(to_state * s, axis=1), axis=0)
+    to_whole = tl.load(ends + row) * tl.sum(tl.sum(to_state.to(tl.float32) * s, axis=1), axis=0)
     u = _load(corrections, of_values, c < chunk, d_value, block_v)
-    to_keys = tl.exp(whole - past)[:, None] * _product(u, tl.trans(to_state))
+    to_keys = tl.exp(whole - past)[:, None] * _product(u, tl.trans(to_state), kind)
     of_kept = tl.sum(to_keys * _load(k, of_keys, there, d_key, block_k).to(tl.float32), axis=1)
     to_past = tl.load(of_past + slot, mask=c < chunk, other=0.0) - of_kept
     to_past += tl.where(c == chunk - 1, tl.sum(of_kept, axis=0) + to_whole, 0.0)
@@ -195,21 +218,21 @@ def corrections_back(
     tl.debug_barrier()
 
     x = _load(inverse, slot * chunk, c < chunk, chunk, block_c)
-    y = _product(tl.trans(x), _load(to_own, of_values, c < chunk, d_value, block_v))
+    y = _product(tl.trans(x), _load(to_own, of_values, c < chunk, d_value, block_v), kind)
     _store(to_v, at * d_value, there, strength[:, None] * y, d_value, block_v)
     to_strength = tl.sum(y * _load(v, of_v, there, d_value, block_v).to(tl.float32), axis=1)
     tl.debug_barrier()
 
     s = _load(before, of_states, e < d_key, d_value, block_v)
-    to_seen = -tl.exp(past)[:, None] * _product(y, tl.trans(s))
+    to_seen = -tl.exp(past)[:, None] * _product(y, tl.trans(s), kind)
     of_seen = tl.sum(to_seen * _load(k, of_keys, there, d_key, block_k).to(tl.float32), axis=1)
     to_keys += strength[:, None] * to_seen
     tl.debug_barrier()
 
     u = _load(corrections, of_values, c < chunk, d_value, block_v)
-    to_alike = tl.where(c[:, None] > c[None, :], -_product(y, tl.trans(u)) * _decays(past, block_c), 0.0)
+    to_alike = tl.where(c[:, None] > c[None, :], -_product(y, tl.trans(u), kind) * _decays(past, block_c), 0.0)
     keys = _load(k, of_keys, there, d_key, block_k)
-    to_lower = to_alike * _product(keys, tl.trans(keys))
+    to_lower = to_alike * _product(keys, tl.trans(keys), kind)
     of_lower = tl.sum(to_lower, axis=1)
     tl.store(to_beta + at, to_strength + of_seen + of_lower, mask=there)
     to_past += strength * (of_seen + of_lower) - tl.sum(strength[:, None] * to_lower, axis=0)
@@ -219,5 +242,5 @@ def corrections_back(
     tl.debug_barrier()
 
     to_alike *= strength[:, None]
-    to_keys += _product(to_alike + tl.trans(to_alike), _load(k, of_keys, there, d_key, block_k))
+    to_keys += _product(to_alike + tl.trans(to_alike), _load(k, of_keys, there, d_key, block_k), kind)
     _store(to_k, at * d_key, there, to_keys, d_key, block_k)

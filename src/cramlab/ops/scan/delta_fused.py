@@ -1,7 +1,8 @@
-"""The delta rule in Triton: `delta_naive.delta_rule`, with inputs of 16 or 32 bits and sums in 32.
+"""The delta rule in Triton: `delta_naive.delta_rule`, with inputs of 16 or 32 bits, and states and sums in 32.
 
-Two kernels process all chunks at once, before and after a third that passes the states over the chunks. The gradient
-of a state that passes over chunks is a state that passes back over them, in the same kernel. Source: ours.
+Products take factors of 32 bits, or of bfloat16 if queries, keys and values have that type, and so do the arrays in
+between. Two kernels process all chunks at once, before and after a third that passes the states over the chunks. The
+gradient of a state that passes over chunks is a state that passes back over them, in the same kernel. Source: ours.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _delta_rule(
         own = torch.empty_like(corrections)
         kernels.corrections[grid](
             k, v, beta, log_decay, since, ends, inverse, own, seen, kept, *sizes, *_strides(k, v),
-            floor=FLOOR, levels=fixed["block_c"].bit_length() - 1, **fixed,
+            floor=FLOOR, **fixed,
         )  # fmt: skip
         _pass_state(own, seen, kept, ends, state.contiguous(), None, (before, corrections, last))
         kernels.outputs[grid](q, k, since, before, corrections, output, *sizes, *_strides(q, k), **fixed)
@@ -67,12 +68,14 @@ def _delta_rule(
 def _empty_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
-    del k, beta, log_decay
+    del beta, log_decay
     n_batch, n_tokens, n_heads, d_key = q.shape
-    d_value = v.shape[-1]
-    inside = ((chunk,), (), (chunk, chunk), (chunk, d_key), (chunk, d_key), (d_key, d_value), (chunk, d_value))
-    parts = (state.new_empty(-(-n_tokens // chunk), n_batch * n_heads, *sizes) for sizes in inside)
-    return v.new_empty(v.shape), state.new_empty(state.shape), *parts
+    d_value, n_chunks = v.shape[-1], -(-n_tokens // chunk)
+    kind = torch.bfloat16 if q.dtype == k.dtype == v.dtype == torch.bfloat16 else state.dtype
+    sums = (state.new_empty(n_chunks, n_batch * n_heads, *sizes) for sizes in ((chunk,), ()))
+    inside = ((chunk, chunk), (chunk, d_key), (chunk, d_key), (d_key, d_value), (chunk, d_value))
+    parts = (state.new_empty(n_chunks, n_batch * n_heads, *sizes, dtype=kind) for sizes in inside)
+    return v.new_empty(v.shape), state.new_empty(state.shape), *sums, *parts
 
 
 @torch.library.custom_op(

@@ -1,8 +1,9 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """The Triton kernel of the delta rule between its chunks: states that pass over chunks, forwards or backwards.
 
-Arrays are contiguous and have 32 bits. Products split each factor into two numbers of 19 bits (`tf32x3`), so that
-tensor cores compute them to nearly 32 bits. Blocks have at least 16 rows and columns, as tensor cores require.
+States have 32 bits; arrays of chunks are contiguous and have 32 bits or are bfloat16, then products take their factors
+so. Products in 32 bits split each factor into two numbers of 19 bits (`tf32x3`), so that tensor cores compute them to
+nearly 32 bits. Blocks have at least 16 rows and columns, as tensor cores require.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ def pass_state(
             n = n_chunks - 1 - step
         row = n * n_states + m
         tl.store(before + row * d_key * d_value + of_state, s, mask=in_state)
-        u = tl.load(own + row * chunk * d_value + of_values, mask=in_values, other=0.0)
+        u = tl.load(own + row * chunk * d_value + of_values, mask=in_values, other=0.0).to(tl.float32)
         by_state = tl.load(seen + row * chunk * d_key + of_keys, mask=in_keys, other=0.0)
         keys = tl.load(kept + row * chunk * d_key + of_keys_across, mask=in_keys_across, other=0.0)
         end = tl.load(ends + row)
         if backward:
-            u += tl.dot(by_state, s, input_precision="tf32x3")
+            u += tl.dot(by_state, s.to(by_state.dtype), input_precision="tf32x3")
             more = tl.load(added + row * d_key * d_value + of_state, mask=in_state, other=0.0)
-            s = end * s + more - tl.dot(keys, u, input_precision="tf32x3")
+            s = end * s + more - tl.dot(keys, u.to(keys.dtype), input_precision="tf32x3")
         else:
-            u -= tl.dot(by_state, s, input_precision="tf32x3")
-            s = end * s + tl.dot(keys, u, input_precision="tf32x3")
+            u -= tl.dot(by_state, s.to(by_state.dtype), input_precision="tf32x3")
+            s = end * s + tl.dot(keys, u.to(keys.dtype), input_precision="tf32x3")
         tl.store(corrections + row * chunk * d_value + of_values, u, mask=in_values)
     tl.store(last + m * d_key * d_value + of_state, s, mask=in_state)
