@@ -205,3 +205,15 @@ def test_a_layer_that_always_reads_has_no_semantic_memory_if_layers_are_chosen()
 def test_impossible_options_are_refused(changes, message):
     with pytest.raises((ValueError, ConfigError), match=message):
         CRAMForCausalLM(CRAMForCausalLMConfig(num_hidden_layers=2, **changes))
+
+
+def test_random_reads_of_all_or_no_tokens_are_those_of_the_other_routers():
+    tokens = ids(2, 12)
+    for share, router in ((1.0, "always"), (0.0, "never")):
+        model, other = make(router="random", random_frac=share), make(router=router)
+        other.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model(tokens).logits, other(tokens).logits)
+        found = [one.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0) for one in (model, other)]
+        assert torch.equal(*found)
+    with pytest.raises(ConfigError, match=r"random_frac = 1\.5"):
+        make(router="random", random_frac=1.5)

@@ -105,5 +105,9 @@ class CRAMBlock(Block, GradientCheckpointingLayer):
 
     @property
     def steps(self) -> bool:
-        """Whether a decoder may bypass `forward`: there are no hooks or adapters on the block or its mixer."""
-        return is_plain(self, CRAMBlock) and is_plain(self.mixer, CRAMLayer)
+        """Whether a decoder may bypass `forward`: no hooks or adapters on block and mixer, and no router that draws."""
+        return is_plain(self, CRAMBlock) and is_plain(self.mixer, CRAMLayer) and not self._draws
+
+    @property
+    def _draws(self) -> bool:
+        return isinstance(self.mixer, CRAMLayer) and self.mixer.config.router.name == "random"

@@ -67,8 +67,10 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         semantic_rank: width of the semantic memory.
         bigram_slots: rows of a table of bigrams, which is added to the residual stream before every block; 0: no table.
             Five times the vocabulary is a good size (see `BigramTable`).
-        router: "benefit", "always" or "never", for all layers with memories or one per layer, "never" in layers
-            without; "always" in one layer of eight and "never" in the others make a hybrid of recurrence and attention.
+        router: "benefit", "always", "never" or "random", for all layers with memories or one per layer, "never" in
+            layers without; "always" in one layer of eight and "never" in the others make a hybrid of recurrence and
+            attention. "random" is a control: each token reads with probability `random_frac`, drawn anew in every call.
+        random_frac: see `RouterConfig`.
         gate_learns: what gates learn; see `RouterConfig.learns`.
         gate_width: hidden width of the gates.
         read_price: smallest benefit that makes a read worthwhile, in nats; for gates that learn a "decision".
@@ -103,6 +105,7 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
     semantic_rank: int = 256
     bigram_slots: int = 0
     router: str | list[str] = "benefit"
+    random_frac: float = 0.05
     gate_learns: str = "decision"
     gate_width: int = 64
     read_price: float = 0.1
@@ -129,8 +132,8 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
         if len(names) != self.num_hidden_layers:
             raise ValueError(f"router names {len(names)} layers of {self.num_hidden_layers}; give one, or one for each")
         for layer, (name, here) in enumerate(zip(names, remembers, strict=True)):
-            if name not in ("benefit", "always", "never"):
-                raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always" or "never"')
+            if name not in ("benefit", "always", "never", "random"):
+                raise ValueError(f'router = "{name}" cannot serve text; give "benefit", "always", "never" or "random"')
             if not here and name != "never":
                 raise ValueError(
                     f'router[{layer}] = "{name}" is of a layer without memories; give "never", or add {layer} to '
@@ -192,7 +195,12 @@ class CRAMForCausalLMConfig(BringsModel, PreTrainedConfig):
                 write=self.memory_write,  # type: ignore[arg-type]
             ),
             semantic=AdapterConfig(rank=self.semantic_rank) if asked else NothingConfig(),
-            router=RouterConfig(name=router, learns=self.gate_learns, d_hidden=self.gate_width),  # type: ignore[arg-type]
+            router=RouterConfig(
+                name=router,  # type: ignore[arg-type]
+                learns=self.gate_learns,  # type: ignore[arg-type]
+                d_hidden=self.gate_width,
+                random_frac=self.random_frac,
+            ),
             window=None if router == "always" else self.window,
         )
 

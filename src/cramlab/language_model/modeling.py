@@ -275,7 +275,8 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         if read_none:
             routing = routing._replace(skips=torch.ones_like(tokens.gaps, dtype=torch.bool))
         without = -1
-        if self.training and call.target is not None and not read_none and "benefit" in self.config.routers():
+        routes = any(name in ("benefit", "random") for name in self.config.routers())
+        if self.training and call.target is not None and not read_none and routes:
             routing, without = self._training_routing(routing, tokens.gaps)
         stepping = x.shape[1] == 1 and call.valid is None
         stepping = stepping and not (self.training or read_all or read_none or torch.is_grad_enabled())
@@ -319,11 +320,11 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             routing = routing._replace(audits=drawn < self.config.audit_frac)
         if gaps.is_cuda:  # bounds that are never met: no size depends on a gate, so nothing waits for the device
             routing = routing._replace(bounds=Bounds(gaps.shape[1], gaps.shape[1]))
-        if self.config.gate_learns not in ("decision", "nats"):
+        gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
+        if not gated or self.config.gate_learns not in ("decision", "nats"):
             return routing, -1
         if self.config.judged_frac < 1 and float(torch.rand(())) >= self.config.judged_frac:
             return routing._replace(audits=None), -1
-        gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
         return routing, gated[int(torch.randint(len(gated), ()))]
 
     def _loss(self, stacked: Stacked, logits: Tensor, call: Call) -> Tensor:

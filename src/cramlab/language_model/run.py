@@ -7,9 +7,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from cramlab.config import ConfigError, Count, CountOrZero, Layers, Name, Positive, Seed, Share, Size, Weight, checked
+from cramlab.language_model.llama_with_bigrams import LlamaWithBigrams
 from cramlab.language_model.modeling import CRAMForCausalLM, CRAMForCausalLMConfig
 from cramlab.language_model.text import Part
 
@@ -27,6 +36,10 @@ class TextRunConfig:
         model: "cram"; "llama" or "gpt2", with attention.
         arm: name of the model among those it is compared with, and stem of its files; empty: "cram" or the like.
         cram: fields of `CRAMForCausalLMConfig`, for a CRAM model.
+        bigram_slots: rows of a table of bigrams, which a CRAM model or a Llama adds to its residual stream before every
+            block and has beyond its other parameters; 0: no table.
+        window: number of newest tokens that every token attends to, in all layers of a Llama, or in the layers with
+            memories of a CRAM model, beside its reads; None: a Llama attends to all tokens, and CRAM has no window.
         seed: seed of weights, batches and audits.
         vocab_size: number of tokens of the tokenizer.
         context: tokens per sequence.
@@ -59,6 +72,8 @@ class TextRunConfig:
     model: ModelName = "cram"
     arm: Name = ""
     cram: dict[str, Any] = field(default_factory=dict)
+    bigram_slots: CountOrZero = 0
+    window: Size | None = None
     seed: Seed = 0
     vocab_size: Size = 2048
     context: Size = 256
@@ -91,6 +106,12 @@ class TextRunConfig:
             raise ConfigError(f"first_checkpoint = {self.first_checkpoint} must be at most n_steps = {self.n_steps}")
         if self.cram and self.model != "cram":
             raise ConfigError(f'cram = {self.cram} does not apply to model = "{self.model}"; leave it out')
+        if self.bigram_slots and (self.model == "gpt2" or (self.model == "llama" and self.window)):
+            raise ConfigError(
+                f"bigram_slots = {self.bigram_slots} does not apply to a GPT-2 or a Llama with a window; leave it out"
+            )
+        if self.window is not None and self.model == "gpt2":
+            raise ConfigError(f'window = {self.window} does not apply to model = "gpt2"; leave it out')
         if self.reads_frac is not None and self.cram.get("gate_learns", "decision") == "decision":
             raise ConfigError(
                 f'reads_frac = {self.reads_frac} needs gates with a threshold; set cram.gate_learns="nats"'
@@ -112,16 +133,17 @@ class TextRunConfig:
         return [0, *sorted({round(self.first_checkpoint * factor**i) for i in range(self.n_checkpoints)})]
 
     @property
-    def learns_gates(self) -> bool:
-        """Whether the model has read gates, which open and close in training."""
+    def routes(self) -> bool:
+        """Whether some tokens of the model read and others do not, once the encoding phase has ended."""
         router = self.cram.get("router", "benefit")
-        return self.model == "cram" and (router == "benefit" or "benefit" in list(router))
+        routers = {router} if isinstance(router, str) else set(router)
+        return self.model == "cram" and not routers.isdisjoint(("benefit", "random"))
 
     def build(self) -> PreTrainedModel:
         """A fresh model. The width of the MLPs is chosen so that every model has as many parameters.
 
         Their number is that of a CRAM model with leaky integrators and gates in every layer, whose MLPs are four times
-        as wide as the model.
+        as wide as the model, and with the table of bigrams if there is one.
         """
         make = {"cram": self._cram, "llama": self._llama, "gpt2": self._gpt2}[self.model]
         with torch.device("meta"):
@@ -135,14 +157,22 @@ class TextRunConfig:
             return make(width)
 
     def _reference(self, width: int) -> PreTrainedModel:
-        return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width)))
+        return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width), bigram_slots=self.bigram_slots))
 
     def _cram(self, width: int) -> PreTrainedModel:
-        fields = {"memory_capacity": None, "read_price": self.read_price} | self.cram
+        fields = {
+            "memory_capacity": None, "read_price": self.read_price, "bigram_slots": self.bigram_slots,
+            "window": self.window,
+        } | self.cram  # fmt: skip
         return CRAMForCausalLM(CRAMForCausalLMConfig(**self._sizes(width), **fields))
 
     def _llama(self, width: int) -> PreTrainedModel:
-        return LlamaForCausalLM(LlamaConfig(**self._sizes(width), tie_word_embeddings=True))
+        sizes: dict[str, Any] = self._sizes(width) | {"tie_word_embeddings": True}
+        if self.window is not None:  # a Mistral with as many keys as queries is a Llama with a window
+            sizes |= {"num_key_value_heads": self.n_heads, "sliding_window": self.window}
+            return MistralForCausalLM(MistralConfig(**sizes))
+        config = LlamaConfig(**sizes)
+        return LlamaWithBigrams(config, self.bigram_slots) if self.bigram_slots else LlamaForCausalLM(config)
 
     def _gpt2(self, width: int) -> PreTrainedModel:
         config = GPT2Config(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,12 +49,14 @@ class TextProgress:
         step: optimiser steps made.
         series: evaluations so far.
         elapsed_s: seconds of work up to the newest checkpoint.
+        step_ms: milliseconds of a step, mean from one evaluation to the next, without the evaluations.
         reading: state of a CRAM model's reading.
     """
 
     step: int = 0
     series: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
+    step_ms: list[float] = field(default_factory=list)
     reading: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +102,7 @@ def run_text(
     start_s, saved_s = time.perf_counter() - progress.elapsed_s, time.perf_counter()
     if progress.step == 0 and config.checkpoint_steps:
         _save_model(model, text, config, out, 0)
+    from_step, from_s = progress.step, time.perf_counter()
     while progress.step < config.n_steps:
         train_step(model, optimizer, text, config, progress.step, reading)
         progress.step += 1
@@ -109,6 +113,9 @@ def run_text(
             _save_model(model, text, config, out, progress.step)
         if progress.step % config.eval_every_steps and not last:
             continue
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        progress.step_ms.append(1000 * (time.perf_counter() - from_s) / (progress.step - from_step))
         progress.series.append(_evaluated(model, text, config, progress.step, reading))
         progress.elapsed_s, progress.reading = time.perf_counter() - start_s, dict(vars(reading))
         out_of_time = deadline is not None and time.time() > deadline
@@ -121,6 +128,7 @@ def run_text(
             log(f"{config.name} {progress.series[-1]} {progress.elapsed_s:.0f} s")
         if out_of_time and not last:
             raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
+        from_step, from_s = progress.step, time.perf_counter()
     record = records.header(device) | {
         "kind": "text",
         "name": config.name,
@@ -129,6 +137,7 @@ def run_text(
         "n_parameters": model.num_parameters(),
         "series": progress.series,
         "elapsed_s": progress.elapsed_s,
+        "ms_per_step": statistics.median(progress.step_ms),
     }
     if assess is not None:
         with torch.compiler.set_stance("force_eager"):  # it calls the model with many shapes
@@ -218,7 +227,7 @@ def train_step(
         group["lr"] = config.learning_rate * rate_factor(config, step)
     seed = config.seed * 1_000_003 + step
     tokens = random_windows(text.train, config.context, config.batch_size, seed).to(config.device)
-    asked = {"read_all": reading.reads_all(config, step)} if config.learns_gates else {}
+    asked = {"read_all": reading.reads_all(config, step)} if config.routes else {}
     if config.reads_frac is not None:
         asked["output_gates"] = True
     model.train()
@@ -268,7 +277,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """A row of the series; tells the schedule what reading gains."""
     row = {"step": step, "n_tokens": _n_tokens(config, step)} | held_out(model, text, config)
-    if not config.learns_gates:
+    if not config.routes:
         return row
     row["threshold"] = None if reading.threshold is None else float(reading.threshold)
     if config.least_gain is not None and reading.ended_at is None:
