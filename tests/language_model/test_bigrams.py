@@ -159,3 +159,22 @@ def test_a_llama_with_bigrams_refuses_what_it_cannot_do():
     model = LlamaWithBigrams(llama(), SLOTS)
     with pytest.raises(ValueError, match="position_ids cannot be honoured"):
         model(ids(), position_ids=torch.arange(20)[None])
+
+
+def test_one_graph_serves_all_layers_of_a_llama_with_bigrams():
+    model, tokens, graphs = LlamaWithBigrams(llama(), SLOTS), ids(), []
+    with torch.no_grad():
+        model.bigrams.table.normal_()
+        model.bigrams.scale[1] = 3.0
+    plain = model(tokens).logits
+    torch.compiler.reset()
+
+    def counted(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for layer in model.model.layers:
+        layer.compile(backend=counted)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, plain)
+    assert len(graphs) == 1

@@ -77,8 +77,8 @@ class BigramTable(nn.Module):
         """Slot of each pair, computed in integers, so that every device finds the same, int64 (...)."""
         return (previous * _OF_PREVIOUS + tokens * _OF_TOKEN) % _PRIME % len(self.table)
 
-    def onto(self, x: Tensor, bigrams: Bigrams, layer: int) -> Tensor:
-        """The residual stream (B, T, D) before a block, with the rows added."""
+    def onto(self, x: Tensor, bigrams: Bigrams, layer: int | Tensor) -> Tensor:
+        """The residual stream (B, T, D) before a block, whose number may be a tensor (1,), with the rows added."""
         return x + (self.scale[layer] * bigrams.rows).to(x.dtype)
 
     def cost(self, seq_len: int) -> Cost:  # noqa: ARG002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -12,15 +13,20 @@ from cramlab.language_model.bigrams import Bigrams, BigramTable
 
 
 class _Layer(LlamaDecoderLayer):
-    """A layer whose residual stream first gets the rows of the bigrams."""
+    """A layer whose residual stream first gets the rows of the bigrams.
+
+    Its number is a tensor, (1,), so that one compiled graph serves all layers.
+    """
+
+    number: Tensor
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.layer_idx = layer_idx
+        self.register_buffer("number", torch.tensor([layer_idx]), persistent=False)
 
     def forward(self, hidden_states: Tensor, *args: Any, bigrams: tuple[BigramTable, Bigrams], **kwargs: Any) -> Tensor:
         table, found = bigrams
-        return super().forward(table.onto(hidden_states, found, self.layer_idx), *args, **kwargs)
+        return super().forward(table.onto(hidden_states, found, self.number), *args, **kwargs)
 
 
 class LlamaWithBigrams(LlamaForCausalLM):
