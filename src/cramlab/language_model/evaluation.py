@@ -18,7 +18,8 @@ from cramlab.language_model.scoring import Scored, score
 from cramlab.language_model.text import Part, PreparedText, held_out_windows
 
 N_POSITIONS = 8
-COUNTS = (0, 1, 10, 100, 1_000, 10_000)  # least number of occurrences in each bin
+ENCOUNTERS = (0, *(2**i for i in range(17)))  # least number of occurrences in each bin
+COUNTS = (0, 1, 10, 100, 1_000, 10_000)  # likewise, of bins that hardness divides further
 NATS = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0)  # least loss in each bin
 
 
@@ -84,12 +85,13 @@ def sliced(
         "fresh": scored.summary(~is_repeated),
         "by_position": _by_position(scored),
         "by_count": {
-            name: [row | scored.summary(where) for row, where in _count_bins(n)] for name, n in counts.items()
+            name: [row | scored.summary(where) for row, where in _count_bins(n, ENCOUNTERS)]
+            for name, n in counts.items()
         },
         "by_count_and_nats": {
             name: [
                 row | hard | scored.summary(where & is_hard)
-                for row, where in _count_bins(n)
+                for row, where in _count_bins(n, COUNTS)
                 for hard, is_hard in _nats_bins(hardness)
             ]
             for name, n in counts.items()
@@ -109,11 +111,11 @@ def _by_position(scored: Scored) -> list[dict[str, Any]]:
     ]
 
 
-def _count_bins(counts: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
-    """Bounds of each bin of `COUNTS`, and the tokens in it."""
+def _count_bins(counts: Tensor, lows: Sequence[int]) -> list[tuple[dict[str, Any], Tensor]]:
+    """Bounds of each bin, given the least number of occurrences in each, and the tokens in it."""
     return [
         ({"count_from": low, "count_to": None if high is None else high - 1}, where)
-        for low, high, where in _bins(counts, COUNTS)
+        for low, high, where in _bins(counts, lows)
     ]
 
 
