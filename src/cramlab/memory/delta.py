@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cramlab.config import Size, checked
+from cramlab.ops.conv.heads import convolved_heads
 from cramlab.ops.scan.delta import delta_flops, delta_rule
 
 
@@ -94,21 +95,13 @@ class DeltaMemory(nn.Module):
         """
         heads = (self.config.n_heads, self.config.d_head)
         matrices, before = state.split(self._sizes, dim=1)
-        inputs, after = self._convolve(self.w_in(x), before, valid)
-        q, k, v = (part.unflatten(-1, heads) for part in F.silu(inputs).chunk(3, dim=-1))
+        q, k, v, after = self._convolve(self.w_in(x), before, valid)
         beta = torch.sigmoid(self.w_beta(x))
         rate = self.log_rate.exp() * F.softplus(self.w_rate(x).float() + self.rate_bias)
         log_decay = -rate * gaps[..., None].to(rate.dtype)
         if valid is not None:
             beta, log_decay = (t.masked_fill(~valid[..., None], 0) for t in (beta, log_decay))
-        answers, matrices = delta_rule(
-            F.normalize(q.float(), dim=-1) / math.sqrt(heads[1]),
-            F.normalize(k.float(), dim=-1),
-            v,
-            beta,
-            log_decay,
-            matrices.unflatten(1, (*heads, heads[1])),
-        )
+        answers, matrices = delta_rule(q, k, v, beta, log_decay, matrices.unflatten(1, (*heads, heads[1])))
         h = F.rms_norm(answers, heads[1:], self.norm.to(answers.dtype), 1e-6).flatten(2) * F.silu(self.w_gate(x))
         return self.w_out(h) + x, h, torch.cat([matrices.flatten(1), after], dim=1)
 
@@ -124,8 +117,8 @@ class DeltaMemory(nn.Module):
         """Numbers in the state of a sequence."""
         return sum(self._sizes)
 
-    def _convolve(self, inputs: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A causal convolution over the tokens that are not padding, each channel by itself.
+    def _convolve(self, inputs: Tensor, before: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values, from a causal convolution over the tokens that are not padding.
 
         Args:
             inputs: (B, T, C).
@@ -133,27 +126,24 @@ class DeltaMemory(nn.Module):
             valid: see `forward`.
 
         Returns:
-            (B, T, C), anything on padding; and the last inputs for the next call.
+            Queries, keys and values, (B, T, n_heads, d_head), anything on padding; the last inputs for the next call.
         """
-        n_before = self.config.conv_tokens - 1
-        if not n_before:
-            return inputs * self.conv[:, 0].to(inputs.dtype), before
-        n_tokens, width = inputs.shape[1:]
+        n_before, width = self.config.conv_tokens - 1, inputs.shape[2]
+        earlier = before.unflatten(1, (n_before, width))
         order = None
         if valid is not None:  # tokens move to the front of their row, so that padding never stands between them
-            order = (~valid).to(torch.int8).argsort(dim=1, stable=True)[..., None].expand(-1, -1, width)
-            inputs = inputs.gather(1, order)
-        history = torch.cat([before.unflatten(1, (n_before, width)).to(inputs.dtype), inputs], dim=1)
-        # Shifted products fuse into one pass; a depthwise convolution of cuDNN takes several times as long.
-        first, *taps = self.conv.to(inputs.dtype).unbind(1)
-        found = first * history[:, :n_tokens]
-        for i, tap in enumerate(taps, start=1):
-            found = found + tap * history[:, i : i + n_tokens]
-        if valid is None:
-            last = history[:, n_tokens:]
+            order = (~valid).to(torch.int8).argsort(dim=1, stable=True)[..., None]
+            inputs = inputs.gather(1, order.expand_as(inputs))
+        q, k, v = convolved_heads(inputs, self.conv, earlier, self.config.n_heads)
+        if not n_before:
+            last = earlier
+        elif valid is None:
+            last = torch.cat([earlier, inputs[:, -n_before:].to(earlier.dtype)], dim=1)[:, -n_before:]
         else:
+            history = torch.cat([earlier, inputs.to(earlier.dtype)], dim=1)
             place = valid.sum(dim=1)[:, None] + torch.arange(n_before, device=inputs.device)
             last = history.gather(1, place[..., None].expand(-1, -1, width))
         if order is not None:
-            found = torch.empty_like(found).scatter(1, order, found)
-        return found, last.to(before.dtype).flatten(1)
+            place = order[..., None].expand_as(q)
+            q, k, v = (torch.empty_like(t).scatter(1, place, t) for t in (q, k, v))
+        return q, k, v, last.flatten(1)
