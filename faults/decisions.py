@@ -102,7 +102,7 @@ def _at_the_median(model: Any, ids: Tensor) -> None:
     decide = ConsolidatedAttention.decide
 
     def set_and_decide(layer: ConsolidatedAttention, seen: Any) -> Any:
-        layer.threshold = float(layer.scores(seen.features)[seen.far].float().median())
+        layer.threshold = float(layer.scores(seen.features, seen.n_keys)[seen.far].float().median())
         return decide(layer, seen)
 
     with torch.no_grad(), mock.patch.object(ConsolidatedAttention, "decide", set_and_decide):

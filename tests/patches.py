@@ -25,8 +25,11 @@ def layers_for(model, rank=3, window=WINDOW, n_sinks=N_SINKS, seed=0):
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for site in consolidatable_sites(model):
-        layer = ConsolidatedAttention.beside(site, rank=rank, window=window, n_sinks=n_sinks)
-        for parameter in layer.parameters():
+        layer = ConsolidatedAttention.beside(site, rank=rank, window=window, n_sinks=n_sinks, n_offsets=7)
+        for name, parameter in layer.named_parameters():
+            if name == "offsets":  # another threshold from position to position
+                parameter.data = torch.linspace(-0.1, 0.1, len(parameter)).to(parameter)
+                continue
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
         layer.gate.weight.data[:, site.d_model :] = 0.0  # scores on both sides of the threshold
         layer.gate.bias.data.zero_()

@@ -30,7 +30,7 @@ from cramlab.auditing import read_corpus
 from cramlab.auditing.resume import Stages, identity
 from cramlab.config import overridden, to_dict
 from cramlab.consolidation.compare.methods import Comparison, Extras
-from cramlab.consolidation.config import GROUPS, ConsolidationConfig
+from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.documents import Parts, held_out_at, parts_of, running_contexts
 from cramlab.consolidation.earlier import config_before, learned_before
 from cramlab.consolidation.folder import load_record
@@ -110,7 +110,7 @@ def main() -> None:
     further_text = None if further is None else further.described()
     model = pretrained.model.to(args.device)
     parts = parts_of(pretrained, corpus, config, further)
-    named, saved = identity(model, [parts[group] for group in GROUPS], config), None
+    named, saved = identity(model, list(parts.values()), config), None
     if start is not None:
         record, learned, allowed = learned_before(model, start, corpus, config)
         if allowed is not corpus:

@@ -77,7 +77,7 @@ def by_dense_masks(model, layers, tokens, mask):
         masses = [scores.masked_fill(~ok[:, None], -1e30).logsumexp(-1).clamp(min=-50).transpose(1, 2)
                   for ok in (near, sinks)]  # fmt: skip
         features = torch.cat([seen[module], window.flatten(2), *masses], dim=-1)
-        reads = (layer.scores(features) > 0) & far
+        reads = (layer.scores(features, real.sum(-1)) > 0) & far
         reads_of[module] = int(reads.sum())
         extra[module] = torch.where((far & ~reads)[..., None], layer.adapt(features), 0.0)
         return torch.where(reads[..., None, None] | ~far[..., None, None], full, window), None
@@ -110,7 +110,9 @@ def test_outputs_and_gradients_are_those_of_masked_dense_attention(name, n_paddi
     real = mask.bool()
     layers = layers_for(model)
     wanted, n_reads = by_dense_masks(model, layers, tokens, mask)
-    given = [p for layer in layers.values() for n, p in layer.named_parameters() if not n.startswith("gate")]
+    given = [
+        p for layer in layers.values() for n, p in layer.named_parameters() if not n.startswith(("gate", "offsets"))
+    ]
     given.append(model.get_input_embeddings().weight)
     direction = torch.randn(wanted[real].shape)
     wanted_grads = torch.autograd.grad((wanted[real] * direction).sum(), given)

@@ -118,7 +118,13 @@ def test_adapters_help_and_gates_rank_errors(learner):
         if i == 1:
             added = added_by_far(site, seen)[seen.far]
             x = seen.features[seen.far]
-            pairs.append((added.square().sum(-1), (added - layer.adapt(x)).square().sum(-1), layer.scores(x)))
+            pairs.append(
+                (
+                    added.square().sum(-1),
+                    (added - layer.adapt(x)).square().sum(-1),
+                    layer.scores(x, seen.n_keys[seen.far]),
+                )
+            )
 
     for tokens in learner.setting.parts["gate"]:
         learner.setting.observe(tokens[None], look)

@@ -30,8 +30,8 @@ pytest.importorskip("glassllm")
 SIZES = {"context": 128, "window": 16, "fit_documents": 12, "sensitivity_documents": 3, "layers_per_document": 2,
          "gate_documents": 6, "validation_documents": 4, "calibration_documents": 30, "test_documents": 4,
          "tokens_per_document": 64, "adapter_bytes": 100_000, "max_rank": 8, "units": 4, "local_steps": 4,
-         "end_steps": 6, "batch_contexts": 2}  # fmt: skip
-SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
+         "end_steps": 6, "batch_contexts": 2, "learning_lengths": (64,), "calibrated_lengths": (96,)}  # fmt: skip
+SET = [part for name, value in SIZES.items() for part in ("--set", f"{name}={str(value).strip('(),')}")]
 
 
 def command(out, *more):
@@ -55,6 +55,10 @@ def test_the_folder_is_small_and_says_what_was_promised(folder):
     assert record["skipped_frac"] == passed[-1]["skipped_frac"]
     assert passed[-1]["mean"] < passed[-1]["upper_bound"] <= 0.1
     assert record["test"]["documents"] == SIZES["test_documents"]
+    (shorter,) = record["lengths"]
+    assert (shorter["length"], shorter["documents"]) == (96, SIZES["calibration_documents"])
+    assert {t["skipped_frac"]: t["p_value"] for t in shorter["tested"]}[record["skipped_frac"]] <= 0.1
+    assert shorter["test"]["increase"] != record["test"]["increase"]
     assert 0 < record["test"]["skipped_frac"] <= 1
     assert record["model"]["family"] == "llama"
 
@@ -547,12 +551,22 @@ def test_calibration_starts_where_as_many_documents_like_those_of_validation_wou
         def increases(self, part, skipped_frac, threshold):
             name = f"{skipped_frac:g}"
             asked.append((part, name))
-            n = getattr(config, f"{part}_documents")
+            n = getattr(config, f"{part.partition('-')[0]}_documents")
             return means[name] + 0.01 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None].expand(-1, 3)
 
     learned = Learned(layers={}, ranks=[], explained=[], sensitivity=[], strengths=[], benefit_gates=[])
-    parts = {"calibration": [torch.zeros(1)] * config.calibration_documents}
+    parts = {part: [torch.zeros(1)] * config.calibration_documents for part in ("calibration", "calibration-96")}
     run = Planted(Setting(None, [], config, parts, None), learned, "planted")
-    calibrated = run.calibrate(Guarantee(increase=0.02, bound=0.1, delta=0.1))
+    guarantee = Guarantee(increase=0.02, bound=0.1, delta=0.1)
+    calibrated = run.calibrate(guarantee)
     assert calibrated.skipped_frac == 0.3
     assert [name for part, name in asked if part == "calibration"] == ["0.1", "0.2", "0.3", "0.4"]
+    assert [frac for frac, _ in calibrated.at_lengths[96]] == [0.1, 0.2, 0.3]  # only what passed at the context
+
+    class WorseWhenShort(Planted):
+        def increases(self, part, skipped_frac, threshold):
+            return super().increases(part, skipped_frac, threshold) + 0.008 * part.endswith("-96")
+
+    worse = WorseWhenShort(Setting(None, [], config, parts, None), learned, "planted").calibrate(guarantee)
+    assert worse.skipped_frac == 0.2  # what every length passes
+    assert [t.p_value <= 0.1 for _, t in worse.at_lengths[96]] == [True, True, False]

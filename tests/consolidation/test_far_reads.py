@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cramlab.consolidation.patch.reads import Scoring, _softmax, far_read, read_by_heads, window_read
-from cramlab.consolidation.patch.visibility import Mask, Padding, far_tokens, visibility
+from cramlab.consolidation.patch.visibility import Mask, Padding, n_keys_seen, visibility
 from cramlab.errors import ConsolidationError
 
 
@@ -149,10 +149,10 @@ def test_the_far_past_is_not_touched():
     assert got.n_scored == 2 * 2 * 16 * (16 + 16 - 1 + 3)  # two blocks of 16 queries against their bands
 
 
-def test_who_has_far_keys():
-    assert far_tokens(None, 1, 4, 16, 18, torch.device("cpu")).tolist() == [[False, False, True, True]]
+def test_how_many_keys_a_token_sees():
+    assert n_keys_seen(None, 1, 4, 16, torch.device("cpu")).tolist() == [[17, 18, 19, 20]]
     padding = Padding(torch.arange(20) >= torch.tensor([[0], [1]]), torch.tensor([0, 1]))
-    assert far_tokens(padding, 2, 4, 16, 18, torch.device("cpu")).tolist()[1] == [False, False, False, True]
+    assert n_keys_seen(padding, 2, 4, 16, torch.device("cpu")).tolist() == [[17, 18, 19, 20], [16, 17, 18, 19]]
 
 
 CAUSAL = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6)
@@ -172,7 +172,7 @@ def test_masks_of_causality_and_padding_are_read_as_such():
     assert isinstance(right, Padding)
     assert left.first.tolist() == [0, 2]
     assert right.first.tolist() == [0, 0]
-    assert far_tokens(right, 2, 6, 0, 2, torch.device("cpu")).sum(1).tolist() == [4, 2]  # padding has nothing far
+    assert n_keys_seen(right, 2, 6, 0, torch.device("cpu")).tolist() == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 0, 0]]
 
 
 def test_other_causal_masks_are_kept_and_those_that_are_not_causal_are_refused():
@@ -207,11 +207,11 @@ def test_any_causal_mask_is_the_window_and_the_read_counted_among_the_keys_seen(
     reads = torch.rand(2, n_tokens, generator=generator) < 0.6
     answers, _ = far_read(query, key, value, reads, scoring=scoring, seen=seen)
     by_place = dict(zip(map(tuple, reads.nonzero().tolist()), answers, strict=True))
-    far = far_tokens(seen, 2, n_tokens, n_keys - n_tokens, window + n_sinks, torch.device("cpu"))
+    counted = n_keys_seen(seen, 2, n_tokens, n_keys - n_tokens, torch.device("cpu"))
     for b in range(2):
         for t in range(n_tokens):
             visible = [s for s in range(n_keys) if allowed[b, :, t, s].any()]
-            assert bool(far[b, t]) == (len(visible) > window + n_sinks)
+            assert int(counted[b, t]) == len(visible)
             near = set(visible[:n_sinks] + visible[-window:])
             for h in range(4):
                 own = h if n_heads_of_mask == 4 else 0

@@ -1,6 +1,7 @@
 """Gradient steps: hard reads are those of the gathered execution, prices hold the shares, the backbone stays."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cramlab.auditing.resume import Stages
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.learn.closed_form import Learned
 from cramlab.consolidation.learn.gradients import Distiller, distilled, with_units
+from cramlab.consolidation.learn.planting import LONGEST, SHORTEST, planted
 from cramlab.consolidation.learn.rehearsal import end_loss, rehearse
 from cramlab.consolidation.learn.steps import batches
 from cramlab.consolidation.patch.install import patched
@@ -46,6 +48,15 @@ def setting(request):
     return model, sites, layers, torch.stack(documents(4, N_TOKENS))
 
 
+def random_layers(sites):
+    """Layers without units."""
+    layers = {site.layer: ConsolidatedAttention.beside(site, rank=2, window=WINDOW, n_sinks=N_SINKS) for site in sites}
+    for layer in layers.values():
+        for tensor in layer.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape))
+    return layers
+
+
 def distiller_of(setting, n_steps=10, config=CONFIG, **options):
     model, sites, layers, _ = setting
     return Distiller(with_parts(model, sites, {}, config), layers, [1.0] * len(sites), n_steps, **options)
@@ -79,7 +90,9 @@ def test_hard_reads_are_those_of_the_gathered_execution_in_loss_and_gradients(se
     config = ConsolidationConfig(**(vars(CONFIG) | {"end_loss": loss}))
     distiller = distiller_of(setting, config=config)
     threshold = float(distiller._first_thresholds(tokens)[0])
-    given = [p for layer in layers.values() for n, p in layer.named_parameters() if not n.startswith("gate")]
+    given = [
+        p for layer in layers.values() for n, p in layer.named_parameters() if not n.startswith(("gate", "offsets"))
+    ]
     for parameter in given:
         parameter.requires_grad_()
     with torch.enable_grad():
@@ -150,17 +163,14 @@ def test_local_steps_leave_less_error(setting):
 
 
 def test_new_units_say_nothing(setting):
-    _, sites, layers, _ = setting
-    plain = {}
-    for i in layers:
-        plain[i] = ConsolidatedAttention.beside(sites[i], rank=2, window=WINDOW, n_sinks=N_SINKS)
-        for tensor in plain[i].state_dict().values():
-            tensor.copy_(torch.randn(tensor.shape))
-    grown = with_units(sites, plain, 5, seed=0)
+    sites = setting[1]
+    plain = random_layers(sites)
+    grown = with_units(sites, plain, 5, seed=0, n_offsets=7)
     for i, layer in grown.items():
         features = torch.randn(3, len(layer.shift))
         torch.testing.assert_close(layer.adapt(features), plain[i].adapt(features))
-        torch.testing.assert_close(layer.scores(features), plain[i].scores(features))
+        n_keys = torch.tensor([7, 20, 40])
+        torch.testing.assert_close(layer.scores(features, n_keys), plain[i].scores(features, n_keys))
         assert layer.down.weight[2:].abs().min() > 0
 
 
@@ -184,11 +194,11 @@ def test_a_router_alone_learns_gates_and_answers_with_the_window(setting):
 
 
 def test_every_source_meets_every_share():
-    config = ConsolidationConfig()
     mine, other = ([torch.full((3,), i + base) for i in range(4)] for base in (0, 100))
     for size in (1, 8):
         met = set()
-        for step, batch in enumerate(batches({"learning": mine, "further": other}, size, 16 // size, seed=0)):
+        config = ConsolidationConfig(batch_contexts=size)
+        for step, batch in enumerate(batches({"learning": mine, "further": other}, config, 16 // size, seed=0)):
             for i, tokens in enumerate(batch):
                 met.add((bool(tokens[0] >= 100), (step * size + i) // 2 % len(config.learning_fracs)))
         assert len(met) == 2 * len(config.learning_fracs)
@@ -198,3 +208,54 @@ def test_rounded_weights_are_those_that_the_folder_keeps(setting):
     rounded(setting[2])
     for layer in setting[2].values():
         assert all(torch.equal(p.half().float(), p) for p in layer.parameters())
+
+
+def test_offsets_learn_and_are_linear_between_powers_of_two(setting):
+    model, sites, _, tokens = setting
+    config = ConsolidationConfig(**(vars(CONFIG) | {"learning_lengths": (20,), "batch_contexts": 2}))
+    grown = with_units(sites, random_layers(sites), UNITS, seed=0, n_offsets=config.n_offsets)
+    distiller = distiller_of((model, sites, grown, tokens), config=config)
+    for step in range(3):
+        distiller.end_step(step, tokens)
+    for layer in grown.values():
+        assert len(layer.offsets) == 7  # for 1, 2, 4, ... 64 keys; a token with far keys sees 9 to 40
+        assert layer.offsets[3:].abs().min() > 0
+        assert layer.offsets[:3].abs().max() == 0
+        at_powers = layer.offset(torch.tensor([1, 2, 4, 8, 16, 32, 64, 128]))
+        torch.testing.assert_close(at_powers, layer.offsets[[0, 1, 2, 3, 4, 5, 6, 6]])
+        share = math.log2(24 / 16)
+        between = (1 - share) * layer.offsets[4] + share * layer.offsets[5]
+        torch.testing.assert_close(layer.offset(torch.tensor(24)), between)
+
+
+def test_steps_draw_lengths_and_each_length_meets_both_sources_and_every_share():
+    config = ConsolidationConfig(**(vars(CONFIG) | {"learning_lengths": (80, 20), "batch_contexts": 4}))
+    mine, other = ([torch.arange(n) + base for n in (100, 40, 25)] for base in (0, 1000))
+    met = set()
+    for step, batch in enumerate(batches({"learning": mine, "further": other}, config, 60, seed=0)):
+        assert batch.numel() == 160
+        assert batch.shape[1] in (20, 40, 80)
+        assert bool((batch.diff(dim=1) == 1).all())  # runs of one context
+        for i, tokens in enumerate(batch):
+            share = (step * len(batch) + i) // 2 % len(config.learning_fracs)
+            met.add((batch.shape[1], bool(tokens[0] >= 1000), share))
+    assert len(met) == 3 * 2 * 2
+    again = list(batches({"learning": mine, "further": other}, config, 60, seed=0))
+    assert torch.equal(again[-1], batch)
+
+
+def test_a_planted_repeat_stands_in_both_halves_and_the_rest_stays():
+    tokens = torch.arange(16 * 1000).view(16, 1000)
+    foreign = 0
+    for row, plain in zip(planted(tokens, 1.0, 68, torch.Generator().manual_seed(0)), tokens, strict=True):
+        changed = (row != plain).nonzero().squeeze(1)
+        early, late = changed[changed < 500], changed[changed >= 500]
+        assert SHORTEST <= len(late) == int(late[-1] - late[0]) + 1 <= LONGEST
+        begin = int((row[:500] == row[late[0]]).nonzero()[0])
+        assert torch.equal(row[begin : begin + len(late)], row[late])
+        assert late[0] - begin > 68
+        assert len(early) in (0, len(late))
+        foreign += bool(len(early))
+    assert 0 < foreign < 16
+    assert torch.equal(planted(tokens, 0.0, 68, torch.Generator()), tokens)
+    assert torch.equal(planted(tokens[:, :128], 1.0, 68, torch.Generator()), tokens[:, :128])  # too short

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cramlab.auditing.resume import TensorRows
+from cramlab.consolidation.documents import at_length
 from cramlab.consolidation.guarantee import Guarantee, Tested, fixed_sequence
 from cramlab.consolidation.learn.closed_form import Learned
 from cramlab.consolidation.measure import mean_loss, measured
@@ -38,11 +39,13 @@ class Calibrated:
         skipped_frac: share of far reads that the threshold was made for.
         threshold: threshold of all gates.
         tested: every tested candidate, with its share of far reads.
+        at_lengths: the same at each of `calibrated_lengths`.
     """
 
     skipped_frac: float
     threshold: float
     tested: list[tuple[float, Tested]]
+    at_lengths: dict[int, list[tuple[float, Tested]]]
 
 
 class Calibration:
@@ -69,7 +72,7 @@ class Calibration:
 
             def look(i: int, seen: Seen) -> None:
                 layer = self.learned.layers[self.setting.sites[i].layer]
-                scores.append(layer.scores(seen.features[seen.far]).to(tokens.device))
+                scores.append(layer.scores(seen.features[seen.far], seen.n_keys[seen.far]).to(tokens.device))
 
             self.setting.observe(tokens[None], look)
             ordered = torch.cat(scores).sort().values
@@ -112,39 +115,64 @@ class Calibration:
         return TensorRows(len(self.setting.parts[part]), n_columns)
 
     def calibrate(self, guarantee: Guarantee) -> Calibrated:
-        """The boldest threshold that the calibration documents allow; see `guarantee.fixed_sequence`.
+        """The boldest threshold that the calibration documents allow at every length; see `guarantee.fixed_sequence`.
+
+        Every length has a sequence that begins with the same candidate, and what all of them passed is chosen. A
+        candidate that is wrong at some length is chosen only if that length's sequence passed it, so all lengths
+        together need no correction.
 
         Raises:
             GuaranteeError: when no threshold passes.
         """
         fracs, thresholds = self.config.skipped_fracs, self.thresholds()
-        tested = fixed_sequence(
-            range(self._first(guarantee, thresholds), len(fracs)),
-            lambda i: self.increases("calibration", fracs[i], thresholds[i])[:, 0].tolist(),
-            guarantee,
-        )
-        passed = [t.candidate for t in tested if t.p_value <= guarantee.delta]
-        if not passed:
-            first, n_documents = tested[0], len(self.setting.parts["calibration"])
-            smallest = self._smallest(guarantee, thresholds)
-            raise GuaranteeError(
-                f"--max-loss-increase {guarantee.increase:g} nats per token cannot be guaranteed with confidence "
-                f"{1 - guarantee.delta:g}: skipping {fracs[first.candidate]:.0%} of the far reads costs "
-                f"{first.mean:.3g} on the {n_documents} calibration documents. The smallest increase that they can "
-                f"guarantee is {smallest:.3g}: ask for that (with --resume nothing is learned again), or give more text"
+        first, last = self._first(guarantee, thresholds), len(fracs) - 1
+        tested: dict[int, list[Tested]] = {}
+        for length, part in self._parts("calibration").items():
+            tested[length] = fixed_sequence(
+                range(first, last + 1),
+                lambda i, part=part: self.increases(part, fracs[i], thresholds[i])[:, 0].tolist(),
+                guarantee,
             )
-        return Calibrated(fracs[passed[-1]], thresholds[passed[-1]], [(fracs[t.candidate], t) for t in tested])
+            last = max((t.candidate for t in tested[length] if t.p_value <= guarantee.delta), default=-1)
+            if last < 0:
+                raise self._refusal(guarantee, thresholds, tested[length][0], part)
+        rows = {length: [(fracs[t.candidate], t) for t in found] for length, found in tested.items()}
+        return Calibrated(fracs[last], thresholds[last], rows.pop(self.config.context), rows)
+
+    def _parts(self, part: str) -> dict[int, str]:
+        """Names of a held-out part at every length, the context first."""
+        others = {length: at_length(part, length) for length in self.config.calibrated_lengths}
+        return {self.config.context: part} | others
+
+    def _refusal(
+        self, guarantee: Guarantee, thresholds: Sequence[float], failed: Tested, part: str
+    ) -> GuaranteeError:  # fmt: skip
+        frac, documents = self.config.skipped_fracs[failed.candidate], self.setting.parts[part]
+        of = f" of {len(documents[0])} tokens" if self.config.calibrated_lengths else ""
+        return GuaranteeError(
+            f"--max-loss-increase {guarantee.increase:g} nats per token cannot be guaranteed with confidence "
+            f"{1 - guarantee.delta:g}: skipping {frac:.0%} of the far reads costs "
+            f"{failed.mean:.3g} on the {len(documents)} calibration documents{of}. The smallest increase that they can "
+            f"guarantee is {self._smallest(guarantee, thresholds):.3g}: ask for that (with --resume nothing is learned "
+            "again), or give more text"
+        )
 
     def _first(self, guarantee: Guarantee, thresholds: Sequence[float]) -> int:
         """The candidate that is tested first: a few below the boldest that validation documents forecast to pass."""
-        fracs = self.config.skipped_fracs
+        fracs, calibration = self.config.skipped_fracs, self._parts("calibration")
+
+        def passes(candidate: int, length: int, part: str) -> bool:
+            observed = self.increases(part, fracs[candidate], thresholds[candidate])[:, 0].numpy()
+            forecast = np.resize(
+                observed, len(self.setting.parts[calibration[length]])
+            )  # repeated; for the order alone
+            return guarantee.p_value(forecast) <= guarantee.delta
+
         low, high = -1, len(fracs)
         while high - low > 1:
             middle = (low + high) // 2
-            observed = self.increases("validation", fracs[middle], thresholds[middle])[:, 0].numpy()
-            forecast = np.resize(observed, len(self.setting.parts["calibration"]))  # repeated; for the order alone
-            passes = guarantee.p_value(forecast) <= guarantee.delta
-            low, high = (middle, high) if passes else (low, middle)
+            all_pass = all(passes(middle, *of) for of in self._parts("validation").items())
+            low, high = (middle, high) if all_pass else (low, middle)
         return max(0, low - _STEPS_BELOW)
 
     def _smallest(self, guarantee: Guarantee, thresholds: Sequence[float]) -> float:
@@ -152,11 +180,17 @@ class Calibration:
         fracs, wider = self.config.skipped_fracs, guarantee
         while True:
             first = self._first(wider, thresholds)
-            increases = self.increases("calibration", fracs[first], thresholds[first])[:, 0].tolist()
-            if wider.p_value(increases) <= wider.delta:
+            for part in self._parts("calibration").values():
+                increases = self.increases(part, fracs[first], thresholds[first])[:, 0].tolist()
+                if wider.p_value(increases) > wider.delta:
+                    wider = wider.relaxed(increases)
+                    break
+            else:
                 return wider.increase
-            wider = wider.relaxed(increases)
 
-    def test(self, calibrated: Calibrated) -> Tensor:
-        """The chosen threshold on the test documents, (documents, 3); see `increases`."""
-        return self.increases("test", calibrated.skipped_frac, calibrated.threshold)
+    def test(self, calibrated: Calibrated) -> dict[int, Tensor]:
+        """The chosen threshold on the test documents, (documents, 3) by length; see `increases`."""
+        return {
+            length: self.increases(part, calibrated.skipped_frac, calibrated.threshold)
+            for length, part in self._parts("test").items()
+        }

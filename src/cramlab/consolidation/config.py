@@ -41,11 +41,15 @@ class ConsolidationConfig:
         end_loss: "kl": KL divergence from the original's next-token distribution; "nats": loss on the text itself.
         batch_contexts: number of contexts per gradient step.
         learning_contexts: number of contexts for gradient steps, at most; a document gives as many as it is long.
+        learning_lengths: further lengths of contexts for gradient steps, tokens; each step draws one of them or
+            `context`, with as many tokens in all. Thresholds then depend on the number of keys that a token sees.
+        planted_frac: share of the contexts of gradient steps in which repeats are planted, see `learn.planting`.
         learning_rate: peak learning rate of Adam, for maps of standardised features; see `Distiller` for maps up.
         learning_fracs: shares of far reads skipped in gradient steps, one for each context in turn, ascending.
         temperature: initial temperature at which reads are drawn in gradient steps, in units of the gates' scores; it
             falls to a fifth.
         skipped_fracs: shares of far reads to skip for which candidate thresholds are made, ascending.
+        calibrated_lengths: further lengths, tokens, at which the guarantee must hold as well.
         delta: probability that the guarantee fails, at most.
         bound_factor: cap of a document's loss increase, as a multiple of the guaranteed one; at most 100, as the number
             of documents that a guarantee needs grows with it.
@@ -76,10 +80,13 @@ class ConsolidationConfig:
     end_loss: Literal["kl", "nats"] = "kl"
     batch_contexts: Size = 1
     learning_contexts: Count = 1024
+    learning_lengths: tuple[Size, ...] = ()
+    planted_frac: Annotated[float, Field(ge=0, le=1)] = 0.0
     learning_rate: Positive = 1e-3
     learning_fracs: tuple[float, ...] = (0.6, 0.75, 0.9, 0.95)
     temperature: Positive = 0.5
     skipped_fracs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 1.0)
+    calibrated_lengths: tuple[Size, ...] = ()
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.1
     bound_factor: Annotated[float, Field(gt=1, le=100)] = 5.0
     seed: Seed = 0
@@ -96,6 +103,18 @@ class ConsolidationConfig:
                 f"consolidation.shortest = {self.shortest} must be above {self.window + self.n_sinks + 1} (window, "
                 f"first keys and 1), so that something is far, and at most the context, {self.context}; or 0"
             )
+        for name in ("learning_lengths", "calibrated_lengths"):
+            lengths, least = getattr(self, name), self.window + self.n_sinks + 2
+            if len({self.context, *lengths}) <= len(lengths) or min(lengths, default=least) < least:
+                raise ConfigError(
+                    f"consolidation.{name} = {lengths} must be different lengths, none of them that of a context "
+                    f"({self.context}) and each at least {least}, so that something is far"
+                )
+        if self.calibrated_lengths and self.unit == "piece":
+            raise ConfigError(
+                f"consolidation.calibrated_lengths = {self.calibrated_lengths} needs documents; pieces of documents "
+                "(consolidation.unit) have one length: use ()"
+            )
         if not self.strengths:
             raise ConfigError("consolidation.strengths = () is empty; give at least one ridge strength")
         for name, most in (("skipped_fracs", 1.0), ("learning_fracs", 0.999)):
@@ -110,10 +129,20 @@ class ConsolidationConfig:
         """Number of tokens that a document needs, `context` where `shortest` is 0."""
         return self.shortest or self.context
 
+    @property
+    def longest_learned(self) -> int:
+        """Length of the longest contexts for gradient steps, tokens."""
+        return max(self.context, *self.learning_lengths)
+
+    @property
+    def n_offsets(self) -> int:
+        """Number of offsets of a gate, see `ConsolidatedAttention.offset`: up to the longest context, or none."""
+        return (self.longest_learned - 1).bit_length() + 1 if self.learning_lengths else 0
+
 
 PARTS = ("test", "calibration", "validation", "gate", "sensitivity", "fit")
 GROUPS = (*PARTS, "learning", "further")  # the last two are contexts for gradient steps
 HELD_OUT = PARTS[:3]  # no weight is learned from these
 # Fields that another calibration of the same weights may change; those of the second also change its documents.
-RECALIBRATED = ("skipped_fracs", "delta", "bound_factor")
+RECALIBRATED = ("skipped_fracs", "delta", "bound_factor", "calibrated_lengths")
 REDRAWN = ("context", "shortest", "unit", "seed", "test_documents", "calibration_documents", "validation_documents")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -68,7 +68,39 @@ class Parts(dict[str, list[Tensor]]):
 def held_out_of(pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig) -> Parts:
     """The parts of `HELD_OUT` alone, with the same documents as in `parts_of`, and the same errors."""
     found, copies = _drawn_parts(pretrained, corpus, config, HELD_OUT)
-    return Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
+    parts = Parts({part: [tokens for _, tokens in taken] for part, taken in found.items()}, copies)
+    parts.update(_at_other_lengths(pretrained, corpus, config, found))
+    return parts
+
+
+def at_length(part: str, length: int) -> str:
+    """Name of a held-out part whose documents are cut to one of `calibrated_lengths`."""
+    return f"{part}-{length}"
+
+
+def _at_other_lengths(
+    pretrained: Pretrained,
+    corpus: Corpus,
+    config: ConsolidationConfig,
+    found: Mapping[str, Sequence[tuple[int, Tensor]]],
+) -> dict[str, list[Tensor]]:
+    """The held-out documents at `calibrated_lengths`, without those that are shorter, by `at_length`.
+
+    Raises:
+        ConsolidationError: when a part has no document of such a length.
+    """
+    device = next(pretrained.model.parameters()).device
+    cut: dict[str, list[Tensor]] = {}
+    for length in config.calibrated_lengths:
+        for part in HELD_OUT:
+            starts = [first_tokens(pretrained, corpus.documents[i], length).to(device) for i, _ in found[part]]
+            cut[at_length(part, length)] = long = [tokens for tokens in starts if len(tokens) == length]
+            if not long:
+                raise ConsolidationError(
+                    f"consolidation.calibrated_lengths: none of the {len(starts)} {part} documents has {length} "
+                    "tokens; leave this length out, or give more text"
+                )
+    return cut
 
 
 def test_documents(pretrained: Pretrained, corpus: Corpus, config: ConsolidationConfig) -> list[tuple[str, Tensor]]:
@@ -106,6 +138,13 @@ def parts_of(
             parts[name] = [tokens for _, tokens in learning[: config.learning_contexts]]
         else:
             parts[name], parts.copies[name] = _all_contexts(pretrained, source, config, texts, held_out)
+        longest = max(map(len, parts[name]), default=0)
+        if parts[name] and longest < config.longest_learned and config.learning_lengths:
+            raise ConsolidationError(
+                f"consolidation.learning_lengths = {config.learning_lengths}: the longest context of the "
+                f"{name} text has {longest} tokens; use shorter ones, or give longer text"
+            )
+    parts.update(_at_other_lengths(pretrained, corpus, config, found))
     return parts
 
 
@@ -136,10 +175,12 @@ def _drawn_parts(
 ) -> tuple[dict[str, list[tuple[int, Tensor]]], dict[str, int]]:
     """The first parts of `PARTS`, with the indices of their documents, and the number of copies left out by reason."""
     longest = pretrained.context
-    if config.context > longest:
-        raise ConsolidationError(
-            f"consolidation.context = {config.context} is longer than the model's context; use at most {longest}"
-        )
+    lengths = {"context": config.context, "learning_lengths": config.learning_lengths}
+    for name, value in (lengths | {"calibrated_lengths": config.calibrated_lengths}).items():
+        if max(value if isinstance(value, tuple) else (value,), default=0) > longest:
+            raise ConsolidationError(
+                f"consolidation.{name} = {value} is longer than the model's context; use at most {longest}"
+            )
     if config.unit == "piece":
         found, n_copies = blocks(pretrained, corpus, config, order_of(corpus, config.seed), parts)
         check_tokens(pretrained.model, [tokens for taken in found.values() for _, tokens in taken])
@@ -181,7 +222,7 @@ def _all_contexts(
     Returns:
         The contexts, and the number of documents left out as copies.
     """
-    device, length = next(pretrained.model.parameters()).device, config.context
+    device, length = next(pretrained.model.parameters()).device, config.longest_learned
     found: list[Tensor] = []
     n_copies = 0
     for i in order_of(corpus, config.seed):

@@ -38,7 +38,7 @@ def forward_passes(config: ConsolidationConfig, parts: Mapping[str, Sequence[Ten
     sums = _SUMS * (n_tokens["fit"] + n_tokens["gate"] + 2 * n_tokens["validation"])
     sums += n_tokens["sensitivity"] * (_SUMS + 1 + _PATCHED * config.layers_per_document)
     steps = _LOCAL_STEP * config.local_steps + _END_STEP * config.end_steps
-    context = n_tokens["learning"] / max(1, len(parts["learning"]))
+    context = min(config.context, n_tokens["learning"] / max(1, len(parts["learning"])))
     return tried + sums + steps * config.batch_contexts * context
 
 

@@ -207,8 +207,9 @@ def load_layers(loaded: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[i
         own = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == name}
         try:
             layer = ConsolidatedAttention.beside(
-                sites[int(name)], rank=rank, units=record["units"], window=record["window"], n_sinks=record["n_sinks"]
-            )
+                sites[int(name)], rank=rank, units=record["units"], window=record["window"], n_sinks=record["n_sinks"],
+                n_offsets=own["offsets"].numel() if "offsets" in own else 0,
+            )  # fmt: skip
             layer.load_state_dict(own)
         except RuntimeError as error:
             raise ConsolidationError(

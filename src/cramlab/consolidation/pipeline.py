@@ -18,13 +18,13 @@ from cramlab.auditing.resume import Progress, Stages, identity
 from cramlab.config import to_dict
 from cramlab.consolidation.calibration import Calibrated, Calibration, GuaranteeError
 from cramlab.consolidation.candidates import learn
-from cramlab.consolidation.config import GROUPS, ConsolidationConfig
-from cramlab.consolidation.documents import held_out_of, parts_of, used_documents
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.documents import Parts, at_length, held_out_of, parts_of, used_documents
 from cramlab.consolidation.earlier import learned_before
 from cramlab.consolidation.estimate import estimate
 from cramlab.consolidation.finished import made_of
 from cramlab.consolidation.folder import save
-from cramlab.consolidation.guarantee import Guarantee
+from cramlab.consolidation.guarantee import Guarantee, Tested
 from cramlab.consolidation.patch.install import consolidatable_sites
 from cramlab.consolidation.plan import weaker
 from cramlab.consolidation.rules.learned import at_threshold
@@ -72,9 +72,10 @@ def consolidate(
     model = pretrained.model
     sites = consolidatable_sites(model)
     parts = parts_of(pretrained, corpus, config, further)
+    _enough_at_lengths(guarantee, config, parts)
     if log is not None:
         log(estimate(model, config, parts))
-    named = identity(model, [parts[group] for group in GROUPS], config)
+    named = identity(model, list(parts.values()), config)
     with only_process_in(out) as still_held:
         stages = Stages(out / "state", named, progress, still_held=still_held)
         setting = Setting(model, sites, config, parts, stages)
@@ -125,6 +126,7 @@ def recalibrate(
     model = pretrained.model
     before, learned, allowed = learned_before(model, start, corpus, config)
     parts = held_out_of(pretrained, allowed, config)
+    _enough_at_lengths(guarantee, config, parts)
     if log is not None:
         log(estimate(model, config, parts))
     named = identity(model, list(parts.values()), config) + before["weights_sha256"]
@@ -150,6 +152,18 @@ def _guarantee(max_loss_increase: float, config: ConsolidationConfig) -> Guarant
     return guarantee
 
 
+def _enough_at_lengths(guarantee: Guarantee, config: ConsolidationConfig, parts: Parts) -> None:
+    """Refuses lengths at which there are too few calibration documents."""
+    for length in config.calibrated_lengths:
+        n_documents, fewest = len(parts[at_length("calibration", length)]), guarantee.fewest_documents()
+        if n_documents < fewest:
+            raise GuaranteeError(
+                f"consolidation.calibrated_lengths: {n_documents} of the {config.calibration_documents} calibration "
+                f"documents have {length} tokens, but {fewest} are needed; raise consolidation.calibration_documents, "
+                "leave this length out, or give more text"
+            )
+
+
 def _guaranteed(
     run: Calibration,
     guarantee: Guarantee,
@@ -171,14 +185,17 @@ def _record(
     pretrained: Pretrained,
     corpus: Corpus,
     calibrated: Calibrated,
-    test: Tensor,
+    test: dict[int, Tensor],
 ) -> dict[str, Any]:
     learned = run.learned
     header = records.header(run.setting.device)
     packages = ("transformers", "gguf")
-    increase, skipped, pairs = test.mean(dim=0).tolist()
-    error = float(test[:, 0].std() / len(test) ** 0.5) if len(test) > 1 else None
-    return {
+    lengths = [
+        {"length": length, "documents": len(run.setting.parts[at_length("calibration", length)]),
+         "tested": _tested(rows), "test": _test(test[length])}
+        for length, rows in calibrated.at_lengths.items()
+    ]  # fmt: skip
+    return ({"lengths": lengths} if lengths else {}) | {
         "cramlab": header["versions"]["cramlab"],
         "revision": header["revision"],
         "versions": header["versions"] | {name: records.package_version(name) for name in packages},
@@ -190,13 +207,24 @@ def _record(
         "promise": dataclasses.asdict(guarantee),
         "calibrated_on": _calibrated_on(run.setting, corpus),
         "skipped_frac": calibrated.skipped_frac,
-        "tested": [{"skipped_frac": frac} | dataclasses.asdict(t) for frac, t in calibrated.tested],
-        "test": {"documents": len(test), "increase": increase, "standard_error": error, "skipped_frac": skipped,
-                 "pairs_frac": pairs},
+        "tested": _tested(calibrated.tested),
+        "test": _test(test[run.config.context]),
         "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained,
                     "strengths": [list(pair) for pair in learned.strengths]},
         "seconds": run.setting.stages.seconds,
     }  # fmt: skip
+
+
+def _tested(rows: list[tuple[float, Tested]]) -> list[dict[str, Any]]:
+    return [{"skipped_frac": frac} | dataclasses.asdict(tested) for frac, tested in rows]
+
+
+def _test(rows: Tensor) -> dict[str, Any]:
+    """Figures of test documents, from `Calibration.increases`."""
+    increase, skipped, pairs = rows.mean(dim=0).tolist()
+    error = float(rows[:, 0].std() / len(rows) ** 0.5) if len(rows) > 1 else None
+    return {"documents": len(rows), "increase": increase, "standard_error": error, "skipped_frac": skipped,
+            "pairs_frac": pairs}  # fmt: skip
 
 
 def _calibrated_on(setting: Setting, corpus: Corpus) -> dict[str, Any]:

@@ -43,19 +43,21 @@ from cramlab.hf.attention_sites import AttentionSite
 _LEAST_ERROR = 1e-12
 _LAST_TEMPERATURE = 0.2  # as a share of the first
 _UP_RATE = 4.0  # learning rate of maps up relative to the others, as they take few numbers (LoRA+, Hayou et al. 2024)
+_OFFSET_RATE = 10.0  # learning rate of offsets, each of which few tokens see, relative to that of the gate's weights
 _ANSWERS = ("up.", "constant")
 _THRESHOLD_RATE = 0.2  # step with which a running quantile follows the latest batch
 
 
 def with_units(
-    sites: Sequence[AttentionSite], layers: Mapping[int, ConsolidatedAttention], units: int, seed: int
-) -> dict[int, ConsolidatedAttention]:
-    """The layers with GELU units that change no output yet: random maps down, zeros up and in the gate."""
+    sites: Sequence[AttentionSite], layers: Mapping[int, ConsolidatedAttention], units: int, seed: int,
+    n_offsets: int = 0,
+) -> dict[int, ConsolidatedAttention]:  # fmt: skip
+    """The layers with GELU units and offsets that change no output yet: random maps down, zeros elsewhere."""
     grown = {}
     for site in sites:
         old = layers[site.layer]
         new = ConsolidatedAttention.beside(
-            site, rank=old.rank, units=units, window=old.window, n_sinks=old.n_sinks
+            site, rank=old.rank, units=units, window=old.window, n_sinks=old.n_sinks, n_offsets=n_offsets
         ).requires_grad_(False)
         new.shift.copy_(old.shift)
         new.scale.copy_(old.scale)
@@ -108,8 +110,10 @@ class Distiller(GradientStage):
         groups: list[dict[str, Any]] = []
         for layer in layers.values():
             answers = [p for name, p in layer.named_parameters() if name.startswith(_ANSWERS)]
-            others = [p for name, p in layer.named_parameters() if not name.startswith(_ANSWERS)]
+            others = [p for name, p in layer.named_parameters() if not name.startswith((*_ANSWERS, "offsets"))]
             groups.append({"params": others, "times": 1.0})
+            if layer.offsets is not None:
+                groups.append({"params": [layer.offsets], "times": _OFFSET_RATE})
             if not router_only:
                 groups.append({"params": answers, "times": _UP_RATE * _size(answers)})
         self.parameters = [parameter for group in groups for parameter in group["params"]]
@@ -131,7 +135,7 @@ class Distiller(GradientStage):
                 error = (added - layer.answer(code)).square().sum(-1)
                 nats = (error.detach().clamp(min=_LEAST_ERROR) * self.sensitivity[i]).log()
                 share = error.mean() / added.square().sum(-1).mean().clamp(min=_LEAST_ERROR)
-                loss = share + (layer.score(x, code) - nats).square().mean()
+                loss = share + (layer.score(x, code, seen.n_keys[far]) - nats).square().mean()
                 loss.backward()
             losses.append(share.detach().to(self.device))
 
@@ -190,7 +194,7 @@ class Distiller(GradientStage):
 
         def look(i: int, seen: Seen) -> None:
             layer = self.layers[self.sites[i].layer]
-            scores.append(layer.scores(seen.features)[seen.far].float().to(self.device))
+            scores.append(layer.scores(seen.features, seen.n_keys)[seen.far].float().to(self.device))
 
         with half_precision(self.device):
             self.setting.observe(tokens, look)
@@ -243,8 +247,8 @@ def distilled(setting: Setting, learned: Learned, stage: str, n_steps: int) -> L
     """
     config, alone = setting.config, stage == ROUTER_ONLY
     layers = _gates_alone(setting, learned.layers) if alone else copy.deepcopy(learned.layers)
-    if any(layer.units != config.units for layer in layers.values()):
-        layers = with_units(setting.sites, layers, config.units, config.seed)
+    if any((layer.units, layer.n_offsets) != (config.units, config.n_offsets) for layer in layers.values()):
+        layers = with_units(setting.sites, layers, config.units, config.seed, config.n_offsets)
     distiller = Distiller(setting, layers, learned.sensitivity, n_steps, router_only=alone)
     take = distiller.local_step if stage == LOCAL else distiller.end_step
     take_steps(setting, stage, distiller, take, n_steps, config.seed)

@@ -65,7 +65,7 @@ def rehearse(
         layer = layers[setting.sites[i].layer]
         with torch.autocast(tokens.device.type, enabled=False):
             answer = layer.adapt(seen.features)
-            score = layer.scores(seen.features.detach())
+            score = layer.scores(seen.features.detach(), seen.n_keys)
         noise = torch.zeros_like(score)
         if generator is not None:
             chance = torch.rand(score.shape, generator=generator, device=score.device)

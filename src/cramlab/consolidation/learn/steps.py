@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cramlab.consolidation.config import ConsolidationConfig
+from cramlab.consolidation.learn.planting import planted
 from cramlab.consolidation.setting import Setting
 from cramlab.errors import ConsolidationError
 
@@ -66,21 +68,42 @@ def take_steps(
         step(*item)
         return item[1].numel()
 
-    drawn = list(enumerate(batches(setting.parts, setting.config.batch_contexts, n_steps, seed)))
+    drawn = list(enumerate(batches(setting.parts, setting.config, n_steps, seed)))
     setting.stages.run(stage, drawn, one, into, sum(tokens.numel() for _, tokens in drawn))
 
 
-def batches(parts: Mapping[str, Sequence[Tensor]], size: int, n_steps: int, seed: int) -> Iterator[Tensor]:
+def batches(
+    parts: Mapping[str, Sequence[Tensor]], config: ConsolidationConfig, n_steps: int, seed: int
+) -> Iterator[Tensor]:
     """Batches (B, T): every second context from further text, if there is any; texts are reshuffled every epoch.
 
-    Contexts of different lengths are cut to the shortest of their batch.
+    Contexts of different lengths are cut to the shortest of their batch. With `learning_lengths` each step draws a
+    length, for which longer contexts are cut out at random places and shorter ones left out, and B falls as T rises.
     """
     sources = [parts["learning"], parts["further"] or parts["learning"]]
     endless = [_shuffled(source, seed * 10 + i) for i, source in enumerate(sources)]
+    lengths, chance = (config.context, *config.learning_lengths), torch.Generator().manual_seed(seed)
+    n_near = config.window + config.n_sinks
+
+    def draw(below: int) -> int:
+        return int(torch.randint(below, (1,), generator=chance))
+
+    def context(source: Iterator[Tensor], length: int) -> Tensor:
+        long = next(tokens for tokens in source if len(tokens) >= length)
+        start = draw(len(long) - length + 1)
+        return long[start : start + length]
+
     for step in range(n_steps):
-        drawn = [next(endless[(step * size + i) % N_SOURCES]) for i in range(size)]
+        if config.learning_lengths:
+            length = lengths[draw(len(lengths))]
+            size = max(1, config.batch_contexts * config.context // length)
+            drawn = [context(endless[(step * size + i) % N_SOURCES], length) for i in range(size)]
+        else:
+            size = config.batch_contexts
+            drawn = [next(endless[(step * size + i) % N_SOURCES]) for i in range(size)]
         shortest = min(map(len, drawn))
-        yield torch.stack([tokens[:shortest] for tokens in drawn])
+        batch = torch.stack([tokens[:shortest] for tokens in drawn])
+        yield planted(batch, config.planted_frac, n_near, chance) if config.planted_frac else batch
 
 
 def _shuffled(contexts: Sequence[Tensor], seed: int) -> Iterator[Tensor]:

@@ -20,11 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from cramlab.consolidation.patch.counts import Counts
+from cramlab.consolidation.patch.decisions import checked, correction
 from cramlab.consolidation.patch.far_reads import Decision, FarReads, Seen
 from cramlab.consolidation.patch.growing_cache import let_grow
 from cramlab.consolidation.patch.originals import NAMES, Original, register
 from cramlab.consolidation.patch.reads import Scoring, far_read, read_by_heads, window_read
-from cramlab.consolidation.patch.visibility import Mask, Visibility, far_tokens, visibility
+from cramlab.consolidation.patch.visibility import Mask, Visibility, n_keys_seen, visibility
 from cramlab.errors import ConsolidationError
 
 _REFUSED = {  # arguments of an attention function that change its output and that a patch does not implement
@@ -103,11 +104,13 @@ class _Reach(NamedTuple):
     """Which tokens of a pass have far keys; layers with the same window share it.
 
     Attributes:
-        far: bool (B, T).
+        n_keys: number of keys that each token sees, itself included, int64 (B, T); 0 for padding.
+        far: whether a token sees more than its window and first keys, bool (B, T).
         n_far: number of these tokens.
         causal_pairs: pairs of query and key that full causal attention scores, for one head.
     """
 
+    n_keys: Tensor
     far: Tensor
     n_far: int
     causal_pairs: int
@@ -137,11 +140,12 @@ class _Pass:
         n_batch, _, n_tokens, _ = query.shape
         asked = (n_batch, n_tokens, n_near, query.device)
         if self._reach is None or self._reach[0] is not seen or self._reach[1] != asked:
-            far = far_tokens(seen, n_batch, n_tokens, self.start, n_near, query.device)
+            n_keys = n_keys_seen(seen, n_batch, n_tokens, self.start, query.device)
+            far = n_keys > n_near
             pairs = n_batch * (n_tokens * (2 * self.start + n_tokens + 1) // 2)
             if isinstance(seen, Mask):
                 pairs = int(seen.seen().expand(n_batch, -1, -1).sum())
-            self._reach = seen, asked, _Reach(far, int(far.sum()), pairs)
+            self._reach = seen, asked, _Reach(n_keys, far, int(far.sum()), pairs)
         return self._reach[2]
 
 
@@ -319,7 +323,7 @@ def _attend(
         reach: which tokens have far keys.
         scoring: maps products of queries and keys to scores.
     """
-    far, n_far, causal_pairs = reach
+    n_keys, far, n_far, causal_pairs = reach
     n_batch, n_tokens = far.shape
     counts = Counts(tokens=n_batch * n_tokens, causal_pairs=causal_pairs)
     if call.answering == "full":
@@ -332,9 +336,10 @@ def _attend(
         near = window_read(query, key, value, window=layer.window, n_sinks=layer.n_sinks, scoring=scoring, seen=seen)
         if call.answering == "near":
             return near.heads
-        sight = Seen(call.hidden, near.heads, near.masses, far, key.shape[2] - n_tokens, original, call.again)
+        start = key.shape[2] - n_tokens
+        sight = Seen(call.hidden, near.heads, near.masses, far, n_keys, start, original, call.again)
         # A module that attends twice in one call reads for the same tokens (DiffLlama).
-        decision = call.decision if call.decided else _checked(layer.decide(sight), layer, sight)
+        decision = call.decision if call.decided else checked(layer.decide(sight), layer, sight)
         counts.far_tokens, counts.window_pairs = n_far, near.n_scored
         heads = near.heads
         if decision is None:
@@ -342,7 +347,8 @@ def _attend(
         elif (reads := decision[0]).is_floating_point():
             by_head = reads.view(*far.shape, -1)  # (B, T, H or 1)
             weight = torch.where(far[..., None], by_head, 1.0)[..., None]
-            heads, counts.far_reads = heads + weight * (sight.full - heads), float(by_head.detach()[far].mean(-1).sum())
+            heads = heads + weight * (sight.full - heads)
+            counts.far_reads = (by_head.detach().double().mean(-1) * far).sum()  # stays where it is, so nothing waits
         elif reads.ndim == 3:
             reads = reads & far[..., None]
             counts.far_reads = float(reads.double().mean(-1).sum())
@@ -361,40 +367,8 @@ def _attend(
         layer.tally.add(counts)
         call.decided, call.decision = True, decision
         all_skip = not counts.far_reads and n_far == far.numel()
-        call.correction = None if decision is None else _correction(far, *decision, all_skip=all_skip)
+        call.correction = None if decision is None else correction(far, *decision, all_skip=all_skip)
     return heads
-
-
-def _checked(decision: Decision | None, layer: FarReads, seen: Seen) -> Decision | None:
-    """The decision of a rule; refused when a shape or type differs from what `FarReads.decide` documents."""
-    if decision is None:
-        return None
-    reads, answer = decision
-    shapes = seen.far.shape, seen.near.shape[:3]
-    if reads.shape not in shapes or not (reads.dtype == torch.bool or reads.is_floating_point()):
-        raise ConsolidationError(
-            f"{type(layer).__name__}.decide returned reads of shape {tuple(reads.shape)} and type {reads.dtype}; "
-            f"return bool or a floating type, of shape {tuple(shapes[0])} or {tuple(shapes[1])}"
-        )
-    if answer is not None and answer.shape[:2] != seen.far.shape:
-        raise ConsolidationError(
-            f"{type(layer).__name__}.decide returned an answer of shape {tuple(answer.shape)}; return (batch, tokens, "
-            f"d_model), here {(*seen.far.shape, seen.hidden.shape[-1])}"
-        )
-    return decision
-
-
-def _correction(far: Tensor, reads: Tensor, answer: Tensor | None, *, all_skip: bool) -> Tensor | None:
-    """What is added to a layer's output, (B, T, D); None: nothing. `all_skip`: every token has far keys, none reads."""
-    if answer is None:
-        return None
-    if reads.is_floating_point():
-        by_token = reads.amax(-1) if reads.ndim == 3 else reads
-        return (1 - torch.where(far, by_token, 1.0))[..., None] * answer
-    if all_skip:
-        return answer
-    skips = far & ~(reads.any(-1) if reads.ndim == 3 else reads)
-    return torch.where(skips[..., None], answer, 0.0)
 
 
 register(NAMES, _attention)

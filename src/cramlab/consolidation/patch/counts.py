@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import threading
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass
@@ -14,7 +17,8 @@ class Counts:
     Attributes:
         tokens: number of tokens seen.
         far_tokens: number of tokens that have keys beyond the window and the first keys.
-        far_reads: number of far reads made; fractional where only some of the heads read.
+        far_reads: number of far reads made; fractional where only some of the heads read. A number on a device while
+            the layer computes, in order not to wait for it.
         window_pairs: number of pairs of query and key scored for the windows, as executed.
         far_pairs: number of pairs scored for the far reads, as executed.
         causal_pairs: number of pairs that full causal attention scores.
@@ -24,7 +28,7 @@ class Counts:
 
     tokens: int = 0
     far_tokens: int = 0
-    far_reads: float = 0
+    far_reads: float | Tensor = 0
     window_pairs: int = 0
     far_pairs: float = 0
     causal_pairs: int = 0
@@ -33,7 +37,7 @@ class Counts:
     @property
     def skipped_frac(self) -> float:
         """Share of the far reads that were skipped; 0 where no token had anything far."""
-        return 1 - self.far_reads / self.far_tokens if self.far_tokens else 0.0
+        return 1 - float(self.far_reads) / self.far_tokens if self.far_tokens else 0.0
 
     @property
     def pairs_frac(self) -> float:
@@ -58,8 +62,10 @@ class Tally:
             self._counts = self._counts + counts
 
     def total(self) -> Counts:
-        """The counts so far."""
-        return self._counts
+        """The counts so far, as numbers of the host."""
+        counts = self._counts
+        reads = counts.far_reads
+        return dataclasses.replace(counts, far_reads=float(reads)) if isinstance(reads, Tensor) else counts
 
     def reset(self) -> None:
         """Starts again from zero."""

@@ -30,6 +30,7 @@ class Seen:
         near: outputs of the heads over window and first keys, (B, T, H, Dh).
         masses: log-sum-exp of the scores, over the window and over the first keys, (B, T, 2 H).
         far: whether a token has keys beyond window and first keys, bool (B, T); shared by layers, not to be changed.
+        n_keys: number of keys that a token sees, itself included, int64 (B, T); shared by layers, not to be changed.
         start: position of the first token.
     """
 
@@ -37,6 +38,7 @@ class Seen:
     near: Tensor
     masses: Tensor
     far: Tensor
+    n_keys: Tensor
     start: int
     original: Callable[[], Tensor] = field(repr=False)
     again: Callable[[Literal["full", "near"]], Tensor] = field(repr=False)

@@ -24,11 +24,10 @@ class Padding(NamedTuple):
     visible: Tensor
     first: Tensor
 
-    def far(self, start: int, n_tokens: int, n_near: int) -> Tensor:
-        """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T)."""
-        places = torch.arange(start, start + n_tokens, device=self.visible.device)[None]
-        real = self.visible[:, start:]
-        return (places - self.first[:, None] >= n_near) & real
+    def n_keys(self, start: int) -> Tensor:
+        """Number of keys that each token sees, itself included, int64 (B, T); 0 for padding."""
+        places = torch.arange(start, self.visible.shape[1], device=self.visible.device)[None]
+        return (places - self.first[:, None] + 1) * self.visible[:, start:]
 
 
 class Mask(NamedTuple):
@@ -44,9 +43,9 @@ class Mask(NamedTuple):
     bias: Tensor | None
     own: Tensor
 
-    def far(self, n_near: int) -> Tensor:
-        """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T)."""
-        return (self.seen().sum(-1) > n_near) & self.own
+    def n_keys(self) -> Tensor:
+        """Number of keys that each token sees, itself included, int64 (B, T); 0 for padding."""
+        return self.seen().sum(-1) * self.own
 
     def seen(self) -> Tensor:
         """Whether any head of a query sees a key, bool (B, T, S)."""
@@ -140,10 +139,8 @@ def _runs(allowed: Tensor, own: Tensor) -> Padding | None:
     return Padding(visible, first) if bool((run == visible).all()) else None
 
 
-def far_tokens(seen: Visibility, n_batch: int, n_tokens: int, start: int, n_near: int, device: torch.device) -> Tensor:
-    """Whether a token sees more than its `n_near` nearest and first keys, bool (B, T); False for padding."""
+def n_keys_seen(seen: Visibility, n_batch: int, n_tokens: int, start: int, device: torch.device) -> Tensor:
+    """Number of keys that each token sees, itself included, int64 (B, T); 0 for padding."""
     if seen is None:
-        far = torch.arange(start, start + n_tokens, device=device)[None] >= n_near
-    else:
-        far = seen.far(n_near) if isinstance(seen, Mask) else seen.far(start, n_tokens, n_near)
-    return far.expand(n_batch, -1)
+        return torch.arange(start + 1, start + n_tokens + 1, device=device).expand(n_batch, -1)
+    return (seen.n_keys() if isinstance(seen, Mask) else seen.n_keys(start)).expand(n_batch, -1)

@@ -50,6 +50,8 @@ class ConsolidatedAttention(FarReads):
         rank: number of linear numbers of the adapter.
         units: width of the GELU layer shared by adapter and gate. With rank = units = 0 the adapter is a learned
             constant.
+        n_offsets: number of offsets that the gate's score gets for the number of keys that a token sees, see `offset`;
+            0: the threshold is the same for every position.
         window: number of most recent keys that every token attends to, itself included.
         n_sinks: number of first keys that every token attends to.
 
@@ -61,17 +63,19 @@ class ConsolidatedAttention(FarReads):
     scale: Tensor
 
     def __init__(
-        self, *, d_model: int, d_heads: int, n_heads: int, rank: int, window: int, n_sinks: int, units: int = 0
-    ) -> None:
+        self, *, d_model: int, d_heads: int, n_heads: int, rank: int, window: int, n_sinks: int, units: int = 0,
+        n_offsets: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(window=window, n_sinks=n_sinks)
-        for name, value in (("rank", rank), ("units", units)):
+        for name, value in (("rank", rank), ("units", units), ("n_offsets", n_offsets)):
             check_size(name, value, 0)
-        self.rank, self.units = rank, units
+        self.rank, self.units, self.n_offsets = rank, units, n_offsets
         n_features, n_code = self.n_features(d_model, d_heads, n_heads), rank + units
         self.down = Affine(n_features, n_code) if n_code else None
         self.up = Affine(n_code, d_model) if n_code else None
         self.constant = None if n_code else nn.Parameter(torch.zeros(d_model))
         self.gate = Affine(n_features + units, 1)
+        self.offsets = nn.Parameter(torch.zeros(n_offsets)) if n_offsets else None
         self.register_buffer("shift", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
         self.threshold = 0.0
@@ -83,10 +87,12 @@ class ConsolidatedAttention(FarReads):
         return d_model + d_heads + 2 * n_heads
 
     @classmethod
-    def beside(cls, site: AttentionSite, *, rank: int, window: int, n_sinks: int, units: int = 0) -> Self:
+    def beside(
+        cls, site: AttentionSite, *, rank: int, window: int, n_sinks: int, units: int = 0, n_offsets: int = 0
+    ) -> Self:
         """A layer of the sizes, the dtype and the device of a site; weights are zeros."""
         layer = cls(d_model=site.d_model, d_heads=site.d_heads, n_heads=site.n_heads, rank=rank, units=units,
-                    window=window, n_sinks=n_sinks)  # fmt: skip
+                    window=window, n_sinks=n_sinks, n_offsets=n_offsets)  # fmt: skip
         return layer.to(device=site.device, dtype=site.dtype)
 
     def at(self, threshold: float) -> Self:
@@ -109,9 +115,28 @@ class ConsolidatedAttention(FarReads):
             code = torch.cat([code[..., : self.rank], F.gelu(code[..., self.rank :])], dim=-1)
         return x, code
 
-    def score(self, x: Tensor, code: Tensor) -> Tensor:
-        """Score of the gate, (...,), from `inner`: a prediction of the log of the nats that a far read saves."""
-        return self.gate(torch.cat([x, code[..., self.rank :]], dim=-1) if self.units else x).squeeze(-1)
+    def score(self, x: Tensor, code: Tensor, n_keys: Tensor) -> Tensor:
+        """Score of the gate, (...,): a prediction of the log of the nats that a far read saves.
+
+        Args:
+            x: standardised features, (..., F), from `inner`.
+            code: the adapter's code, (..., rank + units), from `inner`.
+            n_keys: number of keys that a token sees, itself included, (...,).
+        """
+        score = self.gate(torch.cat([x, code[..., self.rank :]], dim=-1) if self.units else x).squeeze(-1)
+        return score if self.offsets is None else score + self.offset(n_keys)
+
+    def offset(self, n_keys: Tensor) -> Tensor:
+        """What is added to the score of tokens that see `n_keys` keys, (...,); below the threshold it acts as another.
+
+        It is linear in the logarithm of `n_keys` between offsets, which stand at 1, 2, 4, ... keys, and constant
+        beyond the last.
+        """
+        assert self.offsets is not None
+        last = len(self.offsets) - 1
+        octave = n_keys.clamp(min=1).to(self.offsets.dtype).log2().clamp(max=last)
+        knots = torch.arange(last + 1, device=octave.device)
+        return (1 - (octave[..., None] - knots).abs()).clamp(min=0) @ self.offsets
 
     def answer(self, code: Tensor) -> Tensor:
         """Output of the adapter, (..., d_model), from `inner`: a prediction of what the far read adds."""
@@ -120,9 +145,9 @@ class ConsolidatedAttention(FarReads):
             return self.constant.expand(*code.shape[:-1], -1)
         return self.up(code)
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, n_keys: Tensor) -> Tensor:
         """`score` from features (..., F)."""
-        return self.score(*self.inner(features))
+        return self.score(*self.inner(features), n_keys)
 
     def adapt(self, features: Tensor) -> Tensor:
         """`answer` from features (..., F)."""
@@ -131,7 +156,7 @@ class ConsolidatedAttention(FarReads):
     def decide(self, seen: Seen) -> Decision:
         """Tokens whose score is above the threshold read; for the others, the adapter predicts the far read."""
         x, code = self.inner(seen.features)
-        score = self.score(x, code)
+        score = self.score(x, code, seen.n_keys)
         reads = score > self.threshold if self._rule is None else self._rule(score)
         return reads, None if bool((reads | ~seen.far).all()) else self.answer(code)
 
