@@ -132,7 +132,7 @@ class ConsolidationConfig:
     @property
     def longest_learned(self) -> int:
         """Length of the longest contexts for gradient steps, tokens."""
-        return max(self.context, *self.learning_lengths)
+        return max((self.context, *self.learning_lengths))
 
     @property
     def n_offsets(self) -> int:

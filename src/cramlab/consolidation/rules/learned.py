@@ -134,9 +134,9 @@ class ConsolidatedAttention(FarReads):
         """
         assert self.offsets is not None
         last = len(self.offsets) - 1
-        octave = n_keys.clamp(min=1).to(self.offsets.dtype).log2().clamp(max=last)
+        octave = n_keys.clamp(min=1).float().log2().clamp(max=last)
         knots = torch.arange(last + 1, device=octave.device)
-        return (1 - (octave[..., None] - knots).abs()).clamp(min=0) @ self.offsets
+        return (1 - (octave[..., None] - knots).abs()).clamp(min=0) @ self.offsets.float()
 
     def answer(self, code: Tensor) -> Tensor:
         """Output of the adapter, (..., d_model), from `inner`: a prediction of what the far read adds."""
