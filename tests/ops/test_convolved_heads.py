@@ -53,7 +53,9 @@ def compare(found, wanted, given, exact, limit):
     for fast, slow in zip((*found, *grads[0]), (*wanted, *grads[1]), strict=True):
         assert fast.shape == slow.shape
         if slow.numel():
-            torch.testing.assert_close(fast.double(), slow.double(), rtol=limit, atol=limit * float(slow.detach().abs().max()))
+            torch.testing.assert_close(
+                fast.double(), slow.double(), rtol=limit, atol=limit * float(slow.detach().abs().max())
+            )
 
 
 @pytest.mark.parametrize("sizes", SIZES)

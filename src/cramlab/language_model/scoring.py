@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cramlab.language_model.block import CRAMBlock, Passed
 from cramlab.mixer import Mixer, MixerOutput
 
 
@@ -88,13 +89,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reads_of(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list to which each mixer of the model appends the tokens that it reads at, bool (B, T), in a call."""
+    """A list to which each mixer of the model appends the tokens that it reads at, bool (B, T), in a call.
+
+    The blocks of a CRAM language model say it themselves, since a compiled block does not call its mixer's hooks.
+    """
     reads: list[Tensor] = []
 
-    def note(_module: nn.Module, _args: Any, output: MixerOutput) -> None:
-        reads.append(output.trace.scored)
+    def note(module: nn.Module, _args: Any, output: Any) -> None:
+        found = Passed(*output) if isinstance(module, CRAMBlock) else cast("MixerOutput", output).trace
+        reads.append(found.scored)
 
-    hooks = [mixer.register_forward_hook(note) for mixer in _mixers(model)]
+    hooks = [module.register_forward_hook(note) for module in _layers(model)]
     try:
         yield reads
     finally:
@@ -102,10 +107,10 @@ def reads_of(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _mixers(module: nn.Module) -> Iterator[nn.Module]:
-    """Mixers that are not part of another."""
-    if isinstance(module, Mixer):
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Blocks of CRAM language models, and mixers that are not part of another module of these kinds."""
+    if isinstance(module, (CRAMBlock, Mixer)):
         yield module
     else:
         for child in module.children():
-            yield from _mixers(child)
+            yield from _layers(child)

@@ -195,10 +195,10 @@ def start(config: TextRunConfig) -> tuple[PreTrainedModel, torch.optim.AdamW]:
 
 
 def _compile(model: PreTrainedModel) -> None:
-    """Compiles what takes the time: working memories and MLPs of CRAM models, whole blocks of others.
+    """Compiles whole blocks, but for those with a read gate: only their working memories and MLPs.
 
-    A block of a CRAM model takes many forms in training (judged or not, with or without the silent stream, encoding or
-    gated), each of which would be compiled by itself.
+    A block with a gate takes many forms in training (judged or not, with or without the silent stream, encoding or
+    gated), each of which would be compiled by itself. Hooks of a block, but not those of its mixer, stay outside.
     """
     torch._dynamo.config.recompile_limit = 64  # training, evaluation and each phase have a form of their own
     # Compiled backward passes would else take products in bfloat16 that the forward pass took in 32 bits.
@@ -206,8 +206,10 @@ def _compile(model: PreTrainedModel) -> None:
         functorch.backward_pass_autocast = "off"
     if isinstance(model, CRAMForCausalLM):
         for block in cast("list[Block]", list(model.layers)):
-            cast("CRAMLayer", block.mixer).working.compile()
-            setattr(block, "_finish", torch.compile(block._finish))  # noqa: B010 - it is a method elsewhere
+            if hasattr(block.mixer, "gate"):
+                cast("CRAMLayer", block.mixer).working.compile()
+            whole = "_finish" if hasattr(block.mixer, "gate") else "forward"
+            setattr(block, whole, torch.compile(getattr(block, whole)))
         return
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for block in next(blocks for blocks in found if len(blocks) == model.config.num_hidden_layers):
@@ -226,7 +228,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * rate_factor(config, step)
     seed = config.seed * 1_000_003 + step
-    tokens = random_windows(text.train, config.context, config.batch_size, seed).to(config.device)
+    tokens = _on_device(random_windows(text.train, config.context, config.batch_size, seed), config)
     asked = {"read_all": reading.reads_all(config, step)} if config.routes else {}
     if config.reads_frac is not None:
         asked["output_gates"] = True
@@ -244,6 +246,12 @@ def train_step(
         share = reading.share(config, step + 1)
         threshold = reading.follow(output.gate_margins, config.n_layers, share)
         cast("CRAMForCausalLM", model).set_threshold(threshold)
+
+
+def _on_device(tokens: Tensor, config: TextRunConfig) -> Tensor:
+    """Tokens on the device of a run, copied without waiting for the steps that are queued there."""
+    pinned = tokens.pin_memory() if config.device.startswith("cuda") else tokens
+    return pinned.to(config.device, non_blocking=True)
 
 
 def _autocast(config: TextRunConfig) -> torch.autocast:
