@@ -13,26 +13,31 @@ from reproduction.pages.markdown import table
 FOLDER = Path(__file__).parents[1] / "results" / "goals"
 
 
-class Goal(TypedDict):
+class _Figure(TypedDict):
+    goal: str
+    target: str
+    reached: float | None
+    interval: Sequence[float] | None
+    met: bool
+    command: str
+    record: Sequence[str]
+
+
+class Goal(_Figure, total=False):
     """One goal.
 
     Attributes:
         goal: description of the goal.
         target: the figure to be reached, as text.
-        reached: the figure that was reached.
+        reached: the figure that was reached; None: there is no record of it.
         interval: its 95% interval, (low, high); None without one.
         met: whether the goal is reached.
         command: command that makes the records.
         record: paths of the records, relative to the repository.
+        note: why there is no figure or no interval.
     """
 
-    goal: str
-    target: str
-    reached: float
-    interval: Sequence[float] | None
-    met: bool
-    command: str
-    record: Sequence[str]
+    note: str
 
 
 def path_of(topic: str, folder: Path = FOLDER) -> Path:
@@ -48,8 +53,8 @@ def write(topic: str, goals: Sequence[Goal], folder: Path = FOLDER) -> Path:
     """
     root = folder.parents[1]
     for goal in goals:
-        if goal.keys() != Goal.__annotations__.keys():
-            fields = ", ".join(Goal.__annotations__)
+        if not Goal.__required_keys__ <= goal.keys() <= Goal.__required_keys__ | Goal.__optional_keys__:
+            fields = ", ".join(_Figure.__annotations__)
             raise ValueError(f"goal {goal.get('goal')!r} has the fields {', '.join(goal)}; give it {fields}")
         missing = [record for record in goal["record"] if not (root / record).exists()]
         if missing:
@@ -65,10 +70,11 @@ def read(topic: str, folder: Path = FOLDER) -> list[Goal]:
 
 
 def render(topic: str, folder: Path = FOLDER) -> str:
-    """The goals of a topic as a Markdown table; a missed one is marked in bold."""
+    """The goals of a topic as a Markdown table; a missed one is marked in bold, and a note stands for an interval."""
     rows = []
     for goal in read(topic, folder):
-        interval = "" if goal["interval"] is None else "{:.4g} to {:.4g}".format(*goal["interval"])
+        interval = goal.get("note", "") if goal["interval"] is None else "{:.4g} to {:.4g}".format(*goal["interval"])
         met = "yes" if goal["met"] else "**no**"
-        rows.append((goal["goal"], goal["target"], f"{goal['reached']:,}", interval, met))
+        reached = "-" if goal["reached"] is None else f"{goal['reached']:,}"
+        rows.append((goal["goal"], goal["target"], reached, interval, met))
     return table(("goal", "target", "reached", "95% interval", "met"), rows)

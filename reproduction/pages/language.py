@@ -8,136 +8,226 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-from cramlab.report.intervals import seed_interval
-from reproduction.pages import markdown
+from cramlab.report.intervals import Interval, seed_interval
+from reproduction import goals
+from reproduction.analysis.language import (
+    FREQUENT,
+    Arms,
+    Record,
+    attention,
+    best_fixed,
+    difference,
+    familiarity,
+    nats,
+    pairs,
+    practice_curve,
+    practice_law,
+    recalled,
+)
+from reproduction.pages import language_figure, markdown
 from reproduction.pages.renew import renew
 from reproduction.protocols.language import ARMS
+from reproduction.protocols.static_gates import arm_of
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "language"
 PAGE, FIGURES = ROOT / "docs" / "language.md", ROOT / "docs" / "figures"
 CORPORA = ("code", "english")
-Record = dict[str, Any]
+GATED = ("cram-12", "cram-3", "soft-12", "straight-12", "random-12")
 
 
 def read(results: Path, corpus: str) -> dict[str, list[Record]]:
-    """Records of the runs on a corpus by arm, in the order of `ARMS`, each arm's in the order of its seeds."""
+    """Records of the runs on a corpus by arm, in the order of `ARMS`, then of names; each arm's by seed.
+
+    Raises:
+        ValueError: when the runs were not all trained on the same text.
+    """
     found: dict[str, list[Record]] = defaultdict(list)
-    for path in sorted((results / "language" / corpus).glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found[record["config"]["arm"]].append(record)
-    return {arm: sorted(found[arm], key=lambda record: record["config"]["seed"]) for arm in ARMS if arm in found}
+    for record in _documents(results / "language" / corpus):
+        if record["kind"] == "text":
+            found[record["config"]["arm"]].append(record)
+    found.pop("ship", None)  # of another size
+    if len(texts := {run["text_sha256"] for runs in found.values() for run in runs}) > 1:
+        raise ValueError(f"results/language/{corpus} has records of {len(texts)} texts; keep those of one")
+    names = [*(arm for arm in ARMS if arm in found), *sorted(found.keys() - ARMS.keys())]
+    return {arm: sorted(found[arm], key=lambda record: record["config"]["seed"]) for arm in names}
 
 
-def mean(values: Sequence[float], digits: int) -> str:
-    """The mean over seeds, with its 95% interval if there are several."""
-    return seed_interval(values).format(digits)
-
-
-def attention(record: Record) -> float:
-    """Share of the tokens of the test text that read, mean over layers."""
-    share = record["test"]["all"]["reads_frac"]
-    return 1.0 if share is None else share
-
-
-def recalled(record: Record, task: str, size: str, n: int) -> float:
-    """Accuracy in a task of recall at a size; zero where the context was too short for it."""
-    return next((row["accuracy"] for row in record["recall"][task] if row[size] == n), 0.0)
-
-
-def table(arms: dict[str, list[Record]]) -> str:
-    """A row for each arm, by loss, lowest first."""
-    rows = []
-    for arm, runs in arms.items():
-        nats = [run["test"]["all"]["nats"] for run in runs]
-        context = runs[0]["config"]["context"]
-        cells = [
-            arm, str(len(runs)), mean(nats, 3), mean([attention(run) for run in runs], 3),
-            *(mean([run["test"][part]["nats"] for run in runs], 3) for part in ("repeated", "fresh")),
-            mean([recalled(run, "lookup", "n_pairs", 16) for run in runs], 2),
-            mean([recalled(run, "copying", "n_tokens", 64) for run in runs], 2),
-            mean([recalled(run, "needle", "context", context) for run in runs], 2),
-            f"{runs[0]['config']['learning_rate']:g}", f"{runs[0]['n_parameters'] / 1e6:.1f}",
-        ]  # fmt: skip
-        rows.append((statistics.fmean(nats), cells))
-    columns = [
-        "arm", "seeds", "nats a token", "attention", "repeated", "fresh", "lookup", "copying", "needle", "rate",
-        "parameters, M",
-    ]  # fmt: skip
-    return markdown.table(columns, (cells for _, cells in sorted(rows)))
-
-
-def layers_table(arms: dict[str, list[Record]]) -> str:
-    """Share of reads of each layer with a gate, by arm."""
-    gated = {arm: runs for arm, runs in arms.items() if runs[0]["config"].get("reads_frac")}
-    rows = []
-    for arm, runs in gated.items():
-        by_layer = zip(*(run["test"]["all"]["reads_frac_by_layer"] for run in runs), strict=True)
-        ended = [run["series"][-1]["encoding_ended_at"] for run in runs]
-        shares = ", ".join(f"{statistics.fmean(layer):.3f}" for layer in by_layer)
-        rows.append([arm, shares, ", ".join(map(str, ended))])
-    return markdown.table(["arm", "share of reads, first to last layer", "encoding ended at step"], rows)
-
-
-def familiarity_table(record: Record, n_gram: str) -> str:
-    """Share of reads at equally hard tokens (rows), by how often their n-gram was trained on (columns)."""
-    cells = record["test"]["by_count_and_nats"][n_gram]
-    counts = sorted({cell["count_from"] for cell in cells})
-    rows = []
-    for nats in sorted({cell["nats_from"] for cell in cells}):
-        row = [cell for cell in cells if cell["nats_from"] == nats]
-        shares = {cell["count_from"]: cell["reads_frac"] for cell in row if cell["n"] >= 200}
-        upper = row[0]["nats_to"]
-        name = f"{nats:g} to {upper:g}" if upper is not None else f"{nats:g} or more"
-        rows.append([name, *(f"{shares[count]:.3f}" if shares.get(count) is not None else "" for count in counts)])
-    columns = [f"{n_gram}: nats without reads", *(f"seen {count:,} times or more" for count in counts)]
-    return markdown.table(columns, rows)
-
-
-def draw(arms: dict[str, list[Record]], corpus: str) -> None:
-    """Loss against attention, a point a run; and attention over training of the arms with gates."""
-    mpl.rcParams["svg.hashsalt"] = "cramlab"
-    figure, (losses, shares) = plt.subplots(1, 2, figsize=(9, 3.6))
-    for arm, runs in arms.items():
-        dots = losses.scatter([attention(run) for run in runs], [run["test"]["all"]["nats"] for run in runs], s=18)
-        losses.annotate(arm, (attention(runs[0]), runs[0]["test"]["all"]["nats"]), fontsize=6, xytext=(4, 2),
-                        textcoords="offset points")  # fmt: skip
-        if runs[0]["config"].get("reads_frac"):
-            series = runs[0]["series"]
-            shares.plot([row["n_tokens"] / 1e6 for row in series], [row["attention_frac"] for row in series],
-                        label=arm, color=dots.get_facecolor()[0])  # fmt: skip
-    losses.set(xlabel="attention, share of tokens, mean over layers", ylabel="nats a token, test text")
-    shares.set(xlabel="tokens trained on, millions", ylabel="attention")
-    shares.legend(fontsize=7)
-    for axis in (losses, shares):
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(FIGURES / f"language-{corpus}.svg", metadata={"Date": None})
-    plt.close(figure)
+def _documents(folder: Path) -> list[Record]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def sections(results: Path) -> dict[str, str]:
     """The generated parts of the page by name."""
-    found: dict[str, str] = {}
+    found = {corpus: section(results, corpus) for corpus in CORPORA}
+    return found | {"goals": goals.render("language", results / "goals")}
+
+
+def section(results: Path, corpus: str) -> str:
+    """What the page says of a corpus."""
+    arms, folder = read(results, corpus), results / "language" / corpus
+    if not arms:
+        return "There are no records of this corpus."
+    compared = "\n".join(comparisons(arms, _documents(folder)))
+    parts = [setting(arms), table(arms), figure(corpus), compared, familiar(arms), rates(_documents(folder / "tuning"))]
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
+def setting(arms: Arms) -> str:
+    """How the runs were trained, from their records."""
+    runs = [run for found in arms.values() for run in found]
+    configs = [run["config"] for run in runs]
+    steps, tokens = (
+        _spread(values) for values in ([c["n_steps"] for c in configs], [run["series"][-1]["n_tokens"] for run in runs])
+    )
+    devices = sorted({run["hardware"]["accelerator"] or run["hardware"]["processor"] for run in runs})
+    at_once = _spread([run["runs_at_once"] for run in runs])
+    config = configs[0]
+    return (
+        f"{config['n_layers']} layers of width {config['d_model']}, contexts of {config['context']:,} tokens, "
+        f"{config['batch_size']} contexts a step, {steps} steps, {tokens} tokens; {len(runs)} runs on "
+        f"{', '.join(devices)}, {at_once} at a time."
+    )
+
+
+def _spread(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def table(arms: Arms) -> str:
+    """A row for each arm, by loss, lowest first."""
+    rows = []
+    for arm, runs in arms.items():
+        context = runs[0]["config"]["context"]
+        cells = [
+            arm, str(len(runs)), _mean(map(nats, runs), 3),
+            _share(map(attention, runs), 3), _share(map(pairs, runs), 3),
+            *(_mean([run["test"][part]["nats"] for run in runs], 3) for part in ("repeated", "fresh")),
+            _share([recalled(run, "lookup", "n_pairs", 16) for run in runs], 2),
+            _share([recalled(run, "copying", "n_tokens", 64) for run in runs], 2),
+            *(_share([recalled(run, "needle", "context", n) for run in runs], 2) for n in (context, 2 * context)),
+            f"{runs[0]['config']['learning_rate']:g}", f"{runs[0]['n_parameters'] / 1e6:.1f}",
+            f"{statistics.fmean(run['ms_per_step'] for run in runs):.0f}", by_layer(runs),
+        ]  # fmt: skip
+        rows.append((statistics.fmean(map(nats, runs)), cells))
+    columns = [
+        "arm", "seeds", "nats", "attention", "pairs", "repeated", "fresh", "lookup", "copying", "needle",
+        "needle, twice as far", "rate", "M parameters", "ms a step",
+        "reads by layer; encoding ended at step",
+    ]  # fmt: skip
+    return markdown.table(columns, (cells for _, cells in sorted(rows)))
+
+
+def by_layer(runs: Sequence[Record]) -> str:
+    """Reads of each layer where tokens choose, and the step at which encoding ended."""
+    if "encoding_ended_at" not in runs[0]["series"][-1]:
+        return ""
+    layers = zip(*(run["test"]["all"]["reads_frac_by_layer"] for run in runs), strict=True)
+    ended = _spread([run["series"][-1]["encoding_ended_at"] for run in runs])
+    return f"{', '.join(f'{statistics.fmean(layer):.2f}' for layer in layers)}; {ended}"
+
+
+def _mean(values: Iterable[float | None], digits: int) -> str:
+    """The mean over seeds, with its 95% interval if there are several."""
+    found = [value for value in values if value is not None]
+    return seed_interval(found).format(digits) if found else "-"
+
+
+def _share(values: Iterable[float | None], digits: int) -> str:
+    """The mean of shares, from 0 to 1."""
+    found = [value for value in values if value is not None]
+    return seed_interval(found).within(0, 1).format(digits) if found else "-"
+
+
+def figure(corpus: str) -> str:
+    """The link to a corpus's figure."""
+    return f"![Loss, attention over training, chance to read: {corpus}](figures/{language_figure.name(corpus)})"
+
+
+def comparisons(arms: Arms, documents: Sequence[Record]) -> list[str]:
+    """Differences in nats between arms, each with what it shows."""
+    fixed = best_fixed(arms)
+    lines = [] if fixed is None else [f"- Best of the fixed single layers, by loss on validation text: `{fixed}`."]
+    for one, other in (
+        ("cram-12", fixed), ("cram-3", fixed), ("cram-12", "llama"), ("cram-12", "random-12"),
+        ("cram-12", "layers-3-5-7"), ("cram-12", "soft-12"), ("cram-12", "straight-12"), ("cram-12-window", "window"),
+        ("cram-12-bigrams", "layer-7-bigrams"), ("cram-12-bigrams", "llama-bigrams"),
+    ):  # fmt: skip
+        diff = None if other is None else difference(arms, one, other)
+        if diff is not None:
+            shares = (_share(map(attention, arms[str(arm)]), 3) for arm in (one, other))
+            lines.append(f"- `{one}` minus `{other}`: {diff.format(3)} nats; attention {' and '.join(shares)}: "
+                         f"**{verdict(diff, 'ahead', 'behind')}**.")  # fmt: skip
+    for record in documents:
+        if record["kind"] == "static gates":
+            arm = arm_of(record["layers"])
+            lines.append(f"- Static gates learned together keep layers {record['layers']}: "
+                         + (f"arm `{arm}`." if arm else "an arm that was not trained."))  # fmt: skip
+    return lines
+
+
+def verdict(diff: Interval, below: str, above: str) -> str:
+    """What a difference shows: a word for one below zero, one for above, or that the interval has zero inside."""
+    word = below if diff.mean < 0 else above
+    if diff.low is None or diff.high is None:
+        return f"{word}, one seed"
+    return word if diff.low > 0 or diff.high < 0 else "undecided"
+
+
+def familiar(arms: Arms) -> str:
+    """Reads of consolidated and of fresh n-grams, and the chance to read against encounters, of gated arms."""
+    lines = []
+    for arm in (arm for arm in GATED if arm in arms):
+        for n_gram in ("trigram", "bigram"):
+            found = [value for run in arms[arm] if (value := familiarity(run, n_gram)) is not None]
+            diff = seed_interval(found) if found else None
+            shown = ["-", "-"] if diff is None else [diff.format(3), verdict(diff, "less", "no less")]
+            lines.append([arm, n_gram, *shown, *_curve(arms[arm], n_gram)])
+    if not lines:
+        return ""
+    columns = [
+        "arm", "n-gram", f"reads at n-grams seen {FREQUENT:,} times or more, minus those never seen, equally hard",
+        "consolidated n-grams are read ... than fresh ones", "share of reads: never seen", "seen once",
+        "seen 1,024 to 2,047 times", "likeliest law", "exponent of the power law",
+    ]  # fmt: skip
+    return markdown.table(columns, lines)
+
+
+def _curve(runs: Sequence[Record], n_gram: str) -> list[str]:
+    k, share, _ = practice_curve(runs, n_gram)
+    at = {round(float(x)): f"{y:.3f}" for x, y in zip(k, share, strict=True)}
+    law = practice_law(runs, n_gram)
+    return [at.get(0, "-"), at.get(1, "-"), at.get(round((1024 * 2047) ** 0.5), "-"),
+            *(("-", "-") if law is None else (law[0], f"{law[1]:.2f}"))]  # fmt: skip
+
+
+def rates(tuned: Sequence[Record]) -> str:
+    """Loss on validation text by learning rate, of the short runs that chose it."""
+    if not tuned:
+        return "No learning rate was searched: every arm has that of the table."
+    tried = sorted({record["config"]["learning_rate"] for record in tuned})
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for record in tuned:
+        config = record["config"]
+        found[config["arm"]][config["learning_rate"]] = record["series"][-1]["nats_per_token"]
+    columns = [f"nats on validation text after {tuned[0]['config']['n_steps']} steps at", *(f"{r:g}" for r in tried)]
+    return markdown.table(
+        columns,
+        ([arm, *(f"{losses[r]:.3f}" if r in losses else "" for r in tried)] for arm, losses in found.items()),
+    )
+
+
+def renew_page(results: Path = RESULTS.parent) -> None:
+    """Rewrites the figures and the page."""
     for corpus in CORPORA:
-        arms = read(results, corpus)
-        if not arms:
-            continue
-        found[f"{corpus} arms"] = table(arms)
-        found[f"{corpus} layers"] = layers_table(arms)
-        if "cram-12" in arms:
-            found[f"{corpus} familiarity"] = familiarity_table(arms["cram-12"][0], "trigram")
-        draw(arms, corpus)
-    return found
+        if arms := read(results, corpus):
+            language_figure.draw(arms, corpus, FIGURES)
+    renew(PAGE, sections(results))
 
 
 if __name__ == "__main__":
-    renew(PAGE, sections(ROOT / "results"))
+    renew_page()
