@@ -1,12 +1,14 @@
-r"""Measures retrieval from far context by a consolidated model: a planted number, and the rest of an earlier line.
+r"""Measures retrieval from far context by a consolidated model.
+
+What is asked for: a planted number, the rest of an earlier line, and with `--kinds` one of eight planted numbers, after
+RULER's multi-key needles (Hsieh et al. 2024).
 
     python -m reproduction.protocols.far_retrieval smollm2 runs/smollm2 --text stdlib --context 2048 \\
         --out runs/smollm2/retrieval.json
 
 Answers are scored by teacher forcing: an answer is right when every token of it would have been chosen. Both models see
 the same prompts, planted in documents that nothing was learned from. The record holds the distance of each answer, so
-it
-shows where answers are lost.
+it shows where answers are lost.
 """
 
 from __future__ import annotations
@@ -27,6 +29,35 @@ from cramlab.consolidation.patch.install import closed
 from cramlab.files import write_json
 from cramlab.hf.loading import load
 
+NAMES = ["Lisbon", "Oslo", "Nairobi", "Lima", "Quebec", "Hanoi", "Vienna", "Dakar"]
+
+
+def planted(filler, facts, question, answer, context, generator):
+    """A prompt with facts at random positions in the first three quarters, in their order, and the question at the end.
+
+    Returns:
+        Prompt, answer, and how many tokens the end of each fact is before the end of the prompt.
+    """
+    room = context - sum(map(len, facts)) - len(question) - len(answer)
+    if room < len(facts):
+        raise SystemExit(f"--context {context} has no room for {len(facts)} facts; give a longer one")
+    places = sorted(int(room * generator.uniform(0.05, 0.75)) for _ in facts)
+    prompt, distances = list(filler[:room]), []
+    for fact, place in zip(reversed(facts), reversed(places), strict=True):
+        distances.append(len(prompt) - place + len(question))
+        prompt[place:place] = fact
+    return [*prompt, *question], answer, distances[::-1]
+
+
+def one_of_eight(encode, filler, context, generator):
+    """A prompt with the numbers of eight names, and the question for one; see `needle`."""
+    numbers = {name: str(generator.randint(10_000, 99_999)) for name in generator.sample(NAMES, len(NAMES))}
+    facts = [encode(f"\n# The secret number of {name} is {number}.\n") for name, number in numbers.items()]
+    asked = generator.choice(NAMES)
+    question, answer = encode(f"\n# The secret number of {asked} is"), encode(f" {numbers[asked]}")
+    prompt, answer, distances = planted(filler, facts, question, answer, context, generator)
+    return prompt, answer, distances[list(numbers).index(asked)]
+
 
 def needle(encode, filler, context, generator):
     """A prompt with a number at a random position in the first three quarters and the question at the end.
@@ -34,13 +65,12 @@ def needle(encode, filler, context, generator):
     Returns:
         Prompt, answer, and how many tokens the end of the fact is before the end of the prompt.
     """
-    name = generator.choice(["Lisbon", "Oslo", "Nairobi", "Lima", "Quebec", "Hanoi", "Vienna", "Dakar"])
+    name = generator.choice(NAMES)
     number = str(generator.randint(10_000, 99_999))
     fact = encode(f"\n# The secret number of {name} is {number}.\n")
     question, answer = encode(f"\n# The secret number of {name} is"), encode(f" {number}")
-    room = context - len(fact) - len(question) - len(answer)
-    at = int(room * generator.uniform(0.05, 0.75))
-    return [*filler[:at], *fact, *filler[at:room], *question], answer, room - at + len(question)
+    prompt, answer, (distance,) = planted(filler, [fact], question, answer, context, generator)
+    return prompt, answer, distance
 
 
 def earlier_line(_, filler, context, generator):
@@ -50,7 +80,7 @@ def earlier_line(_, filler, context, generator):
     return [*filler[: context - 24], *piece[:16]], piece[16:], context - 24 - at
 
 
-KINDS = {"needle": needle, "earlier line": earlier_line}
+KINDS = {"needle": needle, "earlier line": earlier_line, "one of eight": one_of_eight}
 
 
 def answered(model, prompt, answer):
@@ -72,6 +102,7 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS)[:2], help="what is asked for")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -90,8 +121,8 @@ def main() -> None:
         "kinds": {},
         "distance": {},
     }
-    for kind, make in KINDS.items():
-        generator = random.Random(0)
+    for kind in args.kinds:
+        generator, make = random.Random(0), KINDS[kind]
         rows, distances = {"original": [], "consolidated": []}, []
         for filler in fillers:
             prompt, answer, distance = make(pretrained.encode, filler, args.context, generator)

@@ -153,11 +153,15 @@ def test_planted_answers_stand_where_the_tool_says():
     import random
 
     tool = runpy.run_path(str(ROOT / "reproduction" / "protocols" / "far_retrieval.py"))
-    filler = list(range(1000, 1200))
-    prompt, answer, distance = tool["needle"](lambda text: [ord(c) for c in text], filler, 200, random.Random(0))
-    assert len(prompt) + len(answer) == 200
-    fact = prompt[len(prompt) - distance - len(answer) - 2 : len(prompt) - distance]
-    assert "".join(map(chr, fact)) == "".join(map(chr, answer)) + ".\n"
+    filler = list(range(1000, 1600))
+    for kind, context in (("needle", 200), ("one_of_eight", 600)):
+        prompt, answer, distance = tool[kind](lambda text: [ord(c) for c in text], filler, context, random.Random(0))
+        assert len(prompt) + len(answer) == context
+        fact = "".join(map(chr, prompt[: len(prompt) - distance]))
+        name = "".join(map(chr, prompt)).rpartition(" of ")[2].removesuffix(" is")
+        assert fact.endswith(f" of {name} is{''.join(map(chr, answer))}.\n")
+    with pytest.raises(SystemExit, match="no room for 8 facts"):
+        tool["one_of_eight"](lambda text: [ord(c) for c in text], filler, 200, random.Random(0))
     prompt, answer, distance = tool["earlier_line"](None, filler, 200, random.Random(0))
     assert len(prompt) + len(answer) == 200
     assert prompt[len(prompt) - distance :][: len(answer)] == answer
