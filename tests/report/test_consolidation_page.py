@@ -54,6 +54,17 @@ def test_the_page_has_each_part_and_fetches_nothing(made):
     assert "own <text>" not in text
 
 
+def test_other_lengths_are_said_with_their_documents(made):
+    record, in_use = made
+    test = {"documents": 5, "increase": 0.0517, "standard_error": 0.004, "skipped_frac": 0.537, "pairs_frac": 0.4}
+    lengths = [{"length": 60, "documents": 23, "tested": record["tested"], "test": test}]
+    page = Page(render_consolidation(record | {"lengths": lengths}, in_use))
+    assert "holds at 60 tokens as well; calibration documents" in page.heads
+    assert "mean increase of 5 test documents at 60 tokens" in page.heads
+    at = page.cells.index("+0.0517 nats per token, 53.7% of far reads skipped")
+    assert page.cells[at - 1] == "23"
+
+
 def test_the_promise_and_every_threshold_are_those_of_the_record(made):
     page, shown = Page(render_consolidation(*made)), in_terminal(*made)
     for value in PROMISED:

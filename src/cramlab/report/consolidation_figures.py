@@ -86,6 +86,16 @@ def promise_rows(record: Record) -> list[Fact]:
         Fact("causal pairs scored on them", f"{test['pairs_frac']:.1%}", test["pairs_frac"] > 1),
         Fact("window and first keys", f"{record['window']} and {record['n_sinks']}"),
     ]  # fmt: skip
+    for other in record.get("lengths", []):
+        found = other["test"]
+        rows.append(
+            Fact(f"holds at {other['length']:,} tokens as well; calibration documents", f"{other['documents']}")
+        )
+        rows.append(
+            Fact(f"mean increase of {found['documents']} test documents at {other['length']:,} tokens",
+                 f"{found['increase']:+.4f} nats per token, {found['skipped_frac']:.1%} of far reads skipped",
+                 found["increase"] > promised["increase"])
+        )  # fmt: skip
     if "learned_on" in record:
         rows.insert(4, Fact("learned on", text_name(record["learned_on"])))
     if copies := sum(record.get("copies", {}).values()):
