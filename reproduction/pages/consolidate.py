@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cramlab.files import write_text
+from reproduction.goals import render
 from reproduction.pages.consolidation_plots import loss_by_share, mean_and_error
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew
@@ -102,8 +103,21 @@ def _promise(data: Row) -> str:
         f"{config['calibration_documents']} calibration documents (increases above {promise['bound']:g} count so). "
         f"Chosen: the threshold for {data['skipped_frac']:.0%}. On {test['documents']} test documents it skips "
         f"{test['skipped_frac']:.1%} of the far reads at {test['increase']:+.4f}{error}, and scores "
-        f"{test['pairs_frac']:.1%} of the causal pairs. Code {data['revision']}."
+        f"{test['pairs_frac']:.1%} of the causal pairs. {_at_lengths(data)}Code {data['revision']}."
     )
+
+
+def _at_lengths(data: Row) -> str:
+    """Describes what the certificate rests on at further lengths; "" where it is for one length."""
+    lines = []
+    for other in data.get("lengths", []):
+        test = other["test"]
+        error = "" if test["standard_error"] is None else f" ± {test['standard_error']:.4f}"
+        lines.append(
+            f"At {other['length']:,} tokens {other['documents']} documents certify it, and {test['documents']} test "
+            f"documents skip {test['skipped_frac']:.1%} at {test['increase']:+.4f}{error}. "
+        )
+    return "".join(lines)
 
 
 def _calibration(data: Row) -> str:
@@ -165,6 +179,11 @@ def sections() -> dict[str, str]:
     return found
 
 
+def tables() -> dict[str, str]:
+    """Text of docs/tables/consolidate.md by the name in its marks: that of the records, and the goals."""
+    return sections() | {"goals": render("consolidate")}
+
+
 def figures() -> dict[str, str]:
     """SVG text by file name: the curves of every folder with a comparison, with the thresholds calibrated below it."""
     drawn = {}
@@ -184,6 +203,6 @@ if __name__ == "__main__":
     from reproduction.pages import consolidate_summary
 
     renew(PAGE, consolidate_summary.sections(RESULTS))
-    renew(TABLES, sections())
+    renew(TABLES, tables())
     for name, text in figures().items():
         write_text(FIGURES / name, text)

@@ -1,5 +1,6 @@
 """docs/consolidate.md and its tables: figures are those of the records, commands are understood, code runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import cramlab
 from cramlab.cli.main import _parser, main
 from cramlab.config import overridden
 from cramlab.consolidation.config import ConsolidationConfig
+from reproduction.consolidation_goals import TOPIC, goals
+from reproduction.goals import read
 from reproduction.pages import consolidate as pages
 from reproduction.pages import consolidate_summary
 from reproduction.pages.renew import renewed
@@ -20,13 +23,19 @@ GUIDE = (ROOT / "docs" / "guides" / "own-model.md").read_text(encoding="utf-8")
 
 
 def test_every_table_is_made_from_the_records():
-    made = {PAGE: consolidate_summary.sections(pages.RESULTS), TABLES: pages.sections()}
+    made = {PAGE: consolidate_summary.sections(pages.RESULTS), TABLES: pages.tables()}
     for page, sections in made.items():  # a record without marks in the page is refused
         assert page.count(": begin -->") == len(sections)
         assert renewed(page, sections, "consolidate.md") == page, "run python -m reproduction.pages.consolidate"
     for name in pages.figures():
         assert f"(../figures/{name})" in TABLES
         assert (ROOT / "docs" / "figures" / name).exists()
+
+
+def test_goals_are_answered_from_the_records():
+    assert read(TOPIC) == json.loads(json.dumps(goals())), "run python -m reproduction.consolidation_goals"
+    for goal in read(TOPIC):
+        assert goal["reached"] is not None or goal["note"]
 
 
 def test_the_page_is_short():
