@@ -85,7 +85,8 @@ class Predictions(NamedTuple):
 
     Attributes:
         level: predicted next level, float (B, T).
-        logits: logits of the retrieval answer, float (B, T, n_classes).
+        logits: logits of the retrieval answer, float (B, T, n_classes); from `SequenceModel.forward(only_asked=True)`
+            perhaps those of the retrieval tokens alone, (number of them, n_classes), in the order of the batch.
     """
 
     level: Tensor

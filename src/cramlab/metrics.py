@@ -97,9 +97,17 @@ def _check(predictions: Predictions, batch: Batch) -> None:
         )
 
 
+def right_answers(predictions: Predictions, batch: Batch) -> Tensor:
+    """Retrieval tokens whose largest logit is that of the answer, bool (B, T)."""
+    if predictions.logits.ndim == 2:  # of the retrieval tokens alone
+        hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target[batch.retrieval_mask]
+        return torch.zeros_like(batch.retrieval_mask).masked_scatter(batch.retrieval_mask, hit)
+    return (predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
+
+
 def count(predictions: Predictions, batch: Batch) -> Scores:
     """Like `score`, but without checks and with a single wait for the device."""
-    hit = predictions.logits.argmax(dim=-1) == batch.retrieval_target
+    hit = right_answers(predictions, batch)
     masks = {"all": batch.retrieval_mask} | {n: m & batch.retrieval_mask for n, m in batch.slices.items()}
     error = (predictions.level.detach() - batch.dynamics_target).double().square()
     asked = torch.stack([*masks.values()])

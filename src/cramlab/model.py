@@ -14,6 +14,7 @@ from cramlab.config import ConfigError, Layers, Size, checked
 from cramlab.mixer import MixerConfig, MixerOutput, Routing, Trace
 
 _CACHED_TOKENS = 512
+_MANY_CLASSES = 1024  # from here on the answer head costs more than the rest of a small model
 
 
 @checked("model")
@@ -154,19 +155,23 @@ class SequenceModel(nn.Module):
         *,
         routing: Routing | None = None,
         counterfactual_layer: int | None = None,
+        only_asked: bool = False,
     ) -> ModelOutput:
         """Predicts next levels and answers.
 
         Args:
-            batch: inputs; targets and masks other than `valid` are not used.
+            batch: inputs; targets and masks are not used, but for `valid` and as `only_asked` says.
             state: state of a previous call, to continue the same sequences.
             routing: see `Routing`.
             counterfactual_layer: also predict without the reads of this layer, by running the rest of the model again.
                 Audits then apply to this layer alone: if all layers were audited, each could rely on the reads of
                 the others, no read would seem to be of use, and all gates would close.
+            only_asked: with at least 1,024 classes, compute logits of the batch's retrieval tokens alone; see
+                `Predictions.logits`. With fewer classes it changes nothing.
         """
         valid = None if bool(batch.valid.all()) else batch.valid
         routing = routing or Routing()
+        asked = batch.retrieval_mask if only_asked and self.spec.n_classes >= _MANY_CLASSES else None
         if valid is not None:
             batch = batch.with_zero_padding()
         x = self.embedding(batch.discrete, batch.continuous, batch.gaps, batch.horizons)
@@ -175,15 +180,15 @@ class SequenceModel(nn.Module):
         states, traces, second_traces, auxes = [], [], [], []
         for i, block in enumerate(self.blocks):
             before = None if state is None else state[i]
-            asked = routing._replace(counterfactual=i == counterfactual_layer)
+            wish = routing._replace(counterfactual=i == counterfactual_layer)
             if counterfactual_layer not in (None, i):  # measure this layer's reads given the decisions of the others
-                asked = asked._replace(audits=None)
-            mixed = block.mix(x, batch.gaps, before, valid, asked)
+                wish = wish._replace(audits=None)
+            mixed = block.mix(x, batch.gaps, before, valid, wish)
             if mixed.y_without_reads is not None and i + 1 == len(self.blocks):
                 # After the last mixer no token depends on another, so the tokens that read are enough.
-                without_reads = self._predict_some(mixed.trace.attended, x, mixed.y_without_reads, batch)
+                without_reads = self._predict_some(mixed.trace.attended, x, mixed.y_without_reads, batch, asked)
             elif silent is not None:
-                again = block.mix(silent, batch.gaps, before, valid, asked)
+                again = block.mix(silent, batch.gaps, before, valid, wish)
                 second_traces.append(again.trace)
                 silent = block.finish(silent, again.y)
             elif mixed.y_without_reads is not None:
@@ -195,9 +200,9 @@ class SequenceModel(nn.Module):
         names = dict.fromkeys(name for aux in auxes for name in aux)
         aux = {name: torch.stack([a[name] for a in auxes if name in a]).mean() for name in names}
         if silent is not None:
-            without_reads = self._predict(silent, batch.continuous[..., 0])
+            without_reads = self._predict(silent, batch.continuous[..., 0], asked)
         return ModelOutput(
-            predictions=self._predict(x, batch.continuous[..., 0]),
+            predictions=self._predict(x, batch.continuous[..., 0], asked),
             state=tuple(states),
             traces=tuple(traces),
             counterfactual_traces=tuple(second_traces),
@@ -205,20 +210,31 @@ class SequenceModel(nn.Module):
             without_reads=without_reads,
         )
 
-    def _predict(self, x: Tensor, level: Tensor) -> Predictions:
-        """Both heads on x (..., D); the level head predicts the change of `level` (...)."""
-        x = self.norm(x)
-        return Predictions(level=level + self.level_head(x).squeeze(-1), logits=self.answer_head(x))
+    def _predict(self, x: Tensor, level: Tensor, asked: Tensor | None = None) -> Predictions:
+        """Both heads on x (..., D); the level head predicts the change of `level` (...).
 
-    def _predict_some(self, where: Tensor, x: Tensor, mixed: Tensor, batch: Batch) -> Predictions:
-        """Finishes the last block and predicts for the tokens of `where` (B, T); zero elsewhere."""
+        With `asked`, bool (...), the logits are those of its tokens alone, (number of tokens, n_classes).
+        """
+        x = self.norm(x)
+        logits = self.answer_head(x if asked is None else x[asked])
+        return Predictions(level=level + self.level_head(x).squeeze(-1), logits=logits)
+
+    def _predict_some(
+        self, where: Tensor, x: Tensor, mixed: Tensor, batch: Batch, asked: Tensor | None = None
+    ) -> Predictions:
+        """Finishes the last block and predicts for the tokens of `where` (B, T); zero elsewhere. See `_predict`."""
         level = batch.continuous[..., 0]
         if bool(where.all()):
-            return self._predict(self.blocks[-1].finish(x, mixed), level)
+            return self._predict(self.blocks[-1].finish(x, mixed), level, asked)
         index = where.flatten().nonzero().squeeze(-1)
         x, mixed = (t.flatten(0, 1).index_select(0, index) for t in (x, mixed))
-        some = self._predict(self.blocks[-1].finish(x, mixed), level.flatten()[index])
+        asked_too = None if asked is None else asked.flatten()[index]
+        some = self._predict(self.blocks[-1].finish(x, mixed), level.flatten()[index], asked_too)
         n_tokens, n_classes = where.numel(), self.spec.n_classes
         levels = some.level.new_zeros(n_tokens).index_copy(0, index, some.level)
+        if asked is not None:
+            rows = (asked.flatten().cumsum(0) - 1)[index[asked_too]]  # of the retrieval tokens that read
+            logits = some.logits.new_zeros(int(asked.sum()), n_classes).index_copy(0, rows, some.logits)
+            return Predictions(level=levels.view_as(level), logits=logits)
         logits = some.logits.new_zeros(n_tokens, n_classes).index_copy(0, index, some.logits)
         return Predictions(level=levels.view_as(level), logits=logits.view(*where.shape, n_classes))

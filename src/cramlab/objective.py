@@ -19,6 +19,8 @@ from cramlab.config import Share, Weight, checked
 from cramlab.mixer import Trace
 from cramlab.model import ModelOutput
 
+_PRICED = ("episodic_use", "semantic_use")  # shares of tokens, which `terms` multiplies by the prices of Eq. 8
+
 
 @checked("training.loss")
 class LossConfig:
@@ -105,7 +107,8 @@ def terms(
 
     Args:
         task: the task's loss.
-        aux: losses of the mixers by name, averaged over layers; see `MixerOutput.aux`.
+        aux: losses of the mixers by name, averaged over layers; see `MixerOutput.aux`. Those without a weight in the
+            config, such as those of a mixer of one's own, have weight 1.
         config: weights and prices.
         judged: the layer that also ran without its reads; None: no layer did.
         price_ramp: share of the prices of Eq. 8 that applies at this step, 0 to 1.
@@ -118,6 +121,7 @@ def terms(
         "salience": config.gate_weight,
     }
     found = {"task": task} | {name: weight * aux[name] for name, weight in weights.items() if name in aux}
+    found |= {name: loss for name, loss in aux.items() if name not in weights and name not in _PRICED}
     if "episodic_use" in aux:
         found["episodic_price"] = price_ramp * config.episodic_price * aux["episodic_use"]
         found["semantic_reward"] = -price_ramp * config.semantic_reward * aux["semantic_use"]
@@ -156,7 +160,11 @@ def token_losses(predictions: Predictions, batch: Batch) -> TokenLosses:
     """Cross-entropy at retrieval tokens and squared error at dynamics tokens."""
     answers = torch.where(batch.retrieval_mask, batch.retrieval_target, 0)
     levels = torch.where(batch.dynamics_mask, batch.dynamics_target, 0.0)
-    nats = F.cross_entropy(predictions.logits.transpose(1, 2), answers, reduction="none")
+    if predictions.logits.ndim == 2:  # of the retrieval tokens alone
+        asked = F.cross_entropy(predictions.logits, answers[batch.retrieval_mask], reduction="none")
+        nats = asked.new_zeros(answers.shape).masked_scatter(batch.retrieval_mask, asked)
+    else:
+        nats = F.cross_entropy(predictions.logits.transpose(1, 2), answers, reduction="none")
     squared = (predictions.level - levels).square()
     return TokenLosses(
         retrieval=torch.where(batch.retrieval_mask, nats, 0.0),

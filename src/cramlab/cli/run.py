@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cramlab.cli.arguments import consolidation_in, folder_of, whole
-from cramlab.cli.settings import check_run, help_text, table
+from cramlab.cli.settings import check_run, help_text, split_name, table
+from cramlab.errors import UsageError
+from cramlab.extensions import MIXERS, TASKS, declared, is_reference
 
 if TYPE_CHECKING:
     from cramlab.experiments import Study
@@ -27,10 +29,16 @@ def add_run(commands: Any) -> None:
             "cramlab run srcd --size small --out runs/a",
             "cramlab run srcd/cram --size tiny --out runs/b --set model.mixer.semantic.rank=64 "
             "--set training.max_steps=200",
+            "cramlab run my_task.py:Task --size quick --out runs/c",
+            "cramlab run srcd/cram,my_mixer.py:Config --size quick --out runs/d",
         ),
     )
     parser.add_argument(
-        "name", metavar="NAME", help="experiment, or EXPERIMENT/MIXER,MIXER... for some mixers (see cramlab ls)"
+        "name",
+        metavar="NAME",
+        help="experiment, or a task of your own as FILE.py:CLASS; NAME/MIXER,MIXER... for some mixers, which may be "
+        "FILE.py:CLASS too "
+        "(see cramlab ls)",
     )
     _add_size(parser)
     parser.add_argument(
@@ -99,7 +107,10 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
 def _study(experiment: str, mixers: list[str] | None, size: str, seed: int | None) -> Study:
     """The runs of an experiment, round by round."""
     from cramlab.experiments import EXPERIMENTS
+    from cramlab.experiments.own_task import own_study
 
+    if is_reference(experiment):
+        return own_study(task=experiment, size=size, seed=seed, mixers=mixers)
     return EXPERIMENTS[experiment](size=size, seed=seed, mixers=mixers)
 
 
@@ -112,6 +123,8 @@ def _run(args: argparse.Namespace) -> None:
     from cramlab.training.ray_jobs import run_jobs_on_ray
 
     engine = {"local": run_jobs, "ray": run_jobs_on_ray}[args.engine]
+    if args.engine == "ray" and any(".py:" in name for name in (experiment, *(mixers or ()))):
+        raise UsageError("--engine ray cannot take a class from a file; install it as a package, or use --engine local")
     study = _study(experiment, mixers, args.size, args.seed)
     configs = [overridden(config, args.overrides) for config in next(study)]
     while True:
@@ -131,10 +144,14 @@ def _ls(_: argparse.Namespace) -> None:
         print(f"  {name:14}{experiment['about']}")
     print(f"sizes\n  {'  '.join(names['sizes'])}")
     print(f"mixers\n  {'  '.join(names['mixers'])}")
+    for group, title in ((TASKS, "tasks of other packages"), (MIXERS, "mixers of other packages")):
+        for i, (name, reference) in enumerate(declared(group).items()):
+            print(f"{title}\n" * (i == 0) + f"  {name:14}{reference}")
 
 
 def _show(args: argparse.Namespace) -> None:
-    if args.name.partition("/")[0] not in table()["experiments"] and Path(args.name).exists():
+    known = split_name(args.name)[0]
+    if known not in table()["experiments"] and not is_reference(known) and Path(args.name).exists():
         if (folder := consolidation_in(Path(args.name))) is not None:
             _show_consolidation(folder)
             return

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cramlab.errors import UsageError
+from cramlab.extensions import MIXERS, TASKS, declared, is_reference
 from cramlab.names import Fields, nearest, split_assignment
 
 FILE = "settings.json"
@@ -31,33 +32,79 @@ def check_run(name: str, size: str, overrides: Iterable[str] = ()) -> tuple[str,
     """Checks every name that `cramlab run` is given.
 
     Args:
-        name: EXPERIMENT or EXPERIMENT/MIXER,MIXER...
+        name: EXPERIMENT, TASK.py:CLASS or the name of a declared task; or any of these with /MIXER,MIXER...
         size: size of the task.
         overrides: assignments of `--set`.
 
     Returns:
-        The experiment and its mixers; None for the experiment's own.
+        The experiment, or the reference of a task, and its mixers; None for the experiment's own.
 
     Raises:
         UsageError: when a name is unknown, or a field would mislabel the run.
     """
     known = table()
-    experiment, slash, listed = name.partition("/")
+    experiment, slash, listed = split_name(name)
+    if is_reference(experiment):
+        return _check_own(experiment, listed.split(",") if slash else None, size, overrides)
     _check(experiment, "experiment", known["experiments"])
     _check(size, "--size", known["sizes"])
     mixers = listed.split(",") if slash else None
-    for i, mixer in enumerate(mixers or ()):
-        _check(mixer, "mixer", known["mixers"])
-        if mixer in listed.split(",")[:i]:
-            raise UsageError(f'mixer "{mixer}" is named twice; name it once')
+    mixers = _check_mixers(mixers)
     by_mixer = known["experiments"][experiment]["trees"]
     trees = [known["trees"][i] for mixer in mixers or [""] for i in by_mixer.get(mixer, ())]
     for assignment in overrides:
-        if (field := assignment.partition("=")[0]) in LABELS:
-            raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
+        _check_no_label(assignment)
         for tree in trees:
             split_assignment(assignment, _fields(tree))
     return experiment, mixers
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """Splits NAME or NAME/MIXERS, where NAME is an experiment, the name of a task or a reference to one.
+
+    A reference is `FILE.py:CLASS` or `MODULE:CLASS`; its file may lie in folders, whose slashes belong to it.
+
+    Returns:
+        The experiment or the reference of the task, the slash if there is one, and the mixers.
+    """
+    first, slash, rest = name.partition("/")
+    if first in table()["experiments"]:
+        return first, slash, rest
+    if first in (tasks := declared(TASKS)):
+        return tasks[first], slash, rest
+    place, colon, after = name.partition(":")
+    attribute, slash_after, mixers = after.partition("/")
+    return (f"{place}:{attribute}", slash_after, mixers) if colon else (first, slash, rest)
+
+
+def _check_own(
+    task: str, mixers: list[str] | None, size: str, overrides: Iterable[str]
+) -> tuple[str, list[str] | None]:
+    """Checks the names for a task of one's own; its fields are known once its file is imported."""
+    _check(size, "--size", table()["sizes"])
+    for assignment in overrides:
+        _check_no_label(assignment)
+    return task, _check_mixers(mixers)
+
+
+def _check_mixers(mixers: list[str] | None) -> list[str] | None:
+    """The mixers, each once, with references in place of the names that packages declare."""
+    if mixers is None:
+        return None
+    for i, mixer in enumerate(mixers):
+        if mixer in mixers[:i]:
+            raise UsageError(f'mixer "{mixer}" is named twice; name it once')
+    outside = declared(MIXERS)
+    named = [outside.get(mixer, mixer) if mixer not in table()["mixers"] else mixer for mixer in mixers]
+    for mixer in named:
+        if not is_reference(mixer):
+            _check(mixer, "mixer", [*table()["mixers"], *outside])
+    return named
+
+
+def _check_no_label(assignment: str) -> None:
+    if (field := assignment.partition("=")[0]) in LABELS:
+        raise UsageError(f"--set {field} would mislabel the run; use NAME, --size or --seed")
 
 
 def check_fields(command: str, overrides: Iterable[str]) -> None:

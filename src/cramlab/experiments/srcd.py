@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from cramlab.experiments.study import Study
-from cramlab.experiments.variants import VARIANTS
+from cramlab.experiments.variants import model_of, short_name
 from cramlab.objective import LossConfig
 from cramlab.tasks.srcd import SIZES
 from cramlab.training.run import RunConfig, Stage, TrainingConfig
@@ -59,9 +59,15 @@ TRAINING: dict[str, TrainingConfig] = {
 
 def run_config(*, mixer: str, size: str, seed: int, experiment: str = "srcd") -> RunConfig:
     """The run of one mixer on SRCD. Everything else is the same for all mixers, except what its variant changes."""
-    model, training = VARIANTS[mixer].configs(TRAINING[size])
+    model, training = model_of(mixer, TRAINING[size])
     return RunConfig(
-        experiment=experiment, size=size, mixer=mixer, seed=seed, task=SIZES[size], model=model, training=training
+        experiment=experiment,
+        size=size,
+        mixer=short_name(mixer),
+        seed=seed,
+        task=SIZES[size],
+        model=model,
+        training=training,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 from cramlab.config import ConfigError
 from cramlab.experiments.srcd import run_config
@@ -93,7 +94,7 @@ def source_config(mixer: str, size: str, seed: int) -> TransferConfig:
 
 def target_task(target: str, size: str) -> SRCDConfig:
     """The task that the model is transferred to."""
-    source = transition_config(Point("cram"), size, 0).task
+    source = cast("SRCDConfig", transition_config(Point("cram"), size, 0).task)
     match target:
         case "recall":  # multi-query associative recall: many queries, all novel
             return dataclasses.replace(source, recurring_frac=0.0, query_frac=0.2, write_frac=0.2)

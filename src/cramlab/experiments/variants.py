@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cramlab.catalog import MIXERS
+from cramlab.config import ConfigError
+from cramlab.extensions import label, load_class
 from cramlab.model import ModelConfig
 from cramlab.training.run import TrainingConfig
 
@@ -50,3 +52,22 @@ VARIANTS: dict[str, Variant] = {name: Variant(mixer=name) for name in MIXERS} | 
     # Every token that reads also learns to predict without its read, in ordinary weights.
     "price-only-taught": Variant(mixer="price-only", model=_AS_LARGE, loss={"no_read_floor": 1.0}),
 }
+
+
+def model_of(mixer: str, training: TrainingConfig) -> tuple[ModelConfig, TrainingConfig]:
+    """The model of a mixer, which is a name of `VARIANTS` or a reference, and its training.
+
+    Raises:
+        ConfigError: when the reference cannot be loaded, or its class builds no layer.
+    """
+    if mixer in VARIANTS:
+        return VARIANTS[mixer].configs(training)
+    made = load_class(mixer)()
+    if not callable(getattr(made, "build", None)):
+        raise ConfigError(f'"{mixer}" has no method build(d_model); see cramlab.mixer.Mixer')
+    return ModelConfig(mixer=made), training
+
+
+def short_name(mixer: str) -> str:
+    """The name of a mixer in folders and tables."""
+    return mixer if mixer in VARIANTS else label(mixer)

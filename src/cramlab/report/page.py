@@ -77,5 +77,5 @@ def _run(record: dict[str, Any]) -> dict[str, Any]:
         "cooldown_from_step": record["cooldown_from_step"],
         "losses": plots.losses_over_steps(record) if any(row.get("loss") for row in record["series"]) else "",
         "raster": plots.routing_raster(record) if record["samples"] else "",
-        "forecast": plots.forecast(record) if record["samples"] else "",
+        "forecast": plots.forecast(record) if record["samples"] and record["samples"][0]["level"] else "",
     }

@@ -68,7 +68,8 @@ def summarise(found: Iterable[dict[str, Any]]) -> list[Row]:
             label = mixer + "".join(f", {name}={_at(json.loads(text), name)}" for name in sorted(names))
             row = _row(experiment, size, label, [seeds[seed] for seed in sorted(seeds)])
             full = control.get((experiment, size), {})
-            ratios = [r["metrics"]["test"]["dynamics_mse"] / full[s] for s, r in seeds.items() if s in full]
+            errors = {s: r["metrics"]["test"]["dynamics_mse"] for s, r in seeds.items()}
+            ratios = [errors[s] / full[s] for s in seeds if errors[s] is not None and full.get(s)]
             rows.append(dataclasses.replace(row, dynamics_ratio=float(np.mean(ratios)) if ratios else None))
     return rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -16,7 +16,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @runtime_checkable
 class Task(Protocol):
-    """A frozen config that draws its data from a seed. It knows no model."""
+    """A frozen dataclass whose fields all have defaults and which draws its data from a seed. It knows no model.
+
+    Two methods are optional: `oracle(batch)` and `floor(batch)` return the `Predictions` of whoever knows the law that
+    generates the data, and of a trivial guess; see `cramlab.tasks.check.reference_scores`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def seq_len(self) -> int:
@@ -25,7 +31,7 @@ class Task(Protocol):
 
     @property
     def n_patterns(self) -> int:
-        """Number of recurring patterns that `Batch.pattern` refers to."""
+        """Number of recurring patterns that `Batch.pattern` refers to, at least 1; -1 in `Batch.pattern` is none."""
         ...
 
     @property
@@ -35,7 +41,7 @@ class Task(Protocol):
 
     @property
     def dynamics_floor(self) -> float:
-        """Lowest mean squared error that any model can reach on the next level."""
+        """Lowest mean squared error that any model can reach on the next level; 0 where there are no levels."""
         ...
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from cramlab import records
 from cramlab.batch import Batch
 from cramlab.metrics import AttentionUse, Scores, attention_use, count
 from cramlab.mixer import Routing
-from cramlab.tasks.srcd import SRCDConfig
-from cramlab.tasks.task import Split
+from cramlab.tasks.task import Split, Task
 from cramlab.training.folder import CONFIG, RECORD, own_record
 from cramlab.training.load import load_run
 from cramlab.training.run import RunConfig
 
 _EVAL_BATCH_TOKENS = 8192
+_SLICES = ("recurring", "novel", "rebound")  # SRCD's, which every record has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float | int | None]:
         """The metrics by their names in the record; None where a slice is empty."""
         n = self.scores.n_queries
+        own = [name for name in n if name not in ("all", *_SLICES)]
 
         def acc(name: str) -> float | None:
             return self.scores.retrieval_acc(name) if n.get(name) else None
@@ -50,18 +50,17 @@ class Evaluation:
             "retrieval_acc_recurring": acc("recurring"),
             "retrieval_acc_novel": acc("novel"),
             "retrieval_acc_rebound": acc("rebound"),
-            "dynamics_mse": self.scores.dynamics_mse,
+            **{f"retrieval_acc_{name}": acc(name) for name in own},
+            "dynamics_mse": self.scores.dynamics_mse if self.scores.n_levels else None,
             **self.use.fracs(),
             "n_queries": n["all"],
-            "n_queries_recurring": n["recurring"],
-            "n_queries_novel": n["novel"],
-            "n_queries_rebound": n["rebound"],
+            **{f"n_queries_{name}": n.get(name, 0) for name in (*_SLICES, *own)},
             "n_tokens": self.use.n_tokens,
             "oracle_attention_frac": self.oracle_attention_frac,
         }
 
 
-def batches(task: SRCDConfig, *, seed: int, split: Split, n_sequences: int, batch_size: int) -> Iterator[Batch]:
+def batches(task: Task, *, seed: int, split: Split, n_sequences: int, batch_size: int) -> Iterator[Batch]:
     """The first `n_sequences` of a split."""
     data = task.dataset(seed=seed, split=split, batch_size=batch_size)
     for start in range(0, n_sequences, batch_size):
@@ -98,7 +97,7 @@ def evaluate(
     for batch in data:
         batch = batch.to(device)
         routing = Routing(read_all=read_all, oracle_reads=batch.oracle_reads, generator=generator)
-        output = model(batch, routing=routing)
+        output = model(batch, routing=routing, only_asked=True)
         scores = scores + count(output.predictions, batch)
         use = use + attention_use(output.traces, batch.valid)
         n_oracle += int((batch.oracle_reads & batch.valid).sum())
@@ -131,9 +130,7 @@ def evaluate_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def split_batches(config: RunConfig, split: Split, seq_len: int | None = None) -> Iterator[Batch]:
     """The sequences that a run validates or tests on, at a length in tokens; None: the length of the last stage."""
-    task = config.task_at(config.training.stages[-1])
-    if seq_len is not None:
-        task = dataclasses.replace(task, seq_len=seq_len)
+    task = config.task_with(config.training.stages[-1].seq_len if seq_len is None else seq_len)
     n_tokens = config.training.n_test_tokens if split == "test" else config.training.n_validation_tokens
     n_sequences = max(1, n_tokens // task.seq_len)
     batch_size = max(1, min(n_sequences, _EVAL_BATCH_TOKENS // task.seq_len))

@@ -15,7 +15,9 @@ from typing import Any
 
 from cramlab import records
 from cramlab.config import ConfigError
+from cramlab.extensions import load_class, loaded_classes
 from cramlab.files import DamagedFileError
+from cramlab.tasks.check import check_task
 from cramlab.training.folder import RECORD, refuse_to_overwrite
 from cramlab.training.loop import RunFailedError, train
 from cramlab.training.machine import check_accelerator, check_model
@@ -57,7 +59,9 @@ def run_jobs(
         while waiting or running:
             while len(running) < n_jobs and (config := next_job(waiting, running)) is not None:
                 job = context.Process(
-                    target=_job, args=(config, out / config.name, resume, events, os.getpid()), daemon=True
+                    target=_job,
+                    args=(config, out / config.name, resume, events, os.getpid(), loaded_classes()),
+                    daemon=True,
                 )
                 job.start()
                 running[config.name] = job
@@ -86,6 +90,7 @@ def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two runs would share the folder {twice[0]}; name each mixer once")
     for config in configs:
+        check_task(config.task, seed=config.seed)
         check_model(config)
         refuse_to_overwrite(config, out / config.name, resume=resume)
 
@@ -110,11 +115,13 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
             running.pop(name)
 
 
-def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int) -> None:
-    """The body of a child process."""
+def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int, classes: list[str]) -> None:
+    """The body of a child process. `classes` are the references of all loaded classes; records name them so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     try:
+        for reference in classes:
+            load_class(reference)
         train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
     except (RunFailedError, DamagedFileError, OSError) as error:
         events.put(("failed", config.name, str(error)))

@@ -11,11 +11,16 @@ from torch.optim.swa_utils import AveragedModel
 from cramlab import records
 from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, from_dict, nearest
+from cramlab.extensions import is_reference, load_class
 from cramlab.model import ModelConfig, SequenceModel
+from cramlab.tasks.copying import CopyingConfig
+from cramlab.tasks.relabelling import RelabellingConfig
 from cramlab.tasks.srcd import SRCDConfig
 from cramlab.training.folder import CHECKPOINT, CONFIG, own_checkpoint, restoring
 from cramlab.training.machine import check_model
 from cramlab.training.run import RunConfig, TrainingConfig
+
+_TASKS = {task.__name__: task for task in (CopyingConfig, RelabellingConfig, SRCDConfig)}
 
 
 def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
@@ -47,12 +52,15 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
 
 
 def _run_config(data: Any) -> RunConfig:
-    """The config of a run from plain data. The mixer's classes are those of the catalog entry that fits."""
+    """The config of a run from plain data. The classes are those that the data name, from the catalog or outside."""
     name = data.get("mixer") if isinstance(data, dict) else None
     known = MIXERS.get(name) if isinstance(name, str) else None
+    if known is None and (own := _named_class(data, "model", "mixer")) is not None:
+        known = own
+    task = _named_class(data, "task") or _TASKS.get(_type_at(data, "task"), SRCDConfig)
     for make in MIXERS.values() if known is None else (known,):
         like = RunConfig(
-            experiment="", size="", mixer="", seed=0, task=SRCDConfig(), training=TrainingConfig(),
+            experiment="", size="", mixer="", seed=0, task=task(), training=TrainingConfig(),
             model=ModelConfig(mixer=make()),
         )  # fmt: skip
         try:
@@ -62,3 +70,16 @@ def _run_config(data: Any) -> RunConfig:
                 raise
     known_names = nearest(str(name), MIXERS)
     raise ConfigError(f"mixer {json.dumps(name)} is unknown, and model.mixer fits none of the catalog{known_names}")
+
+
+def _type_at(data: Any, *path: str) -> str:
+    """The class that the data name at a path; empty if they name none."""
+    for field in (*path, "type"):
+        data = data.get(field) if isinstance(data, dict) else None
+    return data if isinstance(data, str) else ""
+
+
+def _named_class(data: Any, *path: str) -> type | None:
+    """The class outside the package that the data refer to at a path; None if they do not."""
+    reference = _type_at(data, *path)
+    return load_class(reference) if is_reference(reference) else None

@@ -17,6 +17,7 @@ from cramlab.errors import CramlabError
 from cramlab.files import DamagedFileError, only_process_in, write_json
 from cramlab.model import ModelOutput
 from cramlab.objective import batch_terms
+from cramlab.tasks.check import check_task
 from cramlab.training import schedule
 from cramlab.training.evaluate import evaluate, split_batches
 from cramlab.training.folder import CHECKPOINT, CONFIG, RECORD, own_record, refuse_to_overwrite
@@ -67,12 +68,13 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: OnRow
         The record.
 
     Raises:
-        ConfigError: when this machine cannot train such a run; nothing has been written.
+        ConfigError: when the task breaks its contract, or this machine cannot train such a run; nothing is written.
         RunFailedError: when a loss term, the gradient or a validation is not finite; the record has been written.
         FileExistsError: when `out` holds another run, or this one and `resume` is false, or another process uses it.
         FileNotFoundError: when `out` is removed during training.
         DamagedFileError: when a file in `out` cannot be read, or belongs to another run.
     """
+    check_task(config.task, seed=config.seed)
     check_model(config)
     check_accelerator(config.training)
     refuse_to_overwrite(config, out, resume=resume)
@@ -125,8 +127,9 @@ def _train(
             evaluation = evaluate(state.averaged, data, read_all=progress.encoding)
             schedule.after_validation(config, progress, evaluation)
             row["validation"] = evaluation.metrics()
-            error = {"validation dynamics": evaluation.scores.dynamics_mse}
-            _stop_if_not_finite(config, progress, error, out, clock)
+            if evaluation.scores.n_levels:
+                error = {"validation dynamics": evaluation.scores.dynamics_mse}
+                _stop_if_not_finite(config, progress, error, out, clock)
         progress.series.append(row)
         if on_row is not None:
             on_row(row | _shown(config, progress, clock))
@@ -169,7 +172,7 @@ def _step(config: RunConfig, state: TrainingState, fabric: Fabric) -> Step:
     batch = drawn.to(fabric.device)
     layer = schedule.counterfactual_layer(config, progress)
     routing = schedule.routing(config, progress, batch)
-    output = state.model(batch, routing=routing, counterfactual_layer=layer)
+    output = state.model(batch, routing=routing, counterfactual_layer=layer, only_asked=True)
     ramp = schedule.price_ramp(config, progress)
     terms = batch_terms(output, batch, training.loss, layer=layer, price_ramp=ramp)
     progress.step += 1

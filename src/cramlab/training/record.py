@@ -8,7 +8,7 @@ import torch
 
 from cramlab.batch import Batch
 from cramlab.config import config_hash, to_dict
-from cramlab.metrics import consolidation_ratio
+from cramlab.metrics import consolidation_ratio, right_answers
 from cramlab.model import ModelOutput
 from cramlab.training.evaluate import Evaluation
 from cramlab.training.progress import Clock, Progress
@@ -67,7 +67,7 @@ def run_record(
 
 def answer_accuracy(output: ModelOutput, batch: Batch) -> float:
     """Share of the retrieval tokens of a batch whose answer is right."""
-    hit = (output.predictions.logits.argmax(dim=-1) == batch.retrieval_target) & batch.retrieval_mask
+    hit = right_answers(output.predictions, batch)
     return int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1)
 
 

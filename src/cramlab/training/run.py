@@ -23,7 +23,7 @@ from cramlab.config import (
 )
 from cramlab.model import ModelConfig
 from cramlab.objective import LossConfig
-from cramlab.tasks.srcd import SRCDConfig
+from cramlab.tasks.task import Task
 
 Accelerator = Literal["cpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
@@ -129,7 +129,7 @@ class RunConfig:
         mixer: name in `experiments.variants`.
         variant: part of the run's name that distinguishes runs of the same experiment, mixer and seed.
         seed: seed of the data, the initial weights and every random choice in training.
-        task: config of the task.
+        task: config of the task, of this library or of one's own; see `cramlab.tasks.task.Task`.
         model: config of the model.
         training: config of the training.
     """
@@ -138,7 +138,7 @@ class RunConfig:
     size: Name
     mixer: Name
     seed: Seed
-    task: SRCDConfig
+    task: Task
     model: ModelConfig
     training: TrainingConfig
     variant: Name = ""
@@ -163,10 +163,10 @@ class RunConfig:
         """Name of the run in the same folder that must finish before this one begins; empty: none."""
         return ""
 
-    def task_at(self, stage: Stage) -> SRCDConfig:
+    def task_at(self, stage: Stage) -> Task:
         """The task at the stage's length."""
         return self.task_with(stage.seq_len)
 
-    def task_with(self, seq_len: int | None) -> SRCDConfig:
+    def task_with(self, seq_len: int | None) -> Task:
         """The task at another length; None: its own length."""
-        return self.task if seq_len is None else dataclasses.replace(self.task, seq_len=seq_len)
+        return self.task if seq_len is None else dataclasses.replace(self.task, **{"seq_len": seq_len})
