@@ -15,6 +15,7 @@ from cramlab.cli.main import main
 from cramlab.cli.settings import check_run, split_name
 from cramlab.config import ConfigError, to_dict
 from cramlab.errors import UsageError
+from cramlab.experiments.srcd import run_config
 from cramlab.memory import CRAMConfig
 from cramlab.metrics import right_answers
 from cramlab.mixer import Routing
@@ -23,6 +24,7 @@ from cramlab.objective import LossConfig, batch_terms, terms
 from cramlab.tasks.check import check_task, reference_scores
 from cramlab.tasks.copying import CopyingConfig
 from cramlab.tasks.srcd import SRCDConfig
+from cramlab.training import train
 from cramlab.training.load import load_run
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
@@ -221,3 +223,11 @@ def test_a_loss_of_a_mixer_of_ones_own_is_part_of_the_objective():
 def test_records_name_the_classes_of_the_package_as_before():
     assert to_dict(CopyingConfig())["type"] == "CopyingConfig"
     assert dataclasses.is_dataclass(CopyingConfig)
+
+
+def test_training_checks_a_task_from_outside_before_it_writes(tmp_path):
+    config = run_config(mixer="transformer", size="tiny", seed=0)
+    config = dataclasses.replace(config, task=broken(gaps=lambda b: -1 - b.gaps))
+    with pytest.raises(ConfigError, match="sort the events by time"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -22,12 +22,13 @@ _TYPES = {
 }  # fmt: skip
 
 
-def check_task(task: Task, *, seed: int) -> None:
-    """Draws two sequences of each split and compares them with the contract of `Task`.
+def check_task(task: Task, *, seed: int, splits: tuple[Split, ...] = SPLITS) -> None:
+    """Draws two sequences of some splits and compares them with the contract of `Task`.
 
     Args:
         task: the task's config.
         seed: seed of the data.
+        splits: the splits to look at, "train" among them.
 
     Raises:
         ConfigError: when a part of the task is missing; when shapes, types, ranges or masks of a batch are wrong; when
@@ -39,15 +40,25 @@ def check_task(task: Task, *, seed: int) -> None:
     if not dataclasses.is_dataclass(task) or "seq_len" not in {f.name for f in dataclasses.fields(task)}:
         raise ConfigError(f"task {name}: seq_len is not a field; make it one, as training changes it")
     drawn: dict[Split, Batch] = {}
-    for split in SPLITS:
+    for split in splits:
         drawn[split] = task.draw(range(_N_SEQUENCES), seed=seed, split=split)
         if (problem := _problem(task, drawn[split])) is not None:
             raise ConfigError(f'task {name}, split "{split}": {problem}')
     if not _same(drawn["train"], task.draw(range(_N_SEQUENCES), seed=seed, split="train")):
         raise ConfigError(f"task {name}: draw gives other sequences when called again; use no state and no global seed")
-    for split in SPLITS[1:]:
-        if _same(drawn["train"], drawn[split]):
+    for split in splits:
+        if split != "train" and _same(drawn["train"], drawn[split]):
             raise ConfigError(f'task {name}: the splits "train" and "{split}" hold the same sequences; use the split')
+
+
+def check_own_task(task: Task, *, seed: int) -> None:
+    """Applies `check_task` to a task from outside this package, but for its test split, which training leaves alone.
+
+    Raises:
+        ConfigError: see `check_task`. The tasks of this package have tests instead.
+    """
+    if type(task).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        check_task(task, seed=seed, splits=("train", "validation"))
 
 
 def _parts() -> list[str]:

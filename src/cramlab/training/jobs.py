@@ -17,7 +17,7 @@ from cramlab import records
 from cramlab.config import ConfigError
 from cramlab.extensions import load_class, loaded_classes
 from cramlab.files import DamagedFileError
-from cramlab.tasks.check import check_task
+from cramlab.tasks.check import check_own_task
 from cramlab.training.folder import RECORD, refuse_to_overwrite
 from cramlab.training.loop import RunFailedError, train
 from cramlab.training.machine import check_accelerator, check_model
@@ -90,8 +90,8 @@ def check_jobs(configs: list[RunConfig], out: Path, *, resume: bool) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two runs would share the folder {twice[0]}; name each mixer once")
     for config in configs:
-        check_task(config.task, seed=config.seed)
         check_model(config)
+        check_own_task(config.task, seed=config.seed)
         refuse_to_overwrite(config, out / config.name, resume=resume)
 
 

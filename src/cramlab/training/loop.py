@@ -17,7 +17,7 @@ from cramlab.errors import CramlabError
 from cramlab.files import DamagedFileError, only_process_in, write_json
 from cramlab.model import ModelOutput
 from cramlab.objective import batch_terms
-from cramlab.tasks.check import check_task
+from cramlab.tasks.check import check_own_task
 from cramlab.training import schedule
 from cramlab.training.evaluate import evaluate, split_batches
 from cramlab.training.folder import CHECKPOINT, CONFIG, RECORD, own_record, refuse_to_overwrite
@@ -74,9 +74,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: OnRow
         FileNotFoundError: when `out` is removed during training.
         DamagedFileError: when a file in `out` cannot be read, or belongs to another run.
     """
-    check_task(config.task, seed=config.seed)
     check_model(config)
     check_accelerator(config.training)
+    check_own_task(config.task, seed=config.seed)
     refuse_to_overwrite(config, out, resume=resume)
     with only_process_in(out) as still_held:
         if (out / RECORD).exists():
