@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -26,6 +24,8 @@ _loaded: dict[str, type] = {}
 
 def declared(group: str) -> dict[str, str]:
     """References by name that installed packages declare in a group of entry points."""
+    import importlib.metadata  # which takes time, and most commands name nothing from outside
+
     return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}
 
 

@@ -4,6 +4,7 @@ import torch
 from cramlab.config import ConfigError
 from cramlab.tasks.check import check_task, reference_scores
 from cramlab.tasks.mqar import MQARConfig
+from reproduction import goals, tasks_goals
 
 CONFIG = MQARConfig(seq_len=40, n_pairs=5, vocab_size=32)
 
@@ -41,3 +42,7 @@ def test_short_distances_are_asked_more_often():
 def test_pairs_that_do_not_fit_are_refused(fields):
     with pytest.raises(ConfigError, match=r"task\.n_pairs"):
         MQARConfig(**fields)
+
+
+def test_the_goals_of_tasks_are_those_that_their_command_writes():
+    assert goals.read(tasks_goals.TOPIC) == tasks_goals.found()
