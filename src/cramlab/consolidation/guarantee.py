@@ -1,7 +1,7 @@
 """Risk control over documents: p-values of the hypothesis that the expected loss increase is above the guaranteed one.
 
-Source: Learn then Test (Angelopoulos et al. 2021) for the procedure and the Hoeffding-Bentkus p-value; betting as in
-Waudby-Smith and Ramdas (2024).
+Source: Learn then Test (Angelopoulos et al. 2021) for the procedure and the Hoeffding-Bentkus p-value. The p-value that
+is used is in `betting`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import binom
 
+from cramlab.betting import betting_p
 from cramlab.config import ConfigError, Positive, checked
 
 Floats = NDArray[np.float64]
@@ -29,30 +30,6 @@ def hoeffding_bentkus_p(losses: Floats, risk: float) -> float:
     )  # KL divergence of two Bernoulli distributions, nats
     bentkus = math.e * float(binom.cdf(math.ceil(n * float(losses.mean())), n, risk))
     return min(1.0, math.exp(-n * divergence), bentkus)
-
-
-def betting_p(losses: Floats, risk: float, delta: float) -> float:
-    """P-value of the same hypothesis, with more power where losses vary little, as those of documents do.
-
-    A gambler bets before each loss that it is below `risk`. If the expectation is above, no betting strategy makes the
-    expected capital grow, so by Ville's inequality the inverse of the largest capital ever held is a p-value.
-
-    Args:
-        losses: independent losses in [0, 1], (N,), in an order that does not depend on them.
-        risk: between 0 and 1.
-        delta: significance level for which the bets are tuned; the p-value is valid for any.
-    """
-    n = len(losses)
-    capital = best = 0.0  # logarithms
-    total, squares = 0.5, 0.25
-    for i, loss in enumerate(losses.tolist()):
-        variance = squares / (i + 1)
-        stake = min(math.sqrt(2 * math.log(1 / delta) / (n * variance)), 0.95 / (1 - risk))
-        capital += math.log1p(-stake * (loss - risk))
-        best = max(best, capital)
-        total += loss
-        squares += (loss - total / (i + 2)) ** 2
-    return math.exp(-best)
 
 
 @checked("guarantee")

@@ -1,0 +1,72 @@
+"""Renews docs/stale.md from the records in results/stale: `python -m reproduction.pages.stale`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reproduction import goals
+from reproduction.pages.markdown import table
+from reproduction.pages.renew import renew
+from reproduction.stale_goals import ROOT, TOPIC, rows
+
+PAGE = ROOT / "docs" / "stale.md"
+Row = Mapping[str, Any]
+
+
+def sections() -> dict[str, str]:
+    """The text between each pair of marks."""
+    found = rows()
+    return {"false alarms": false_alarms(found), "delays": delays(found), "groups": groups(found),
+            "goals": goals.render(TOPIC)}  # fmt: skip
+
+
+def false_alarms(found: list[dict[str, Any]]) -> str:
+    """Table of streams without a change that had an alarm."""
+    lines = [
+        (_name(r), f"{r['alpha']:g}", f"{r['before']:g}", f"{r['alarms']:,} of {r['streams']:,}",
+         "{:.2%} to {:.2%}".format(*r["interval"]))
+        for r in found if r["what"] == "false alarms"
+    ]  # fmt: skip
+    return table(("test", "alpha", "wrong without a change", "streams with an alarm", "95% interval"), lines)
+
+
+def delays(found: list[dict[str, Any]]) -> str:
+    """Table of delays in audited reads: a line for each test and alpha, a column for each size of change."""
+    of = {(_name(r), r["alpha"], r["rho"]): r for r in found if r["what"] == "delay"}
+    rhos = sorted({rho for _, _, rho in of})
+    alphas = sorted({alpha for _, alpha, _ in of}, reverse=True)
+    lines = []
+    for alpha in alphas:
+        names = dict.fromkeys(name for name, own, _ in of if own == alpha)
+        least = [f"{of[next(iter(names)), alpha, rho]['least_reads']:.1f}" for rho in rhos]
+        lines.append((f"{alpha:g}", "*least of any test*", *least))
+        lines += [(f"{alpha:g}", name, *(_delay(of[name, alpha, rho]) for rho in rhos)) for name in names]
+    return table(("alpha", "test", *(f"rho = {rho:g}" for rho in rhos)), lines)
+
+
+def _delay(row: Row) -> str:
+    """Mean delay; what was not noticed by the end of the stream counts up to there, and is said."""
+    late = f" ({row['unnoticed'] / row['streams']:.0%} unnoticed)" if row["unnoticed"] else ""
+    return f"{row['reads']:.1f}{late}"
+
+
+def groups(found: list[dict[str, Any]]) -> str:
+    """Table of which of 100 patterns are named."""
+    lines = [
+        (f"{r['alpha']:g}", f"{r['stale_patterns']}", f"{r['reads']:.1f}", f"{r['named_frac']:.1%}",
+         f"{r['reads_per_named_pattern']:.1f}", f"{r['wrongly_named']} of {r['streams']}")
+        for r in found if r["what"] == "local"
+    ]  # fmt: skip
+    columns = ("alpha", "stale patterns of 100", "audited reads to the alarm", "stale patterns named by the end",
+               "audited reads of a pattern until it is named", "streams with a wrong name")  # fmt: skip
+    return table(columns, lines)
+
+
+def _name(row: Row) -> str:
+    return f"{row['test']} ({row['parameters']})" if row.get("parameters") else str(row["test"])
+
+
+if __name__ == "__main__":
+    renew(PAGE, sections())
+    print(PAGE.relative_to(ROOT))
