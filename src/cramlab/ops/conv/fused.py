@@ -1,4 +1,4 @@
-"""`naive.convolved_heads` in Triton, with inputs of 16 or 32 bits and sums in 32, in one pass over memory each way."""
+"""`naive.convolved_heads` in Triton, with inputs of 16 or 32 bits and sums in 32; each pass touches a number once."""
 
 from __future__ import annotations
 
@@ -61,11 +61,14 @@ def _convolved_heads_backward(
     if not x.numel():
         return to_x, to_taps.zero_(), to_before.zero_()
     given = [t.contiguous() for t in (to_q, to_k, to_v, x, taps, before)]
-    n_batch, n_tokens, width = x.shape
-    n_taps = taps.shape[1]
-    grid, sizes, fixed = _launch(x, taps, to_q.shape[2], n_tokens + n_taps - 1)
+    n_tokens, width = x.shape[1:]
+    n_heads, n_taps = to_q.shape[2], taps.shape[1]
+    kernels, to_z = dispatch.kernels("conv"), torch.empty_like(given[3])
+    grid, sizes, fixed = _launch(x, taps, n_heads, n_tokens)
     sums = x.new_empty(grid[0], n_taps, width, dtype=torch.float32)
-    dispatch.kernels("conv").backward[grid](*given, to_x, sums, to_before, *sizes, **fixed)
+    kernels.to_convolved[grid](*given, to_z, sums, *sizes, **fixed)
+    grid, sizes, fixed = _launch(x, taps, n_heads, n_tokens + n_taps - 1)
+    kernels.to_inputs[grid](to_z, given[4], to_x, to_before, *sizes[:2], **fixed)
     return to_x, to_taps.copy_(sums.sum(dim=0).T), to_before
 
 

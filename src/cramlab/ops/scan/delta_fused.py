@@ -126,7 +126,7 @@ def _gradients(ctx: Any, to_output: Tensor | None, to_last: Tensor | None, *_: N
     saved = ctx.saved_tensors
     v, before = saved[2], saved[-2]
     to_output = torch.zeros_like(v) if to_output is None else to_output
-    to_last = before.new_zeros(ctx.state_shape) if to_last is None else to_last
+    to_last = before.new_zeros(ctx.state_shape, dtype=torch.float32) if to_last is None else to_last
     return *_delta_rule_backward(to_output, to_last, *saved), None
 
 
