@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from cramlab.value_checks import checks_values
+
 
 class Path(enum.IntEnum):
     """The memory that determined the output of a token."""
@@ -169,7 +171,7 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
 
     Raises:
         ValueError: unless x is (B, T, d_model) and gaps are (B, T), finite and >= 0 on valid tokens. The values of gaps
-            are not checked in compiled code, nor while a CUDA graph is recorded or replayed.
+            are not checked in compiled code, where they are known, nor while a CUDA graph is recorded or replayed.
     """
     if x.ndim != 3 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}; give (batch, tokens, {d_model})")
@@ -178,7 +180,7 @@ def checked_inputs(x: Tensor, gaps: Tensor, valid: Tensor | None, d_model: int) 
             raise ValueError(f"{name} has shape {tuple(given.shape)}; give {tuple(x.shape[:2])}, one entry a token")
     if valid is not None:
         x, gaps = torch.where(valid[..., None], x, 0.0), torch.where(valid, gaps, 0.0)
-    if torch.compiler.is_compiling() or (gaps.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not checks_values() or (gaps.is_cuda and torch.cuda.is_current_stream_capturing()):
         return x, gaps  # a recording cannot wait for the device
     good = torch.isfinite(gaps) & (gaps >= 0)
     if not bool(good.all()):

@@ -96,7 +96,7 @@ def test_every_block_adds_its_share():
     rows = model.bigrams(tokens, None, None, None).rows
     hidden = model(tokens, output_hidden_states=True).hidden_states
     torch.testing.assert_close(hidden[0], model.embed_tokens(tokens) + model.bigrams.scale[0] * rows)
-    first = model.layers[0](hidden[0], None, Tokens(torch.ones(3, 20), None, None), Routing())[0]
+    first = model.layers[0](hidden[0], Tokens(torch.ones(3, 20), None, None), Routing())[0]
     torch.testing.assert_close(hidden[1], first + model.bigrams.scale[1] * rows)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -35,13 +36,13 @@ class Passed(NamedTuple):
 
     Attributes:
         x: residual stream, (B, T, D).
-        silent: residual stream in which one layer has not read, (B, T, D); None: that layer comes later, if at all.
+        silent: residual stream in which this layer has not read, (B, T, D); None: `Routing.counterfactual` is false.
         consolidation: the consolidation loss, summed over sequences; None outside training.
         salience: the write gate's loss, summed over sequences; None: there is no write gate.
         gate_logit: logit of the read gate, (B, T); None: there is no read gate.
         scored: tokens that read, audits included, bool (B, T).
         chosen: tokens that read by the router's decision, bool (B, T).
-        working: state of the working memory.
+        working: state of the working memory; None, like the fields after it, if no state was asked for.
         keys: keys in the buffer; see `Buffer`.
         values: see `Buffer`.
         times: see `Buffer`.
@@ -56,17 +57,18 @@ class Passed(NamedTuple):
     gate_logit: Tensor | None
     scored: Tensor
     chosen: Tensor
-    working: Tensor
-    keys: Tensor
-    values: Tensor
-    times: Tensor
-    filled: Tensor
-    n_written: Tensor
+    working: Tensor | None
+    keys: Tensor | None
+    values: Tensor | None
+    times: Tensor | None
+    filled: Tensor | None
+    n_written: Tensor | None
 
     @property
     def state(self) -> CRAMState:
-        """The mixer's state after the last token."""
-        return CRAMState(self.working, Buffer(*self[-5:]))
+        """The mixer's state after the last token, if it was asked for."""
+        working, *buffer = cast("tuple[Tensor, ...]", self[-6:])
+        return CRAMState(working, Buffer(*buffer))
 
     def trace(self, has_target: Tensor, *, decides: bool) -> Trace:
         """The reads that the loss can judge: those at tokens with a target, bool (B, T).
@@ -81,22 +83,20 @@ class Passed(NamedTuple):
 
 
 class CRAMBlock(Block, GradientCheckpointingLayer):
-    """A block that also carries the residual stream in which one of the layers has not read."""
+    """A block that can also return what it would without its reads."""
 
     def forward(
-        self, x: Tensor, silent: Tensor | None, tokens: Tokens, routing: Routing, *state: Tensor
+        self, x: Tensor, tokens: Tokens, routing: Routing, *state: Tensor, keeps_state: bool = True
     ) -> tuple[Tensor | None, ...]:
-        """One pass over x (B, T, D) and, if given, the silent stream (B, T, D); returns a `Passed` as a tuple."""
+        """One pass over x (B, T, D); returns a `Passed` as a tuple, without a state unless `keeps_state`."""
         before = CRAMState(state[0], Buffer(*state[1:])) if state else None
         mixed = self._mixed(x, tokens, before, routing)
-        if mixed.y_without_reads is not None:
-            silent = self.finish(x, mixed.y_without_reads)
-        elif silent is not None:
-            silent = self.finish(silent, self._mixed(silent, tokens, before, routing).y)
-        losses = (None if (loss := mixed.aux.get(name)) is None else loss.sum() for name in Passed._fields[2:4])
+        silent = None if mixed.y_without_reads is None else self.finish(x, mixed.y_without_reads)
+        losses = _summed(mixed.aux, "consolidation"), _summed(mixed.aux, "salience")
         y, trace = self.finish(x, mixed.y), mixed.trace
         chosen = trace.path == int(Path.EPISODIC)
-        return y, silent, *losses, trace.gate_logit, trace.scored, chosen, mixed.state[0], *mixed.state.buffer
+        kept = (mixed.state.working, *mixed.state.buffer) if keeps_state else (None,) * 6
+        return y, silent, *losses, trace.gate_logit, trace.scored, chosen, *kept
 
     def _mixed(self, x: Tensor, tokens: Tokens, state: CRAMState | None, routing: Routing) -> MixerOutput:
         if tokens.documents is None:
@@ -111,3 +111,7 @@ class CRAMBlock(Block, GradientCheckpointingLayer):
     @property
     def _draws(self) -> bool:
         return isinstance(self.mixer, CRAMLayer) and self.mixer.config.router.name == "random"
+
+
+def _summed(losses: Mapping[str, Tensor], name: str) -> Tensor | None:
+    return losses[name].sum() if name in losses else None

@@ -44,8 +44,9 @@ class Stacked(NamedTuple):
         aux: losses of the memories by name, one for each layer that has them, summed over sequences.
         silent: residual stream in which the judged layer has not read, (B, T, D); None: no layer is judged.
         judged: what the judged layer's block returned; None: no layer is judged.
-        judged_layer: index of the judged layer; -1: no layer is judged.
+        threshold: threshold of the judged layer's gate, scalar; None: it has none, or no layer is judged.
         margins: output of the read gate of each layer that has one, (B, T); see `BenefitGate`.
+        unjudged: those of them that are of other layers than the judged one.
     """
 
     x: Tensor
@@ -53,8 +54,9 @@ class Stacked(NamedTuple):
     aux: dict[str, list[Tensor]]
     silent: Tensor | None
     judged: Passed | None
-    judged_layer: int
+    threshold: Tensor | None
     margins: list[Tensor]
+    unjudged: list[Tensor]
 
 
 @dataclass

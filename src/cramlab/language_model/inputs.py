@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
+
+from cramlab.value_checks import checks_values, values_known
 
 IGNORED = -100  # label of a token without a target
 _FEW = 64  # up to this many numbers, Python is faster than a kernel
@@ -35,6 +38,23 @@ def check_tokens(input_ids: Any, inputs_embeds: Any, vocab_size: int, model: Pre
     mixed = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.is_floating_point()
     if inputs_embeds.dtype != dtype and not mixed:
         raise ValueError(f"inputs_embeds has type {inputs_embeds.dtype} and the model {dtype}; convert one of them")
+
+
+@contextmanager
+def known_windows(windows: Tensor, vocab_size: int) -> Iterator[None]:
+    """Checks windows of text (B, T), tokens and labels in one, once; models then skip it in the `with` block.
+
+    Windows on the host are checked at once. A model that is given a copy on an accelerator would wait for all the work
+    that is queued there.
+
+    Raises:
+        ValueError: for another type or range, or a single token a window, which leaves nothing to predict.
+    """
+    _check_whole("input_ids", windows)
+    _check_range("input_ids", windows, vocab_size)
+    check_some_target(targets(windows, None, (windows.shape[0], windows.shape[1]), vocab_size), None)
+    with values_known():
+        yield
 
 
 def valid_tokens(attention_mask: Any, shape: tuple[int, int], n_past: int, seen: Tensor | None) -> Tensor | None:
@@ -114,6 +134,8 @@ def check_some_target(target: Tensor, n_items: Any) -> None:
     Raises:
         ValueError: when there is no target, unless the number of targets of a larger batch is given.
     """
+    if not checks_values():
+        return
     if n_items is None and not bool((target != IGNORED).any()):
         raise ValueError("labels leave no token to predict: all are -100, or have no token before them")
     if n_items is not None and not bool((torch.as_tensor(n_items) > 0).all()):
@@ -178,7 +200,7 @@ def _check_whole(name: str, given: Any) -> None:
 
 def _check_range(name: str, given: Tensor, vocab_size: int, absent: int | None = None) -> None:
     """Checks the range of the numbers; compiled code skips this."""
-    if not given.numel() or torch.compiler.is_compiling():
+    if not given.numel() or not checks_values():
         return
     numbers = given.flatten().tolist() if given.numel() <= _FEW else [int(bound) for bound in given.aminmax()]
     least, most = min(numbers), max(numbers)

@@ -30,11 +30,18 @@ from cramlab.memory.router import BenefitGate
 from cramlab.mixer import Bounds, Routing
 from cramlab.model import ModelConfig
 from cramlab.objective import Judged, next_token_losses, terms
+from cramlab.ops import dispatch
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
-    """Embedding, CRAM blocks, head. With labels, `loss` is the sum of `objective.terms`."""
+    """Embedding, CRAM blocks, head. With labels, `loss` is the sum of `objective.terms`.
 
+    Attributes:
+        fixed_sizes: in training, no size depends on which tokens read, as compiled blocks need it; on accelerators this
+            is so in any case.
+    """
+
+    fixed_sizes = False
     config_class = CRAMForCausalLMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -282,10 +289,11 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
         stepping = stepping and not (self.training or read_all or read_none or torch.is_grad_enabled())
         silent: Tensor | None = None
         judged: Passed | None = None
+        threshold: Tensor | None = None
         # Only the judged layer is audited: if all layers were, each could rely on the others' reads. A gate that the
         # task's loss teaches learns only where there is a read, so then all layers are audited.
         audited = range(len(self.layers)) if without < 0 else (without,)
-        hidden, margins, aux = [], [], {"consolidation": [], "salience": []}
+        hidden, margins, unjudged, aux = [], [], [], {"consolidation": [], "salience": []}
         for i, block in enumerate(cast("list[CRAMBlock]", list(self.layers))):
             if bigrams is not None and self.bigrams is not None:
                 x = self.bigrams.onto(x, bigrams, i)
@@ -299,26 +307,31 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             state = None if layer is None else layer.take()
             asked = routing._replace(counterfactual=i == without, audits=routing.audits if i in audited else None)
             parts = () if state is None else (state.working, *state.buffer)
-            passed = Passed(*block(x, silent, tokens, asked, *parts))
-            x, silent = passed.x, passed.silent
+            passed = Passed(*block(x, tokens, asked, *parts, keeps_state=layer is not None))
+            if silent is not None:  # a pass of its own, so that a compiled block has one form less
+                silent = Passed(*block(silent, tokens, asked, *parts, keeps_state=False)).x
+            x = passed.x
             for name, losses in aux.items():
                 if (loss := getattr(passed, name)) is not None:
                     losses.append(loss)
             if i == without:
-                judged = passed
+                judged, silent = passed, passed.silent
+                threshold = cast("CRAMLayer", block.mixer).gate.threshold
             if passed.gate_logit is not None:
                 margins.append(passed.gate_logit)
+                if i != without:
+                    unjudged.append(passed.gate_logit)
             if layer is not None:
                 layer.saw(call.valid)
                 layer.put(passed.state, x.shape[1])
-        return Stacked(x, tuple(hidden), aux, silent, judged, without, margins)
+        return Stacked(x, tuple(hidden), aux, silent, judged, threshold, margins, unjudged)
 
     def _training_routing(self, routing: Routing, gaps: Tensor) -> tuple[Routing, int]:
         """Draws audits or skips, and the layer with a gate that a second pass runs without reads; -1: none."""
         drawn = torch.rand(gaps.shape, device=gaps.device)
         if not routing.read_all:
             routing = routing._replace(audits=drawn < self.config.audit_frac)
-        if gaps.is_cuda:  # bounds that are never met: no size depends on a gate, so nothing waits for the device
+        if self.fixed_sizes or dispatch.few_launches(gaps.device):  # bounds that are never met, so that nothing waits
             routing = routing._replace(bounds=Bounds(gaps.shape[1], gaps.shape[1]))
         gated = [i for i, name in enumerate(self.config.routers()) if name == "benefit"]
         if not gated or self.config.gate_learns not in ("decision", "nats"):
@@ -341,14 +354,13 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 with_reads = next_token_losses(logits, target, ignored=inputs.IGNORED)
             without = next_token_losses(silent_logits, target, ignored=inputs.IGNORED)
-            threshold = cast("CRAMLayer", self.layers[stacked.judged_layer].mixer).gate.threshold
-            trace = stacked.judged.trace(target != inputs.IGNORED, decides=threshold is None)
-            judged = Judged(trace, with_reads, without, threshold)
+            trace = stacked.judged.trace(target != inputs.IGNORED, decides=stacked.threshold is None)
+            judged = Judged(trace, with_reads, without, stacked.threshold)
         task = self._next_token_loss(logits, call.labels, target, n_items)
         found = terms(task, aux, self.objective, judged, n_targets=n_targets)
         loss = torch.stack(list(found.values())).sum()
-        if self.training and stacked.margins:  # data parallelism waits for every parameter's gradient, even a zero
-            loss = loss + 0.0 * torch.stack([margin.mean() for margin in stacked.margins]).sum()
+        if self.training and stacked.unjudged:  # data parallelism waits for every parameter's gradient, even a zero
+            loss = loss + 0.0 * torch.stack(stacked.unjudged).mean()
         return loss
 
     def _next_token_loss(

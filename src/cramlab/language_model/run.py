@@ -63,7 +63,7 @@ class TextRunConfig:
         part: part of the held-out text to evaluate on; "validation" for choices such as the learning rate.
         device: torch device.
         precision: "32", or "bf16": matrix products in bfloat16, weights in 32 bits.
-        compile: whether to compile the working memories and MLPs of a CRAM model, and the blocks of other models.
+        compile: whether training is compiled; see `compilation.compile_for_training`. Evaluation is not.
         n_checkpoints: models saved in folders of their own after the untrained one, at steps that grow by a constant
             factor; 0: none, not even the untrained one.
         first_checkpoint: step of the first of them.

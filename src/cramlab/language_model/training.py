@@ -6,19 +6,19 @@ for each price of a read; CRAM blocks that all read or never read are the ends o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -26,13 +26,13 @@ from transformers.utils import logging
 from cramlab import records
 from cramlab.config import differing, to_dict
 from cramlab.files import load_checkpoint, refuse_full_disk, save_checkpoint, write_json
+from cramlab.language_model.compilation import compile_for_training
+from cramlab.language_model.inputs import known_windows
 from cramlab.language_model.modeling import CRAMForCausalLM
 from cramlab.language_model.reading_schedule import ReadingSchedule, quantile_threshold
 from cramlab.language_model.run import TextRunConfig
 from cramlab.language_model.scoring import reads_of
 from cramlab.language_model.text import Part, PreparedText, held_out_windows, random_windows
-from cramlab.memory import CRAMLayer
-from cramlab.model import Block
 
 STEP_FILE = "step.json"
 N_EVAL_BATCHES = 16
@@ -189,31 +189,9 @@ def start(config: TextRunConfig) -> tuple[PreTrainedModel, torch.optim.AdamW]:
     model = config.build()
     nn.Module.to(model, torch.device(config.device))
     if config.compile:
-        _compile(model)
+        compile_for_training(model)
     rate, decay, fused = config.learning_rate, config.weight_decay, config.device.startswith("cuda")
     return model, torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=fused)
-
-
-def _compile(model: PreTrainedModel) -> None:
-    """Compiles whole blocks, but for those with a read gate: only their working memories and MLPs.
-
-    A block with a gate takes many forms in training (judged or not, with or without the silent stream, encoding or
-    gated), each of which would be compiled by itself. Hooks of a block, but not those of its mixer, stay outside.
-    """
-    torch._dynamo.config.recompile_limit = 64  # training, evaluation and each phase have a form of their own
-    # Compiled backward passes would else take products in bfloat16 that the forward pass took in 32 bits.
-    if hasattr(functorch, "backward_pass_autocast"):  # later versions of PyTorch
-        functorch.backward_pass_autocast = "off"
-    if isinstance(model, CRAMForCausalLM):
-        for block in cast("list[Block]", list(model.layers)):
-            if hasattr(block.mixer, "gate"):
-                cast("CRAMLayer", block.mixer).working.compile()
-            whole = "_finish" if hasattr(block.mixer, "gate") else "forward"
-            setattr(block, whole, torch.compile(getattr(block, whole)))
-        return
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    for block in next(blocks for blocks in found if len(blocks) == model.config.num_hidden_layers):
-        block.compile()
 
 
 def train_step(
@@ -224,17 +202,22 @@ def train_step(
     step: int,
     reading: ReadingSchedule,
 ) -> None:
-    """One optimiser step. Every model sees the same windows at a step."""
+    """One optimiser step. Every model sees the same windows at a step.
+
+    The host waits for the device at one step of 20 only, to refuse a loss that is not finite.
+    """
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * rate_factor(config, step)
     seed = config.seed * 1_000_003 + step
-    tokens = _on_device(random_windows(text.train, config.context, config.batch_size, seed), config)
+    windows = random_windows(text.train, config.context, config.batch_size, seed)
+    tokens = _on_device(windows, config)
     asked = {"read_all": reading.reads_all(config, step)} if config.routes else {}
     if config.reads_frac is not None:
         asked["output_gates"] = True
-    model.train()
+    if not model.training:
+        model.train()
     torch.manual_seed(seed)  # audits
-    with _autocast(config):
+    with known_windows(windows, config.vocab_size), _autocast(config):
         output = model(input_ids=tokens, labels=tokens, **asked)
     if step % _FINITE_EVERY_STEPS == 0 and not bool(torch.isfinite(output.loss)):
         raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
@@ -259,6 +242,14 @@ def _autocast(config: TextRunConfig) -> torch.autocast:
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
+@contextlib.contextmanager
+def _uncompiled(config: TextRunConfig) -> Iterator[None]:
+    """The context in which a model is evaluated: a few calls do not repay graphs of their own."""
+    stance = torch.compiler.set_stance("force_eager") if config.compile else contextlib.nullcontext()
+    with stance, _autocast(config):
+        yield
+
+
 @torch.no_grad()
 def _settle(model: CRAMForCausalLM, text: PreparedText, config: TextRunConfig, reading: ReadingSchedule) -> None:
     """Sets the final threshold, by the share of reads on training windows that the run did not draw.
@@ -272,7 +263,7 @@ def _settle(model: CRAMForCausalLM, text: PreparedText, config: TextRunConfig, r
     for _ in range(3):
         margins: list[tuple[Tensor, ...]] = []
         for tokens in windows.split(config.batch_size):
-            with _autocast(config):
+            with _uncompiled(config):
                 output = model(input_ids=tokens.to(config.device), use_cache=False, output_gates=True)
             margins.append(cast("Any", output).gate_margins)
         joined = [torch.cat(layer) for layer in zip(*margins, strict=True)]
@@ -344,7 +335,7 @@ def held_out(
 
 def _nats(model: PreTrainedModel, tokens: Tensor, config: TextRunConfig, asked: dict[str, bool]) -> float:
     """Mean cross-entropy of the next token, in nats."""
-    with _autocast(config):
+    with _uncompiled(config):
         logits = model(input_ids=tokens, use_cache=False, **asked).logits[:, :-1]
     return float(F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()))
 
