@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cramlab.metrics import score
     from cramlab.mixer import Cost, Mixer, MixerOutput, Routing
     from cramlab.model import ModelConfig, SequenceModel
-    from cramlab.pretrained import audit, consolidate, load_consolidated, load_pretrained, skip_counts
+    from cramlab.pretrained import audit, consolidate, guard, load_consolidated, load_pretrained, skip_counts
     from cramlab.sharing import Consolidation
     from cramlab.tasks.srcd import SRCDConfig
     from cramlab.training import train
@@ -46,6 +46,7 @@ __all__ = [
     "SequenceModel",
     "audit",
     "consolidate",
+    "guard",
     "load_consolidated",
     "load_pretrained",
     "score",
@@ -61,7 +62,7 @@ _MODULES = {
     "metrics": ("score",),
     "mixer": ("Cost", "Mixer", "MixerOutput", "Routing"),
     "model": ("ModelConfig", "SequenceModel"),
-    "pretrained": ("audit", "consolidate", "load_consolidated", "load_pretrained", "skip_counts"),
+    "pretrained": ("audit", "consolidate", "guard", "load_consolidated", "load_pretrained", "skip_counts"),
     "sharing": ("Consolidation",),
     "tasks.srcd": ("SRCDConfig",),
     "training": ("train",),

@@ -49,6 +49,21 @@ def betting_p(losses: Floats, risk: float, delta: float) -> float:
     return math.exp(-best)
 
 
+def highest_mean(losses: Floats, delta: float) -> float:
+    """Upper confidence bound of the expected loss: the smallest that `betting_p` rejects being exceeded; 1: none.
+
+    Args:
+        losses: independent losses in [0, 1], (N,).
+        delta: probability that the bound is too low, at most.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        passes = 0 < middle < 1 and betting_p(losses, middle, delta) <= delta
+        low, high = (low, middle) if passes else (middle, high)
+    return high
+
+
 class EProcess:
     """Evidence that outcomes in [0, 1] have come to be above a promised mean; many streams side by side.
 

@@ -1,4 +1,4 @@
-"""Functions for pretrained models: load, audit, consolidate, and load with a consolidation.
+"""Functions for pretrained models: load, audit, consolidate, load with a consolidation, and guard it in use.
 
 The commands `cramlab audit` and `cramlab consolidate` call the functions here. Importing this module does not import
 transformers; the first call does.
@@ -7,7 +7,7 @@ transformers; the first call does.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +32,7 @@ from cramlab.text.sources import Text, corpus_of
 
 if TYPE_CHECKING:
     from cramlab.consolidation.folder import SkipCounts
+    from cramlab.consolidation.guard import Alarm, Guard
 
 Model: TypeAlias = str | Path | nn.Module | Pretrained
 
@@ -285,6 +286,41 @@ def skip_counts(model: nn.Module) -> SkipCounts:
     from cramlab.consolidation.folder import skip_counts
 
     return skip_counts(model)
+
+
+def guard(
+    model: nn.Module,
+    alpha: float = 0.01,
+    *,
+    audit_frac: float = 0.002,
+    reference: Sequence[Tensor] | None = None,
+    on_alarm: Callable[[Alarm], None] | None = None,
+    seed: int = 0,
+) -> Guard:
+    """Watches whether a consolidated model keeps its guarantee in use, and reads more when it does not.
+
+    A small share of documents and tokens is audited: their skipped reads are made once more, and what skipping changed
+    is held against what was promised. On an alarm the thresholds move to one that reads at least twice as much, at last
+    to the original model. Audits are counted by `skip_counts`.
+
+    Example: `guard = cramlab.guard(model, alpha=0.01)`, then use the model, then `print(guard.report())`.
+
+    Args:
+        model: a model from `load_consolidated`.
+        alpha: probability of a false alarm over all time, at most, as long as the guarantee holds.
+        audit_frac: probability that a document that is scored, or a token that is generated, is audited.
+        reference: token ids, (T,), of documents that the model was neither learned nor calibrated on, of the same kind
+            of text; without them, generated tokens are not audited.
+        on_alarm: called with each `consolidation.guard.Alarm`.
+        seed: seed of the choice of audits.
+
+    Raises:
+        ConsolidationError: when an argument is out of its range, or the model has no consolidation, or a guard already.
+    """
+    _need_transformers()
+    from cramlab.consolidation.guard import Guard
+
+    return Guard(model, alpha=alpha, audit_frac=audit_frac, reference=reference, on_alarm=on_alarm, seed=seed)
 
 
 def _written(

@@ -40,12 +40,14 @@ class Calibrated:
         threshold: threshold of all gates.
         tested: every tested candidate, with its share of far reads.
         at_lengths: the same at each of `calibrated_lengths`.
+        ladder: every share up to the chosen one, with its threshold.
     """
 
     skipped_frac: float
     threshold: float
     tested: list[tuple[float, Tested]]
     at_lengths: dict[int, list[tuple[float, Tested]]]
+    ladder: list[tuple[float, float]]
 
 
 class Calibration:
@@ -137,7 +139,8 @@ class Calibration:
             if last < 0:
                 raise self._refusal(guarantee, thresholds, tested[length][0], part)
         rows = {length: [(fracs[t.candidate], t) for t in found] for length, found in tested.items()}
-        return Calibrated(fracs[last], thresholds[last], rows.pop(self.config.context), rows)
+        ladder = list(zip(fracs, thresholds, strict=True))[: last + 1]
+        return Calibrated(fracs[last], thresholds[last], rows.pop(self.config.context), rows, ladder)
 
     def _parts(self, part: str) -> dict[int, str]:
         """Names of a held-out part at every length, the context first."""

@@ -313,6 +313,7 @@ class SkipCounts:
                 f"{name}: {c.far_reads}/{c.far_tokens} far reads made ({c.skipped_frac:.1%} skipped), "
                 f"{c.pairs_frac:.1%} of causal pairs scored; keys and values written for all {c.tokens} tokens, "
                 f"{c.unreachable} of them unreachable for later tokens"
+                + (f"; {c.audit_reads} reads and {c.audit_pairs} pairs to audit" if c.audit_reads else "")
             )
         return "\n".join(lines)
 

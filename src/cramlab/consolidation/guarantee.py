@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import binom
 
-from cramlab.betting import betting_p
+from cramlab.betting import betting_p, highest_mean
 from cramlab.config import ConfigError, Positive, checked
 
 Floats = NDArray[np.float64]
@@ -51,23 +51,19 @@ class Guarantee:
         if not self.increase < self.bound:
             raise ConfigError(f"guarantee.increase = {self.increase} must be below guarantee.bound = {self.bound}")
 
-    def _unit(self, increases: Floats | float) -> Floats:
+    def unit(self, increases: Floats | float) -> Floats:
+        """Increases, capped in both directions, as losses in [0, 1] of the same shape."""
         return (np.clip(increases, -self.bound, self.bound) + self.bound) / (2 * self.bound)
 
     def p_value(self, increases: Sequence[float] | Floats) -> float:
         """P-value of "the expected increase is above the guaranteed one", from independent documents, (N,)."""
-        losses = self._unit(np.asarray(increases, dtype=np.float64))
-        return betting_p(losses, float(self._unit(self.increase)), self.delta)
+        losses = self.unit(np.asarray(increases, dtype=np.float64))
+        return betting_p(losses, float(self.unit(self.increase)), self.delta)
 
     def upper_bound(self, increases: Sequence[float]) -> float:
         """The smallest increase that these documents suffice to guarantee; `bound` when there is none."""
-        losses = self._unit(np.asarray(increases, dtype=np.float64))
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (low, middle) if 0 < middle < 1 and betting_p(losses, middle, self.delta) <= self.delta else (
-                middle, high)  # fmt: skip
-        return high * 2 * self.bound - self.bound
+        losses = self.unit(np.asarray(increases, dtype=np.float64))
+        return highest_mean(losses, self.delta) * 2 * self.bound - self.bound
 
     def room(self, n_documents: int) -> float:
         """The largest increase, nats per token, that passes when every one of `n_documents` documents has it."""

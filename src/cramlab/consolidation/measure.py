@@ -30,10 +30,14 @@ class DocumentLoss(NamedTuple):
 
 def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     """Loss of each next token of one document (T,), nats, (T - 1,)."""
-    logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+    return next_losses(model(input_ids=tokens[None], use_cache=False).logits[0], tokens)
+
+
+def next_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Loss of each next token of a document (T,) under its logits (T, V), nats, (T - 1,)."""
     labels = tokens[1:].to(logits.device)
     parts = [F.cross_entropy(part.float(), wanted, reduction="none")
-             for part, wanted in zip(logits.split(256), labels.split(256), strict=True)]  # fmt: skip
+             for part, wanted in zip(logits[:-1].split(256), labels.split(256), strict=True)]  # fmt: skip
     return torch.cat(parts)
 
 

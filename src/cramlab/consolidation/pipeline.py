@@ -6,6 +6,7 @@ Source: ours.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,8 @@ def _record(
         "calibrated_on": _calibrated_on(run.setting, corpus),
         "skipped_frac": calibrated.skipped_frac,
         "tested": _tested(calibrated.tested),
+        "ladder": [{"skipped_frac": frac, "threshold": None if math.isinf(threshold) else threshold}
+                   for frac, threshold in calibrated.ladder],
         "test": _test(test[run.config.context]),
         "learned": {"sensitivity": learned.sensitivity, "explained": learned.explained,
                     "strengths": [list(pair) for pair in learned.strengths]},

@@ -24,6 +24,8 @@ class Counts:
         causal_pairs: number of pairs that full causal attention scores.
         unreachable: number of keys that have left the window of a layer that never reads, so that no later token can
             attend to them; they were written for the window.
+        audit_reads: number of far reads made to audit answers without them; they change no output.
+        audit_pairs: number of pairs scored for these.
     """
 
     tokens: int = 0
@@ -33,16 +35,19 @@ class Counts:
     far_pairs: float = 0
     causal_pairs: int = 0
     unreachable: int = 0
+    audit_reads: int = 0
+    audit_pairs: int = 0
 
     @property
     def skipped_frac(self) -> float:
-        """Share of the far reads that were skipped; 0 where no token had anything far."""
-        return 1 - float(self.far_reads) / self.far_tokens if self.far_tokens else 0.0
+        """Share of the far reads that were skipped, less those made to audit; 0 where no token had anything far."""
+        return 1 - (float(self.far_reads) + self.audit_reads) / self.far_tokens if self.far_tokens else 0.0
 
     @property
     def pairs_frac(self) -> float:
-        """Pairs scored, windows included, divided by those of full causal attention."""
-        return (self.window_pairs + self.far_pairs) / self.causal_pairs if self.causal_pairs else 0.0
+        """Pairs scored, windows and audits included, divided by those of full causal attention."""
+        scored = self.window_pairs + self.far_pairs + self.audit_pairs
+        return scored / self.causal_pairs if self.causal_pairs else 0.0
 
     def __add__(self, other: Counts) -> Counts:
         """The sum, field by field."""
