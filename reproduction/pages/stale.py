@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cramlab import records
 from reproduction import goals
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew
-from reproduction.stale_goals import ROOT, TOPIC, rows
+from reproduction.stale_goals import ROOT, TEXT, TOPIC, rows
 
 PAGE = ROOT / "docs" / "stale.md"
 Row = Mapping[str, Any]
@@ -17,8 +18,38 @@ Row = Mapping[str, Any]
 def sections() -> dict[str, str]:
     """The text between each pair of marks."""
     found = rows()
+    text = records.read_json(TEXT)
     return {"false alarms": false_alarms(found), "delays": delays(found), "groups": groups(found),
-            "goals": goals.render(TOPIC)}  # fmt: skip
+            "stream": stream(text), "rungs": rungs(text), "goals": goals.render(TOPIC)}  # fmt: skip
+
+
+def stream(record: Row) -> str:
+    """Table of streams of text under a guard, a line for each phase."""
+    setting, names = record["setting"], {"before": "text", "turned": "turn", "back": "text"}
+    lines = []
+    for name, _, n_tokens in setting["phases"]:
+        row, late = record["phases"][name], record["phases"][name]["median_tokens_to_alarm"]
+        lines.append((
+            f"{setting[names[name]]}, {n_tokens:,} tokens", f"{row['streams_with_alarm']} of {setting['streams']}",
+            "-" if late is None else f"{late:,.0f}", f"{row['mean_rung']:.2f}", f"{row['skipped_frac']:.1%}",
+            f"{row['increase']:+.4f}",
+        ))  # fmt: skip
+    columns = ("phase", "streams with an alarm", "median tokens to the first", "steps down by its end",
+               "far reads skipped", "loss increase, nats per token")  # fmt: skip
+    return table(columns, lines)
+
+
+def rungs(record: Row) -> str:
+    """Table of what the audits found on each rung, by text."""
+    lines = [
+        (f"{r['skipped_asked']:.0%}", r["text"], f"{r['documents']}", f"{r['skipped_frac']:.1%}",
+         f"{r['increase']:+.4f}", f"{r['change']:.4f}")
+        for r in record["rungs"]
+    ]  # fmt: skip
+    bound = record["setting"]["change_bound"]
+    columns = ("rung", "text", "documents", "far reads skipped", "loss increase, nats per token",
+               f"change of a token, nats (bound by the reference: {bound:.4f})")  # fmt: skip
+    return table(columns, lines)
 
 
 def false_alarms(found: list[dict[str, Any]]) -> str:

@@ -114,6 +114,14 @@ class EProcess:
         self._started = np.where(seen[..., None], np.logaddexp(self._started, begins) + gains, self._started)
         self.n_seen = self.n_seen + seen
 
+    def renew(self, which: NDArray[np.bool_]) -> None:
+        """Lets some streams, bool of the shape of the streams, begin again; their false alarms count anew."""
+        fresh = EProcess(self.mean, self.n_seen.shape)
+        for name in ("n_seen", "_recent", "_following", "_started"):
+            own = getattr(self, name)
+            setattr(self, name, np.where(which.reshape(which.shape + (1,) * (own.ndim - which.ndim)),
+                                         getattr(fresh, name), own))  # fmt: skip
+
     @property
     def log_evidence(self) -> Floats:
         """Logarithm of each stream's capital: 0 at first; at least log(1 / alpha) with probability alpha at most."""
@@ -194,6 +202,11 @@ class Watch:
             now = np.logaddexp(found[:, 0], np.logaddexp.reduce(by_group, axis=1)) - math.log(2)
             self.group_peak = np.maximum(self.group_peak, by_group - math.log(2))
         self.peak = np.maximum(self.peak, now)
+
+    def renew(self, groups: NDArray[np.bool_]) -> None:
+        """Lets some groups, bool (n_groups,), begin again in all streams; what has been seen of all together stays."""
+        self.evidence.renew(np.broadcast_to(np.r_[False, groups], self.evidence.n_seen.shape))
+        self.group_peak[:, groups] = -np.inf
 
     @property
     def alarms(self) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import torch
 from consolidated import CONTEXT, SINKS, TEXT, WINDOW, make
 
 import cramlab
-from cramlab.consolidation.audits import Pass, document_increase, seen_pass, token_change
+from cramlab.consolidation.audits import Pass, arguments, document_increase, seen_pass, token_change
 from cramlab.consolidation.guarantee import Guarantee
 from cramlab.consolidation.ladder import CLOSED, Rung, ladder_of
 from cramlab.consolidation.measure import mean_loss
@@ -71,7 +71,7 @@ def test_an_audited_document_costs_what_both_models_lose(pretrained, ids, tmp_pa
     mask[0, :9] = 0
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     output = model(input_ids=padded, attention_mask=mask, position_ids=places)
-    seen = seen_pass(model, (padded, mask), {"position_ids": places}, output)
+    seen = seen_pass(arguments(model, (padded, mask), {"position_ids": places}), output)
     assert document_increase(model, seen, 0) == pytest.approx(mean_loss(model, tokens) - original, abs=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_a_guard_changes_no_bit(pretrained, ids, tmp_path):
     assert {name: (set(vars(m)), m.training) for name, m in model.named_modules()} == seen
     report = guard.report()
     assert report.audits == {"documents": 1, "tokens": 11}
-    assert report.candidates == {"documents": 1, "tokens": 11}
+    assert report.candidates == {"documents": 2, "tokens": 11}
     assert report.left_out == 1  # the prompt, of which generate asks for the last logits only
     guard.remove()
     outputs()

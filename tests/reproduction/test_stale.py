@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from consolidated import make
 
 from reproduction import goals, stale_goals
 from reproduction.pages import stale
@@ -19,10 +20,23 @@ def test_page_and_goals_are_made_from_the_records():
     assert renewed(page, stale.sections(), stale.PAGE.name) == page, "run python -m reproduction.pages.stale"
 
 
-def test_the_example_of_the_page_prints_what_the_page_says(capsys):
-    code = re.search(r"```python\n(.*?)```", stale.PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+def blocks():
+    return re.findall(r"```python\n(.*?)```", stale.PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_guard_of_the_page_reports(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "runs" / "glass")
+    exec(blocks()[1], {})
+    assert capsys.readouterr().out.startswith("guard: 60% of far reads skipped; 1 safer steps; alpha 0.01")
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_examples_of_the_page_print_what_the_page_says(block, capsys):
+    code = blocks()[block]
     exec(code, {})
-    assert capsys.readouterr().out.strip() == code.rpartition("# ")[2].strip()
+    said = re.findall(r"#  ?(.*)", code.partition("print(")[2])
+    assert capsys.readouterr().out.split() == " ".join(said).split()
 
 
 def test_the_least_delay_is_a_bound_for_who_knows_time_and_size():

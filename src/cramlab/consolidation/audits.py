@@ -53,30 +53,45 @@ class Pass(NamedTuple):
         return {name: value[b : b + 1] if len(value) > 1 else value for name, value in self.by_row.items()}
 
 
-def seen_pass(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> Pass | None:
+def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of a pass by name."""
+    if not args:
+        return kwargs
+    given = inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs).arguments
+    return given | given.pop("kwargs", {})
+
+
+def n_cached(given: Mapping[str, Any]) -> int:
+    """Number of tokens that were in the cache before a pass that has ended; 0 without a cache of transformers."""
+    cache, tokens = given.get("past_key_values"), given.get("input_ids")
+    if not isinstance(cache, Cache) or tokens is None:
+        return 0
+    return int(cache.get_seq_length()) - tokens.shape[1]
+
+
+def seen_pass(given: Mapping[str, Any], output: Any) -> Pass | None:
     """The pass behind an output; None when it cannot be audited.
 
-    That is so for inputs that are not token ids, logits of some positions alone in a pass of several tokens, masks of
+    That is so for inputs that are not token ids, several tokens after a cache, logits of some positions alone, masks of
     four dimensions, caches that are no plain `DynamicCache`, and arguments that an audit does not know.
+
+    Args:
+        given: from `arguments`.
+        output: what the model returned.
     """
-    given = dict(kwargs)
-    if args:
-        given |= inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        given.pop("self", None)
-    given = {name: value for name, value in given.items() if value is not None}
-    tokens, logits = given.get("input_ids"), getattr(output, "logits", None)
+    given = {name: value for name, value in given.items() if value is not None and name != "self"}
+    tokens, logits, cache = given.get("input_ids"), getattr(output, "logits", None), given.get("past_key_values")
     if not isinstance(tokens, Tensor) or not isinstance(logits, Tensor) or given.keys() - _IGNORED:
         return None
     if logits.shape[:2] != tokens.shape or any(given[n].ndim != 2 for n in _BY_ROW if n in given):
         return None
-    cache = given.get("past_key_values")
-    if cache is None:
-        return Pass(tokens, logits, 0, None, {name: given[name] for name in _BY_ROW if name in given})
-    plain = isinstance(cache, Cache) and all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
-    if not plain:
+    if cache is not None and not (
+        isinstance(cache, Cache) and all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
+    ):
         return None
-    start = int(cache.get_seq_length()) - tokens.shape[1]
+    start = n_cached(given)
+    if start > 0 and tokens.shape[1] > 1:
+        return None
     return Pass(tokens, logits, start, cache, {name: given[name] for name in _BY_ROW if name in given})
 
 

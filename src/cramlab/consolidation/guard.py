@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from cramlab.betting import Watch, highest_mean
 from cramlab.consolidation.audits import (
     Pass,
+    arguments,
     changes_of,
     document_increase,
+    n_cached,
     n_far_keys,
     n_real,
     seen_pass,
@@ -39,7 +41,7 @@ from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.errors import ConsolidationError
 
 Watched = Literal["documents", "tokens"]
-CAP = 1.0  # nats: the largest change of a token that counts
+CAP = 0.25  # nats: the largest change of a token that counts; with rare large ones nothing could be bounded
 _TOKENS_PER_REFERENCE = 4
 
 
@@ -118,7 +120,7 @@ class GuardReport:
         promised: what was promised.
         evidence: largest evidence on the present rung.
         candidates: number of documents and tokens that could have been audited.
-        left_out: number of passes that could not be audited; see `audits.seen_pass`.
+        left_out: number of audits that could not be made; see `audits.seen_pass`.
         alarms: all alarms, oldest first.
     """
 
@@ -144,7 +146,7 @@ class GuardReport:
         if "tokens" not in self.promised:
             lines.append("tokens: not audited in generation, as no reference documents were given")
         if self.left_out:
-            lines.append(f"{self.left_out:,} passes could not be audited (cache, mask or arguments of another kind)")
+            lines.append(f"{self.left_out:,} audits could not be made (cache, mask or arguments of another kind)")
         lines += [f"alarm: {alarm}" for alarm in self.alarms]
         if self.alarms:
             lines.append("calibrate for the new text: cramlab consolidate MODEL --text TEXT --from FOLDER --out NEW")
@@ -271,17 +273,19 @@ class Guard:
         model, rung = self.model, self._rung
         if getattr(self._auditing, "now", False) or self.ladder[rung].is_closed or model.training:
             return
-        if not all(layer.attached for layer in self._layers) or self._layers[0] in closed_here.get():
+        if not self._layers[0].attached or self._layers[0] in closed_here.get():
             return
-        seen = seen_pass(model, args, kwargs, output)
-        if seen is None or (seen.start > 0 and seen.tokens.shape[1] > 1):
+        given = arguments(model, args, kwargs)
+        tokens, start = given.get("input_ids"), n_cached(given)
+        watched: Watched = "tokens" if tokens is not None and start > 0 and tokens.shape[1] == 1 else "documents"
+        if watched not in self._promised or not (chosen := self._chosen(watched, 1 if tokens is None else len(tokens))):
+            return
+        seen = seen_pass(given, output)
+        if seen is None:
             with self._lock:
-                self._left_out += 1
+                self._left_out += len(chosen)
             return
-        watched: Watched = "documents" if seen.start == 0 else "tokens"
-        if watched not in self._promised:
-            return
-        for b in self._chosen(watched, len(seen.tokens)):
+        for b in chosen:
             self._auditing.now = True
             try:
                 found = self._audit(watched, seen, b)
@@ -291,12 +295,10 @@ class Guard:
                 self._take(watched, found, rung)
 
     def _audit(self, watched: Watched, seen: Pass, b: int) -> float | None:
-        """What an audit of one sequence of a pass finds; None: it is padding, or has one token."""
+        """What an audit of one sequence of a pass finds; None: it is padding, or nothing could be skipped."""
         if watched == "documents":
             return document_increase(self.model, seen, b) if n_real(seen, b) > 1 else None
-        if seen.row(b).get("attention_mask") is not None and not n_real(seen, b):
-            return None
-        return token_change(self.model, seen, b) if n_far_keys(self.model, seen, b) else 0.0
+        return token_change(self.model, seen, b) if n_far_keys(self.model, seen, b) else None
 
     def _take(self, watched: Watched, found: float, rung: int) -> None:
         """Takes what an audit found on a rung, and moves on an alarm."""

@@ -1,4 +1,4 @@
-"""Writes SRCD to files for other trainers: `.npz` or Parquet, with a datasheet and a content hash."""
+"""Writes SRCD, with or without change, to `.npz` or Parquet for other trainers, with a datasheet and a content hash."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from cramlab.files import whole, write_json
 from cramlab.metrics import Scores, score
+from cramlab.tasks import changing
+from cramlab.tasks.changing import ChangingConfig, changed_sample
 from cramlab.tasks.srcd import VERSION, SRCDConfig, collate, sample
 from cramlab.tasks.srcd_oracles import chance_acc, memoriser_acc, oracle
 from cramlab.tasks.task import Split, check_stream
@@ -27,7 +29,8 @@ FIELDS = {
     "answer": "target of the retrieval head, -1 where nothing is asked",
     "recurring": "the query asks for a recurring pattern",
     "novel": "the query asks for a binding made for this sequence",
-    "rebound": "the query asks for a recurring key that means another value in this sequence",
+    "rebound": "the query asks for a recurring key that means another value in this sequence, or, with change, for the "
+    "first time since it changed or appeared",
     "pattern": "number of the recurring pattern that the query asks for; -1 elsewhere. No input",
     "write_position": "where the queried binding was written; -1 where nothing is asked. No input",
 }
@@ -47,7 +50,7 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
     """Writes the first `n_sequences` of a split to `path` and its datasheet beside it.
 
     Args:
-        config: parameters of the generator.
+        config: parameters of the generator, an `SRCDConfig` or a `ChangingConfig`.
         path: file that ends in `.npz` (one array per field, (n_sequences, seq_len, ...)) or `.parquet` (one row per
             token, with `sequence` and `position`; needs the extra `cramlab[parquet]`).
         seed: seed of the data.
@@ -63,7 +66,7 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         ImportError: when Parquet is asked for and pyarrow is not installed.
     """
     path = Path(path)
-    if type(config) is not SRCDConfig:
+    if type(config) not in (SRCDConfig, ChangingConfig):
         raise ValueError(f"config is a {type(config).__name__}; export writes the sequences of an SRCDConfig")
     if path.suffix not in (".npz", ".parquet"):
         raise ValueError(f'path "{path}" ends in "{path.suffix}"; give a name that ends in .npz or .parquet')
@@ -74,11 +77,17 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
         raise ValueError(f"n_sequences = {n_sequences} must be at least 1")
     if path.suffix == ".parquet":
         _pyarrow()
-    samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
+    if isinstance(config, ChangingConfig):
+        samples = [changed_sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
+        task, version = "srcd-changing", changing.VERSION
+        remembered = changing.memoriser_acc(config, range(n_sequences), seed=seed)
+    else:
+        samples = [sample(config, seed=seed, split=split, index=i) for i in range(n_sequences)]
+        task, version, remembered = "srcd", VERSION, memoriser_acc(config)
     arrays = {name: np.stack([s[name] for s in samples]) for name in FIELDS}
     datasheet = {
-        "task": "srcd",
-        "version": VERSION,
+        "task": task,
+        "version": version,
         "config": dataclasses.asdict(config),
         "seed": seed,
         "split": split,
@@ -91,7 +100,7 @@ def export(config: SRCDConfig, path: Path, *, seed: int, split: Split, n_sequenc
             "dynamics_mse": config.dynamics_floor,
             "attention_frac": float((arrays["novel"] | arrays["rebound"]).mean()),
         },
-        "floors": {"chance": chance_acc(config), "memoriser": memoriser_acc(config)},
+        "floors": {"chance": chance_acc(config), "memoriser": remembered},
         "licence": "Apache-2.0; synthetic, holds nothing about people",
     }
     beside = path.with_name(path.name + ".datasheet.json")

@@ -13,6 +13,7 @@ from cramlab.catalog import MIXERS
 from cramlab.config import ConfigError, from_dict, nearest
 from cramlab.extensions import is_reference, load_class
 from cramlab.model import ModelConfig, SequenceModel
+from cramlab.tasks.changing import ChangingConfig
 from cramlab.tasks.copying import CopyingConfig
 from cramlab.tasks.mqar import MQARConfig
 from cramlab.tasks.relabelling import RelabellingConfig
@@ -21,7 +22,7 @@ from cramlab.training.folder import CHECKPOINT, CONFIG, own_checkpoint, restorin
 from cramlab.training.machine import check_model
 from cramlab.training.run import RunConfig, TrainingConfig
 
-_TASKS = {task.__name__: task for task in (CopyingConfig, MQARConfig, RelabellingConfig, SRCDConfig)}
+_TASKS = {task.__name__: task for task in (ChangingConfig, CopyingConfig, MQARConfig, RelabellingConfig, SRCDConfig)}
 
 
 def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
