@@ -121,7 +121,7 @@ def test_inputs_of_16_bits_are_solved_in_32(types):
         close(fast, slow, {torch.float32: 2e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[fast.dtype])
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", [*SIZES, (2, 2, 32, 32), (3, 4, 64, 64)])
 def test_products_of_bfloat16_are_summed_in_32_bits(sizes):
     """Errors stay those of rounding a factor of each product once, also after many chunks."""
     *tokens, state = inputs(260, *sizes)

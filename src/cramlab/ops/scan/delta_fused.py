@@ -1,8 +1,9 @@
 """The delta rule in Triton: `delta_naive.delta_rule`, with inputs of 16 or 32 bits, and states and sums in 32.
 
-Products take factors of 32 bits, or of bfloat16 if queries, keys and values have that type, and so do the arrays in
-between. Two kernels process all chunks at once, before and after a third that passes the states over the chunks. The
-gradient of a state that passes over chunks is a state that passes back over them, in the same kernel. Source: ours.
+Products take factors of 32 bits, or of bfloat16 if queries, keys and values have that type and one of the sizes
+`_IN_BFLOAT16`, and so do the arrays in between. Two kernels process all chunks at once, before and after a third that
+passes the states over the chunks. The gradient of a state that passes over chunks is a state that passes back over
+them, in the same kernel. Source: ours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from cramlab.ops import dispatch
 from cramlab.ops.scan.delta_naive import FLOOR
 
 _MOST_CHANNELS, _MOST_TOKENS = 128, 64  # channels of a head and tokens of a chunk: a program holds them at once
+# Channels of keys and values, and tokens of a chunk, with products in bfloat16: Triton 3.6 computes some others wrongly
+# on an H200 (16 columns, 128 columns, states that pass without pipelining); see docs/log.md.
+_IN_BFLOAT16 = {(32, 32, 64), (64, 64, 64)}
 _MOST_COLUMNS = 32  # columns of a state per program that passes it
 
 
@@ -71,7 +75,8 @@ def _empty_rule(
     del beta, log_decay
     n_batch, n_tokens, n_heads, d_key = q.shape
     d_value, n_chunks = v.shape[-1], -(-n_tokens // chunk)
-    kind = torch.bfloat16 if q.dtype == k.dtype == v.dtype == torch.bfloat16 else state.dtype
+    of_16_bits = q.dtype == k.dtype == v.dtype == torch.bfloat16
+    kind = torch.bfloat16 if of_16_bits and (d_key, d_value, chunk) in _IN_BFLOAT16 else state.dtype
     sums = (state.new_empty(n_chunks, n_batch * n_heads, *sizes) for sizes in ((chunk,), ()))
     inside = ((chunk, chunk), (chunk, d_key), (chunk, d_key), (d_key, d_value), (chunk, d_value))
     parts = (state.new_empty(n_chunks, n_batch * n_heads, *sizes, dtype=kind) for sizes in inside)
