@@ -1,4 +1,4 @@
-"""Compares the speed of this code with that of another revision: layer, language model and patched models.
+"""Compares the speed of this code with that of another revision: layer, training, language model and patched models.
 
     OMP_NUM_THREADS=1 python -m benchmarks.against e93c467 --out results/reliability/speed.json
 
@@ -71,6 +71,18 @@ def layer_tasks():
     return {"layer, 4 x 512 tokens": forward, "layer, with gradients": training, "layer, 16 tokens one by one": decode}
 
 
+def training_tasks():
+    """A training run on SRCD at its smallest size, as `cramlab run` makes it."""
+    from cramlab.experiments.srcd import run_config
+    from cramlab.training import train
+
+    def run():
+        with tempfile.TemporaryDirectory() as folder:
+            train(run_config(mixer="cram", size="tiny", seed=0), Path(folder))
+
+    return {"SRCD, a tiny training run": run}
+
+
 def model_tasks():
     """A CRAM language model of four layers."""
     modeling = found("cramlab.language_model.modeling", "cramlab.hf.modeling")
@@ -137,7 +149,7 @@ def patched_tasks():
 def work() -> None:
     """Runs in a process of its own: lists the tasks that it can time, then times the requested ones."""
     torch.set_num_threads(1)
-    tasks = layer_tasks() | model_tasks() | patched_tasks()
+    tasks = layer_tasks() | training_tasks() | model_tasks() | patched_tasks()
     print("|".join(tasks), flush=True)
     for line in sys.stdin:
         task = tasks[line.rstrip("\n")]

@@ -1,6 +1,7 @@
 """Goals of the language models answered from their records: `python -m reproduction.language_goals`.
 
-A goal whose records are missing has no figure and is not met. Differences are paired by seed.
+A goal whose records are missing has no figure and is not met. Differences are paired by seed; a goal on them is met
+only by several seeds, of arms whose learning rates were searched.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cramlab.report.intervals import Interval
+from cramlab.report.intervals import Interval, seed_interval
 from reproduction import goals
 from reproduction.analysis.language import Arms, Record, attention, best_fixed, by_seed, difference, nats, recalled
 from reproduction.goals import Goal
@@ -19,6 +20,8 @@ from reproduction.pages import language
 TOPIC = "language"
 TRAIN = "python -m reproduction.protocols.language runs/language/{corpus} --corpus corpora/{corpus} --arms {arms}"
 STEP, DECODE = "results/bench/language-step.json", "results/bench/language-decode.json"
+SRCD = "results/bench/srcd.json"
+SRCD_SIZE = "paper"
 NEEDLE = 2048
 FLAT = 1.1  # times as long after the longest context as after the shortest, at most
 
@@ -32,8 +35,22 @@ def found(root: Path) -> list[Goal]:
     """Every goal, in the order of the page."""
     made = []
     for corpus in language.CORPORA:
-        made += _of_corpus(language.read(root / "results", corpus), corpus)
-    return [*made, *_speed(root), *_not_measured()]
+        searched = language.searched(root / "results", corpus)
+        made += [_decided(goal, searched) for goal in _of_corpus(language.read(root / "results", corpus), corpus)]
+    return [*made, *_speed(root), *_srcd(root)]
+
+
+def _decided(goal: Goal, searched: frozenset[str]) -> Goal:
+    """A goal on a difference between arms, not met while it rests on one seed or on a rate that was not searched."""
+    if goal["reached"] is None:
+        return goal
+    open_ = [] if goal["interval"] else ["one seed, so no interval"]
+    arms = {Path(path).stem.rpartition("-seed")[0] for path in goal["record"]}
+    if arms - searched:
+        open_.append(f"learning rates not searched: {', '.join(sorted(arms - searched))}")
+    if open_:
+        goal["note"], goal["met"] = "; ".join(open_), False
+    return goal
 
 
 def _of_corpus(arms: Arms, corpus: str) -> list[Goal]:
@@ -109,19 +126,49 @@ def _speed(root: Path) -> list[Goal]:
         name += f": time of a token after {last['context']:,} tokens over that after {first['context']:,}"
         reason = "ratio of medians"
     flat = bool(growth and growth.mean <= FLAT)
-    return [*made, _goal(name, f"at most {FLAT}", growth, flat, command, [DECODE] if growth else [], reason)]
+    made.append(_goal(name, f"at most {FLAT}", growth, flat, command, [DECODE] if growth else [], reason))
+    rows = (_read(root / SRCD) or {"rows": []})["rows"]
+    spent = Interval(*rows[0]["ratio"]) if rows else None
+    name, command = (
+        "SRCD with the default working memory",
+        f"python -m benchmarks.against e93c467 --only SRCD --out {SRCD}",
+    )
+    return [*made, _goal(f"{name}: time of a training run over that before", "at most 1 (an interval that contains 1)",
+                         spent, bool(spent and spent.low is not None and spent.low <= 1), command,
+                         [SRCD] if spent else [], f"no record {SRCD}")]  # fmt: skip
 
 
-def _not_measured() -> list[Goal]:
-    """Goals of SRCD with the delta rule as working memory, of which there are no records."""
-    asked = {
-        "SRCD with the delta rule: retrieval": "at least 0.999",
-        "SRCD with the delta rule: attention over its optimum": "at most 1.0",
-        "SRCD with the delta rule: steps, of those with leaky integrators": "at most 0.5",
-        "time of make srcd with the default working memory, of that before": "at most 1",
-    }
-    reason = "no record: no experiment on SRCD has this working memory, and the default is as before"
-    return [_goal(goal, target, None, False, "none", [], reason) for goal, target in asked.items()]
+def _srcd(root: Path) -> list[Goal]:
+    """Goals of SRCD with the delta rule as working memory, against leaky integrators at the same size and seeds."""
+    delta, leaky = (_runs(root / "results" / "srcd", mixer) for mixer in ("cram-delta", "cram"))
+    common = sorted(delta.keys() & leaky.keys())
+    test = {key: delta[key]["metrics"]["test"] for key in common}
+    steps = [(delta[key]["series"][-1]["step"], leaky[key]["series"][-1]["step"]) for key in common]
+    asked: list[tuple[str, str, list[float], Callable[[float], bool]]] = [
+        ("retrieval", "at least 0.999", [row["retrieval_acc"] for row in test.values()], lambda mean: mean >= 0.999),
+        ("attention over its optimum", "at most 1.0",
+         [row["attention_frac"] / row["oracle_attention_frac"] for row in test.values()],
+         lambda mean: round(mean, 2) <= 1.0),
+        ("steps, of those with leaky integrators", "at most 0.5", [a / b for a, b in steps], lambda mean: mean <= 0.5),
+    ]  # fmt: skip
+    at = f", {common[0][0]} size" if common else ""
+    files = [
+        f"results/srcd/{size}/{mixer}-seed{seed}.json" for mixer in ("cram-delta", "cram") for size, seed in common
+    ]
+    command = f"cramlab run srcd/cram-delta --size {SRCD_SIZE} --seed SEED"
+    made = []
+    for name, target, values, meets in asked:
+        reached = seed_interval(values) if values else None
+        met = bool(reached and meets(reached.mean))
+        goal, missing = f"SRCD with the delta rule{at}: {name}", "" if values else "no record"
+        made.append(_goal(goal, target, reached, met, command, files, missing))
+    return made
+
+
+def _runs(folder: Path, mixer: str) -> dict[tuple[str, int], Record]:
+    """Records of a mixer on SRCD by size and seed."""
+    return {(path.parent.name, int(path.stem.rpartition("seed")[2])): json.loads(path.read_text(encoding="utf-8"))
+            for path in folder.glob(f"{SRCD_SIZE}/{mixer}-seed*.json")}  # fmt: skip
 
 
 def _goal(

@@ -1,4 +1,4 @@
-"""Renews docs/language.md and its figures from the records in results/language/CORPUS.
+"""Renews docs/language.md, its figures and its short table in docs/results.md from results/language/CORPUS.
 
 python -m reproduction.pages.language
 """
@@ -35,6 +35,7 @@ from reproduction.protocols.static_gates import arm_of
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "language"
 PAGE, FIGURES = ROOT / "docs" / "language.md", ROOT / "docs" / "figures"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
 CORPORA = ("code", "english")
 GATED = ("cram-12", "cram-3", "soft-12", "straight-12", "random-12")
 
@@ -54,6 +55,14 @@ def read(results: Path, corpus: str) -> dict[str, list[Record]]:
         raise ValueError(f"results/language/{corpus} has records of {len(texts)} texts; keep those of one")
     names = [*(arm for arm in ARMS if arm in found), *sorted(found.keys() - ARMS.keys())]
     return {arm: sorted(found[arm], key=lambda record: record["config"]["seed"]) for arm in names}
+
+
+def searched(results: Path, corpus: str) -> frozenset[str]:
+    """Arms whose learning rate was chosen by short runs at several rates."""
+    rates: dict[str, set[float]] = defaultdict(set)
+    for record in _documents(results / "language" / corpus / "tuning"):
+        rates[record["config"]["arm"]].add(record["config"]["learning_rate"])
+    return frozenset(arm for arm, tried in rates.items() if len(tried) > 1)
 
 
 def _documents(folder: Path) -> list[Record]:
@@ -120,6 +129,15 @@ def table(arms: Arms) -> str:
         "reads by layer; encoding ended at step",
     ]  # fmt: skip
     return markdown.table(columns, (cells for _, cells in sorted(rows)))
+
+
+def short_table(arms: Arms) -> str:
+    """Loss, share of reads and copying of each arm: some columns of `table`."""
+    head, _, *lines = table(arms).splitlines()
+    names = [name.strip() for name in head.strip("|").split("|")]
+    kept = [names.index(name) for name in ("arm", "seeds", "nats", "attention", "copying")]
+    rows = ([line.strip("|").split("|")[i].strip() for i in kept] for line in lines)
+    return markdown.table(["arm", "seeds", "nats per token", "tokens that read, mean over layers", "copying"], rows)
 
 
 def by_layer(runs: Sequence[Record]) -> str:
@@ -227,6 +245,7 @@ def renew_page(results: Path = RESULTS.parent) -> None:
         if arms := read(results, corpus):
             language_figure.draw(arms, corpus, FIGURES)
     renew(PAGE, sections(results))
+    renew(RESULTS_PAGE, {"language models": short_table(read(results, "code"))})
 
 
 if __name__ == "__main__":

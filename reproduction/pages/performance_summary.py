@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from reproduction.pages import accelerator, consolidate, markdown, text
+from reproduction.pages import accelerator, consolidate, markdown
 
 Row = dict[str, Any]
 LENGTHS = (512, 1024, 4096, 16384, 65536)  # tokens
@@ -32,7 +31,6 @@ def sections(results: Path) -> dict[str, str]:
         "accelerator": accelerated(found),
         "consolidated": consolidated(decoded),
         "language models": language_models(found),
-        "language model training": language_model_training(text.of_part(text.read(results), "test")),
     }
 
 
@@ -114,17 +112,4 @@ def language_models(found: accelerator.Found) -> str:
         lines.append([f"{n:,}", *(f"{ms / record['n_steps']:.2f}" for ms in ways), f"{ways[0] / ways[2]:.1f}"])
     columns = ("context", "Llama, its best way, ms", "CRAM, launch by launch, ms", "CRAM, its best way, ms",
                "times as fast")  # fmt: skip
-    return markdown.table(columns, lines)
-
-
-def language_model_training(records: list[Row]) -> str:
-    """Training speed of whole runs on test text, fastest and slowest run of each model."""
-    speeds: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        speeds[record["config"]["model"]].append(record["series"][-1]["n_tokens"] / record["elapsed_s"] / 1e3)
-    lines = [
-        [model, str(len(found)), f"{max(found):.0f}", f"{min(found):.0f}"]
-        for model, found in sorted(speeds.items(), key=lambda item: -max(item[1]))
-    ]
-    columns = ("model", "runs", "thousand tokens per second, fastest run", "slowest run")
     return markdown.table(columns, lines)

@@ -6,7 +6,7 @@ import pytest
 
 from reproduction import goals
 from reproduction.decoders import DECODERS
-from reproduction.pages import families, performance, performance_summary, text
+from reproduction.pages import families, performance, performance_summary
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew, renewed
 
@@ -63,18 +63,6 @@ def test_pages_of_performance_are_made_from_the_records():
         page = path.read_text(encoding="utf-8")
         assert page.count(": begin -->") == len(sections)
         assert renewed(page, sections, path.name) == page, "run python -m reproduction.pages.performance"
-
-
-def test_pages_of_language_models_are_made_from_the_records():
-    records = text.read(performance.RESULTS)
-    tables = {
-        text.PAGE: {"text": text.section(records)},
-        text.RESULTS_PAGE: {"language models": text.short_table(text.of_part(records, "test"))},
-    }
-    for path, sections in tables.items():
-        page = path.read_text(encoding="utf-8")
-        assert renewed(page, sections, path.name) == page, "run python -m reproduction.pages.text"
-    assert text.FIGURE.exists()
 
 
 def test_the_page_of_performance_is_short():
