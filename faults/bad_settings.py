@@ -212,7 +212,8 @@ def _in_python(share: float, seed: int) -> Iterator[Case]:
                 continue
             values: list[Any]
             if kind is object:
-                values = [5, "x", NAN, {}, *([] if optional else [None])]
+                mapping = get_origin(hint) is dict  # which may be empty
+                values = [5, "x", NAN, *([] if mapping else [{}]), *([] if optional else [None])]
             elif sequence:
                 values = [(value,) for value in VALUE_FOR[kind]] + [5, NAN, *([] if optional else [None])]
             else:

@@ -210,5 +210,17 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Sequence[str]:
-    """Names of the files that are missing, superfluous or different."""
-    return [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    """Names of the files that are missing, superfluous or different, each with the first field that differs."""
+    return [_first_difference(name, found.get(name), wanted.get(name))
+            for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]  # fmt: skip
+
+
+def _first_difference(place: str, found: Any, wanted: Any) -> str:
+    """The place of the first field that differs, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
+        name = next(name for name in found if found[name] != wanted[name])
+        return _first_difference(f"{place}/{name}", found[name], wanted[name])
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        i = next(i for i, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+        return _first_difference(f"{place}/{i}", found[i], wanted[i])
+    return f"{place}: {str(found)[:40]}, not {str(wanted)[:40]}"
