@@ -81,6 +81,17 @@ def test_a_stopped_run_goes_on_to_the_same_figures(text, tmp_path, monkeypatch):
     assert records.read_json(tmp_path / "cut" / f"{TINY.name}.json")["series"] == whole["series"]
 
 
+def test_a_run_killed_after_its_record_leaves_no_checkpoint_when_called_again(text, tmp_path, monkeypatch):
+    unlink, gone = Path.unlink, []
+    monkeypatch.setattr(Path, "unlink", lambda path, **given: gone.append(path))  # killed before it could
+    record = run_text(TINY, text, tmp_path)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    (checkpoint,) = gone
+    assert checkpoint.exists()
+    assert run_text(TINY, text, tmp_path) == record
+    assert not checkpoint.exists()
+
+
 def test_out_of_time_it_stops_at_a_checkpoint_and_goes_on(text, tmp_path):
     with pytest.raises(TimeoutError, match="out of time at step 2"):
         run_text(TINY, text, tmp_path, deadline=0.0)

@@ -43,8 +43,8 @@ def made(tmp_path_factory):
     words = [f"def {word}(x):\n    return x + {letters.choice(words)}\n" for word in words for _ in range(3)]
     write_corpus(root / "corpus", [(str(i), "".join(words[i::30])) for i in range(30)], vocab_size=1600)
     base = dataclasses.replace(
-        BASE, vocab_size=1600, context=64, batch_size=2, n_steps=30, warmup_steps=5, eval_every_steps=15, precision="32",
-        compile=False, encoding_frac=0.5, n_layers=2,
+        BASE, vocab_size=1600, context=64, batch_size=2, n_steps=30, warmup_steps=5, eval_every_steps=15,
+        precision="32", compile=False, encoding_frac=0.5, n_layers=2,
     )  # fmt: skip
     changes = ["d_model=32", "n_heads=2", "cram.memory_layers=[1]", "cram.gate_width=4"]
     (config,) = configs(base, ["ship"], changes)

@@ -95,6 +95,7 @@ def run_text(
         record = records.read_json(path)
         _check_same(config, text, record, path)
         if all((_step_folder(config, out, step) / STEP_FILE).exists() for step in config.checkpoint_steps):
+            checkpoint.unlink(missing_ok=True)  # there if the run was killed right after its record was written
             return record
     device = torch.device(config.device)
     model, optimizer, progress = _prepare(config, text, checkpoint, device)
