@@ -1,4 +1,4 @@
-"""Makes the checkpoint in artifacts/ from a run of the arm `ship`: weights in bfloat16, tokenizer, held-out windows, card.
+"""Makes the checkpoint in artifacts/ from a run of the arm `ship`: weights in bfloat16, tokenizer, windows, card.
 
     python -m reproduction.protocols.language runs/language/code --corpus corpora/code --arms ship
     python -m reproduction.protocols.ship runs/language/code --corpus corpora/code
@@ -133,7 +133,7 @@ All figures come from `{RECORD}`. What the model generates without randomness:
 
 Limits: one seed; a vocabulary of {config["vocab_size"]:,} tokens; contexts of {config["context"]:,} tokens in training. The windows are excerpts of the test text
 under the licences of their projects. Weights: Apache-2.0.
-"""
+"""  # noqa: E501
 
 
 def main(given: Sequence[str] | None = None) -> int:
