@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cramlab.consolidation.patch.visibility import Mask, Padding, Visibility
 
 _NEVER = -1e30  # score of a hidden key: its weight is 0, and finite numbers keep gradients free of NaN
-_LEAST_MASS = -50.0
+LEAST_MASS = -50.0
 READERS_AT_ONCE = 128
 
 
@@ -122,7 +122,7 @@ def window_read(
     near_share, sink_share = shares.flatten(3, 4).split(1, dim=-1)
     heads = (near_share * near_heads + sink_share * sink_heads).to(value.dtype).unflatten(3, (-1, rows))
     heads = heads.transpose(2, 3).reshape(n_batch, n_heads, -1, value.shape[3])
-    masses = masses.clamp(min=_LEAST_MASS).transpose(2, 3).reshape(n_batch, n_heads, -1, 2)
+    masses = masses.clamp(min=LEAST_MASS).transpose(2, 3).reshape(n_batch, n_heads, -1, 2)
     return WindowRead(
         heads=heads[:, :, :n_tokens].transpose(1, 2),
         masses=masses[:, :, :n_tokens].permute(0, 2, 3, 1).flatten(2),
@@ -159,7 +159,7 @@ def _under_mask(
         weights = scoring.weights(scores.masked_fill(~(near | sinks), _NEVER), n_heads, 1, 1).to(value.dtype)
         heads.append((weights @ values).transpose(1, 2))
         parts = [_softmax(scores.masked_fill(~ok, _NEVER))[1].squeeze(-1) for ok in (near, sinks)]
-        masses.append(torch.cat(parts, dim=1).clamp(min=_LEAST_MASS).transpose(1, 2))
+        masses.append(torch.cat(parts, dim=1).clamp(min=LEAST_MASS).transpose(1, 2))
     n_scored = n_batch * n_tokens * key.shape[2]
     return WindowRead(torch.cat(heads, dim=1), torch.cat(masses, dim=1), n_scored)
 
@@ -175,7 +175,7 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, window: int, n_sinks: 
     weights = scoring.weights(scores, key.shape[1], scores.shape[2], 1)
     heads = (weights.to(value.dtype) @ values).flatten(1, 2)[:, None]
     parts = scores[..., n_sinks:], scores[..., :n_sinks]
-    masses = torch.cat([_softmax(part)[1].flatten(1) for part in parts], dim=-1).clamp(min=_LEAST_MASS)
+    masses = torch.cat([_softmax(part)[1].flatten(1) for part in parts], dim=-1).clamp(min=LEAST_MASS)
     return WindowRead(heads, masses[:, None], len(query) * scores.shape[-1])
 
 
