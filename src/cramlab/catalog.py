@@ -45,6 +45,8 @@ MIXERS: dict[str, Callable[[], MixerConfig | tuple[MixerConfig, ...]]] = {
     "sliding-window": SlidingWindowConfig,
     "recurrence": RecurrenceConfig,
     "jamba": jamba,
+    "hybrid": lambda: (RecurrenceConfig(), TransformerConfig()),
+    "delta-rule": _cram(working=DeltaMemoryConfig(), router=RouterConfig(name="never")),
     "seqboat": SeqBoatConfig,
     "transmamba": TransMambaConfig,
     "mixture-of-depths": MixtureOfDepthsConfig,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cramlab.experiments.bounds import bounds
+from cramlab.experiments.recall import mqar
 from cramlab.experiments.srcd import srcd, srcd_deep, srcd_routers
 from cramlab.experiments.srcd_sweeps import srcd_sweeps
 from cramlab.experiments.srcd_table import srcd_table
@@ -19,5 +20,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "transition": transition,
     "bounds": bounds,
     "transfer": transfer,
+    "mqar": mqar,
 }
 __all__ = ["EXPERIMENTS", "Experiment", "Study"]

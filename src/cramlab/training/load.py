@@ -14,15 +14,32 @@ from cramlab.config import ConfigError, from_dict, nearest
 from cramlab.extensions import is_reference, load_class
 from cramlab.model import ModelConfig, SequenceModel
 from cramlab.tasks.changing import ChangingConfig
+from cramlab.tasks.compositional import CompositionalConfig
 from cramlab.tasks.copying import CopyingConfig
+from cramlab.tasks.induction import InductionConfig
 from cramlab.tasks.mqar import MQARConfig
+from cramlab.tasks.rebinding import RebindingConfig
 from cramlab.tasks.relabelling import RelabellingConfig
+from cramlab.tasks.selective_copying import SelectiveCopyingConfig
 from cramlab.tasks.srcd import SRCDConfig
 from cramlab.training.folder import CHECKPOINT, CONFIG, own_checkpoint, restoring
 from cramlab.training.machine import check_model
 from cramlab.training.run import RunConfig, TrainingConfig
 
-_TASKS = {task.__name__: task for task in (ChangingConfig, CopyingConfig, MQARConfig, RelabellingConfig, SRCDConfig)}
+_TASKS = {
+    task.__name__: task
+    for task in (
+        ChangingConfig,
+        CompositionalConfig,
+        CopyingConfig,
+        InductionConfig,
+        MQARConfig,
+        RebindingConfig,
+        RelabellingConfig,
+        SelectiveCopyingConfig,
+        SRCDConfig,
+    )
+}
 
 
 def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
