@@ -36,13 +36,15 @@ def test_the_command_line_is_frozen():
         "eval": ["--help", "dir"],
         "cost": ["--help", "dir"],
         "report": ["--help", "--out", "dirs"],
+        "score": ["--data", "--help", "--name", "--out", "predictions"],
         "audit": [
             *("--allow-pickle", "--batch-tokens", "--chat", "--checkpoints", "--device", "--help", "--layers"),
             *("--no-controls", "--other-text", "--out", "--resume", "--set", "--text", "--text-field", "--threads"),
             *("--tokens", "model"),
         ],
         "irregular": [
-            *("--data", "--help", "--models", "--out", "--path", "--resume", "--seeds", "--source", "--ways"),
+            *("--data", "--help", "--id", "--label", "--models", "--out", "--path", "--resume", "--seeds", "--source"),
+            *("--time", "--value", "--ways"),
         ],
         "consolidate": [
             *("--allow-pickle", "--chat", "--device", "--from", "--further-text", "--help", "--max-loss-increase"),

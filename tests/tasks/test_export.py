@@ -53,7 +53,7 @@ def test_hash_changes_with_content(tmp_path):
         ({"seed": -1}, "seed = -1 must be a whole number from 0"),
         ({"seed": True}, "seed = True"),
         ({"split": "dev"}, 'split "dev" is unknown; give one of train, validation, test'),
-        ({"config": CopyingConfig(seq_len=64)}, "config is a CopyingConfig; export writes .* SRCDConfig"),
+        ({"config": CopyingConfig(seq_len=64)}, "config is a CopyingConfig; give an SRCDConfig"),
         ({"config": RelabellingConfig(seq_len=64)}, "config is a RelabellingConfig"),
     ],
 )

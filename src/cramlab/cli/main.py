@@ -1,4 +1,4 @@
-"""The `cramlab` command: run, eval, cost, report, audit, irregular, consolidate, try, ls, show.
+"""The `cramlab` command: run, eval, cost, report, score, audit, irregular, consolidate, try, ls, show.
 
 Parsing imports nothing heavy: each handler checks its arguments first, and then imports what does the work.
 """
@@ -21,6 +21,7 @@ from cramlab.cli.consolidate import add_consolidate
 from cramlab.cli.irregular import add_irregular
 from cramlab.cli.results import add_cost, add_eval, add_report
 from cramlab.cli.run import add_ls, add_run, add_show
+from cramlab.cli.score import add_score
 from cramlab.errors import CramlabError
 from cramlab.terminal import plain
 
@@ -98,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        add_run, add_eval, add_cost, add_report, add_audit, add_irregular, add_consolidate, add_try, add_ls, add_show,
+        add_run, add_eval, add_cost, add_report, add_score, add_audit, add_irregular, add_consolidate, add_try, add_ls,
+        add_show,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -57,7 +57,7 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
             raise records.RecordError(f"{folder} holds no {name}; give the folder of one run")
     data = records.read_json(folder / CONFIG)
     try:
-        config = _run_config(data)
+        config = run_config(data)
         check_model(config)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
@@ -70,7 +70,7 @@ def load_run(folder: Path) -> tuple[RunConfig, SequenceModel]:
     return config, model.eval()
 
 
-def _run_config(data: Any) -> RunConfig:
+def run_config(data: Any) -> RunConfig:
     """The config of a run from plain data. The classes are those that the data name, from the catalog or outside."""
     name = data.get("mixer") if isinstance(data, dict) else None
     known = MIXERS.get(name) if isinstance(name, str) else None
