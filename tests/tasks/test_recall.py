@@ -8,8 +8,10 @@ from cramlab.tasks.check import check_task, reference_scores
 from cramlab.tasks.compositional import CompositionalConfig
 from cramlab.tasks.induction import MARK, InductionConfig
 from cramlab.tasks.mqar import MQARConfig
+from cramlab.tasks.phonebook import PhonebookConfig
 from cramlab.tasks.rebinding import ASK, FORGET, RebindingConfig
 from cramlab.tasks.selective_copying import COPY, SelectiveCopyingConfig
+from cramlab.tasks.variable_tracking import VariableTrackingConfig
 
 TASKS = [
     (MQARConfig(seq_len=40, n_pairs=5, vocab_size=32), (0.1, 0.4)),
@@ -17,6 +19,8 @@ TASKS = [
     (SelectiveCopyingConfig(seq_len=24, n_items=4), (0.2, 0.45)),
     (InductionConfig(seq_len=24), (0.0, 0.2)),
     (CompositionalConfig(seq_len=40, vocab_size=64), (0.4, 0.65)),
+    (PhonebookConfig(seq_len=40, n_letters=2, alphabet=4, vocab_size=32), (0.2, 0.75)),
+    (VariableTrackingConfig(seq_len=40, n_hops=2), (0.1, 0.45)),
 ]
 of_each = pytest.mark.parametrize(("task", "floor"), TASKS, ids=lambda given: type(given).__name__)
 
@@ -94,6 +98,15 @@ def test_no_part_of_a_key_is_filler():
         assert torch.isin(tokens, parts).sum() == 8 + 8
 
 
+def test_names_in_a_phonebook_are_different_and_one_is_asked_for():
+    task = PhonebookConfig(seq_len=40, n_letters=2, alphabet=4, vocab_size=32)
+    for tokens in task.draw(range(30), seed=0, split="train").discrete[..., 0]:
+        entries = tokens[1:37].view(12, 3)
+        assert len(entries[:, :2].unique(dim=0)) == 12
+        assert ((entries[:, :2] == tokens[-2:]).all(dim=1)).sum() == 1
+        assert (entries[:, 2] >= 6).all()
+
+
 @pytest.mark.parametrize(
     ("task", "fields", "named"),
     [
@@ -108,6 +121,11 @@ def test_no_part_of_a_key_is_filler():
         (CompositionalConfig, {"n_queries": 5}, "n_queries"),
         (CompositionalConfig, {"n_parts": 5}, "seq_len"),
         (CompositionalConfig, {"vocab_size": 12}, "n_parts"),
+        (PhonebookConfig, {"seq_len": 11}, "seq_len"),
+        (PhonebookConfig, {"n_letters": 1}, "alphabet"),
+        (PhonebookConfig, {"vocab_size": 35}, "vocab_size"),
+        (VariableTrackingConfig, {"n_hops": 15}, "seq_len"),
+        (VariableTrackingConfig, {"vocab_size": 18}, "vocab_size"),
     ],
 )
 def test_what_does_not_fit_is_refused(task, fields, named):

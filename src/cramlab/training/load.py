@@ -18,10 +18,12 @@ from cramlab.tasks.compositional import CompositionalConfig
 from cramlab.tasks.copying import CopyingConfig
 from cramlab.tasks.induction import InductionConfig
 from cramlab.tasks.mqar import MQARConfig
+from cramlab.tasks.phonebook import PhonebookConfig
 from cramlab.tasks.rebinding import RebindingConfig
 from cramlab.tasks.relabelling import RelabellingConfig
 from cramlab.tasks.selective_copying import SelectiveCopyingConfig
 from cramlab.tasks.srcd import SRCDConfig
+from cramlab.tasks.variable_tracking import VariableTrackingConfig
 from cramlab.training.folder import CHECKPOINT, CONFIG, own_checkpoint, restoring
 from cramlab.training.machine import check_model
 from cramlab.training.run import RunConfig, TrainingConfig
@@ -34,10 +36,12 @@ _TASKS = {
         CopyingConfig,
         InductionConfig,
         MQARConfig,
+        PhonebookConfig,
         RebindingConfig,
         RelabellingConfig,
         SelectiveCopyingConfig,
         SRCDConfig,
+        VariableTrackingConfig,
     )
 }
 
