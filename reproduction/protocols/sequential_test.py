@@ -1,6 +1,6 @@
 """False alarms and delay of the sequential test over audited reads, by simulation, beside ADWIN and Page-Hinkley.
 
-    python -m reproduction.protocols.sequential_test results/stale/sequential.json
+    python -m reproduction.protocols.sequential_test results/drift/sequential.json
 
 Each token is audited with probability 0.002. An audited read says whether the answer without reading was wrong; at
 most `promised` of them are wrong as long as the promise holds. A change at token 200,000 makes a share rho wrong. About

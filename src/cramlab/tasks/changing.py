@@ -130,10 +130,16 @@ def has_other_value(config: ChangingConfig, seed: int, pattern: int, index: int)
     return config.change != "recurring" or periods % 2 == 0
 
 
+@functools.lru_cache(maxsize=256)
+def _sampled(config: SRCDConfig, seed: int, split: Split, index: int) -> dict[str, np.ndarray]:
+    """The sequence without change, which is not to be written to."""
+    return sample(config, seed=seed, split=split, index=index)
+
+
 @functools.lru_cache(maxsize=65536)
 def _asked(config: SRCDConfig, seed: int, split: Split, index: int) -> frozenset[int]:
     """Patterns that a sequence asks for."""
-    found = sample(config, seed=seed, split=split, index=index)["pattern"]
+    found = _sampled(config, seed, split, index)["pattern"]
     return frozenset(found[found >= 0].tolist())
 
 
@@ -152,7 +158,8 @@ def _unchanged(config: ChangingConfig) -> SRCDConfig:
 
 def changed_sample(config: ChangingConfig, *, seed: int, split: Split, index: int) -> dict[str, np.ndarray]:
     """Draws one sequence; arrays and errors are those of `srcd.sample`."""
-    out = sample(config, seed=seed, split=split, index=index)
+    plain = _sampled(_unchanged(config), seed, split, index)
+    out = {name: values.copy() for name, values in plain.items()}
     which = affected(config, seed)
     spawn_key = (_STREAM, SPLITS.index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))

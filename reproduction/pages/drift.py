@@ -1,4 +1,4 @@
-"""Renews docs/stale.md from the records in results/stale: `python -m reproduction.pages.stale`."""
+"""Renews docs/drift.md from the records in results/drift: `python -m reproduction.pages.drift`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from cramlab import records
 from reproduction import goals
+from reproduction.drift_goals import KNOWN, ROOT, TEXT, TOPIC, cram_records, rows
+from reproduction.pages import drift_cram
 from reproduction.pages.markdown import table
 from reproduction.pages.renew import renew
-from reproduction.stale_goals import ROOT, TEXT, TOPIC, rows
 
-PAGE = ROOT / "docs" / "stale.md"
+PAGE = ROOT / "docs" / "drift.md"
 Row = Mapping[str, Any]
 
 
@@ -20,7 +21,9 @@ def sections() -> dict[str, str]:
     found = rows()
     text = records.read_json(TEXT)
     return {"false alarms": false_alarms(found), "delays": delays(found), "groups": groups(found),
-            "stream": stream(text), "rungs": rungs(text), "goals": goals.render(TOPIC)}  # fmt: skip
+            "stream": stream(text), "rungs": rungs(text), "cram": drift_cram.section(cram_records()),
+            "known size": known_size(records.read_json(KNOWN)["rows"]),
+            "goals": goals.render(TOPIC)}  # fmt: skip
 
 
 def stream(record: Row) -> str:
@@ -82,6 +85,18 @@ def _delay(row: Row) -> str:
     return f"{row['reads']:.1f}{late}"
 
 
+def known_size(found: list[dict[str, Any]]) -> str:
+    """Table of the delay of CUSUM, which knows the size of the change, beside the test's and the least."""
+    ours = {(r["alpha"], r["rho"]): r["reads"] for r in rows() if r["test"] == "betting" and r["what"] == "delay"}
+    lines = [
+        (f"{r['alpha']:g}", f"{r['rho']:g}", f"{r['least_reads']:.1f}", f"{r['reads']:.1f}",
+         f"{ours[r['alpha'], r['rho']]:.1f}", f"{r['reads'] / r['least_reads']:.2f}")
+        for r in found
+    ]  # fmt: skip
+    columns = ("alpha", "rho", "least of any test", "CUSUM, size known", "betting", "CUSUM / least")
+    return table(columns, lines)
+
+
 def groups(found: list[dict[str, Any]]) -> str:
     """Table of which of 100 patterns are named."""
     lines = [
@@ -100,4 +115,6 @@ def _name(row: Row) -> str:
 
 if __name__ == "__main__":
     renew(PAGE, sections())
+    if found := cram_records():
+        drift_cram.draw(found)
     print(PAGE.relative_to(ROOT))

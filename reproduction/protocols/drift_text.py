@@ -2,8 +2,8 @@ r"""A guard over a stream that turns from one text to another and back, with a c
 
     cramlab consolidate glassllm --text stdlib --max-loss-increase 0.05 --out runs/glass --set context=128 \
         --set window=16 --set test_documents=160
-    python -m reproduction.protocols.stale_text glassllm runs/glass --text stdlib --turn prose \
-        --out results/stale/glassllm.json
+    python -m reproduction.protocols.drift_text glassllm runs/glass --text stdlib --turn prose \
+        --out results/drift/glassllm.json
 
 Audits are real: on every rung of the ladder each document is audited, and some of its tokens. Streams draw from them
 with replacement, so that hundreds of streams of two million tokens take a minute. Documents of the first text are those
@@ -13,9 +13,7 @@ that the folder was tested on; those that it was calibrated on are the guard's r
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,23 @@ from transformers import DynamicCache
 
 from cramlab import records
 from cramlab.betting import Watch, highest_mean
-from cramlab.consolidation.audits import Pass, changes_of, document_increase, seen_pass, token_change
+from cramlab.consolidation.audits import Pass, changes_of, document_increase, token_change
 from cramlab.consolidation.config import ConsolidationConfig
-from cramlab.consolidation.documents import held_out_of, order_of
+from cramlab.consolidation.documents import held_out_of
 from cramlab.consolidation.earlier import config_before
 from cramlab.consolidation.folder import load_record, skip_counts
 from cramlab.consolidation.guarantee import Guarantee
-from cramlab.consolidation.guard import CAP, Guard
+from cramlab.consolidation.guard import CAP
 from cramlab.consolidation.ladder import Rung, ladder_of
 from cramlab.consolidation.patch.install import installed
 from cramlab.files import write_json
 from cramlab.hf.loading import Pretrained
 from cramlab.pretrained import load_consolidated, load_pretrained
 from cramlab.text.sources import corpus_of
+from reproduction.protocols.drift_cost import ALPHA, AUDIT_FRAC, cost, documents
 
 PHASES = (("before", 0, 500_000), ("turned", 1, 1_000_000), ("back", 0, 500_000))  # name, text, tokens
-ALPHA, AUDIT_FRAC, TOKENS_PER_DOCUMENT = 0.05, 0.002, 8
+TOKENS_PER_DOCUMENT = 8
 
 
 def audited(model: nn.Module, documents: Sequence[Tensor], rung: Rung, near: int, seed: int) -> dict[str, Any]:
@@ -137,50 +136,13 @@ def summary(streams: list[dict[str, Any]]) -> dict[str, Any]:
     return rows
 
 
-def cost(model: nn.Module, reference: Sequence[Tensor], document: Tensor, n_prompt: int) -> dict[str, float]:
-    """Time that a guard adds to decoding a document after a prompt, as a share; medians over its tokens.
-
-    Args:
-        model: the consolidated model.
-        reference: documents, (T,) each.
-        document: token ids, (T,).
-        n_prompt: number of tokens before the first timed one.
-    """
-    guard = Guard(model, alpha=ALPHA, audit_frac=1e-9, reference=reference)  # audits are timed apart
-    guard.remove()
-    tokens, cache = document[None], DynamicCache()
-    model(input_ids=tokens[:, :n_prompt], past_key_values=cache, use_cache=True)
-    passes, looks, audits = [], [], []
-    for t in range(n_prompt, len(document)):
-        given = {"input_ids": tokens[:, t : t + 1], "past_key_values": cache, "use_cache": True}
-        begin = time.perf_counter()
-        output = model(**given)
-        passed = time.perf_counter()
-        guard.look((), given, output)
-        looked = time.perf_counter()
-        seen = seen_pass(given, output)
-        assert seen is not None
-        token_change(model, seen, 0)
-        passes.append(passed - begin)
-        looks.append(looked - passed)
-        audits.append(time.perf_counter() - looked)
-    one, look, audit = map(statistics.median, (passes, looks, audits))
-    return {"pass_ms": one * 1e3, "look_ms": look * 1e3, "audit_ms": audit * 1e3,
-            "share": (look + AUDIT_FRAC * audit) / one}  # fmt: skip
-
-
 def texts(
     pretrained: Pretrained, config: ConsolidationConfig, text: str, turn: str, most: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Reference documents, documents of the stream before the turn, and documents of the other text."""
     parts = held_out_of(pretrained, corpus_of(text), config)
-    other = corpus_of(turn)
-    found = []
-    for i in order_of(other, config.seed):
-        tokens = torch.tensor(pretrained.encode(other.documents[i].text[: 16 * config.context])[: config.context])
-        if len(tokens) == config.context and len(found) < most:
-            found.append(tokens)
-    return parts["calibration"], parts["test"][:most], found
+    other = documents(pretrained, turn, config.context, most, config.seed)
+    return parts["calibration"], parts["test"][:most], other
 
 
 def main(given: Sequence[str] | None = None) -> int:
