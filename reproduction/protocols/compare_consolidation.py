@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ def places(
         yield Place(f"comparison-{other.name}-{config.context}", other, documents, elsewhere=True)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Parses the command line, learns, and measures every method in every place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=8, help="number of test documents, at most")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="other lengths of documents, tokens")
     parser.add_argument("--other", metavar="TEXT", help="another kind of text")
+    parser.add_argument("--rules", nargs="*", metavar="RULE", help="names of rows to be measured; default: all")
     parser.add_argument(
         "--router-steps",
         type=int,
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     if args.start is not None and (args.router_steps or args.lora_steps or args.further_text):
@@ -123,7 +124,7 @@ def main() -> None:
     described = {"name": pretrained.name, "note": pretrained.note, "further_text": further_text, "identity": named}
     for place in places(pretrained, corpus, config, parts, args):
         if place.documents:
-            _compare(args.out / f"{place.file}.json", comparison, place, described)
+            _compare(args.out / f"{place.file}.json", comparison, place, described, args.rules)
 
 
 def _progress(stage: str, done: int, total: int, seconds: float) -> None:
@@ -131,8 +132,10 @@ def _progress(stage: str, done: int, total: int, seconds: float) -> None:
         print(time.strftime("%H:%M:%S"), f"{stage}: {total:,} tokens in {seconds:.1f} s", flush=True)
 
 
-def _compare(path: Path, comparison: Comparison, place: Place, described: dict[str, Any]) -> None:
-    """Measures every method on the documents of a place that the record at `path` lacks, and writes them there."""
+def _compare(
+    path: Path, comparison: Comparison, place: Place, described: dict[str, Any], rules: Sequence[str] | None
+) -> None:
+    """Measures methods on the documents of a place that the record at `path` lacks, and writes them there."""
     learned, documents = comparison.learned, place.documents
     depends_on = {
         "documents": len(documents), "config": to_dict(comparison.config), "ranks": learned.ranks,
@@ -152,7 +155,7 @@ def _compare(path: Path, comparison: Comparison, place: Place, described: dict[s
         raise SystemExit(f"{path} has rows of other work ({', '.join(changed)} differ); choose another --out")
     have = {(row["rule"], row["asked"]) for row in data["rows"]}
     for entry in comparison.entries(elsewhere=place.elsewhere):
-        if (entry.rule, entry.asked) in have:
+        if (entry.rule, entry.asked) in have or (rules is not None and entry.rule not in rules):
             continue
         start = time.perf_counter()
         found = comparison.measure(entry, documents)

@@ -14,8 +14,11 @@ it shows where answers are lost.
 from __future__ import annotations
 
 import argparse
+import math
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +28,8 @@ from cramlab.config import from_dict
 from cramlab.consolidation.config import ConsolidationConfig
 from cramlab.consolidation.documents import held_out_at
 from cramlab.consolidation.folder import load_record
-from cramlab.consolidation.patch.install import closed
+from cramlab.consolidation.patch.install import closed, installed
+from cramlab.consolidation.rules.learned import ConsolidatedAttention
 from cramlab.files import write_json
 from cramlab.hf.loading import load
 
@@ -94,7 +98,18 @@ def answered(model, prompt, answer):
     return bool((logits.argmax(-1) == wanted).all()), float(nats)
 
 
-def main() -> None:
+def at_most(model: torch.nn.Module, record: Mapping[str, Any], skipped_frac: float) -> None:
+    """Gives all gates of a consolidated model the boldest threshold of its ladder that skips at most this share."""
+    rungs = [row for row in (record, *record.get("ladder", ())) if row["skipped_frac"] <= skipped_frac]
+    if not rungs:
+        raise SystemExit(f"--skipped-frac {skipped_frac:g}: the folder has no threshold that skips so little")
+    threshold = max(rungs, key=lambda row: row["skipped_frac"])["threshold"]
+    for layer in installed(model).values():
+        assert isinstance(layer, ConsolidatedAttention)
+        layer.threshold = math.inf if threshold is None else threshold
+
+
+def main(given: Sequence[str] | None = None) -> None:
     """Runs what the module describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -103,16 +118,24 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS)[:2], help="what is asked for")
+    parser.add_argument(
+        "--skipped-frac",
+        type=float,
+        default=1.0,
+        help="take a threshold for at most this share (default: the folder's)",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    pretrained, config = load(args.model), from_dict(load_record(args.folder)["config"], ConsolidationConfig())
+    pretrained, record = load(args.model), load_record(args.folder)
+    config = from_dict(record["config"], ConsolidationConfig())
     pretrained.model.to(args.device)
     found = held_out_at(pretrained, read_corpus(args.text), config, args.context, args.prompts)
     fillers = [tokens.tolist() for tokens in found]
     model = load_consolidated(pretrained.model, args.folder)
+    at_most(model, record, args.skipped_frac)
     data = {
         "kind": "retrieval",
         "header": records.header(next(model.parameters()).device),

@@ -149,6 +149,23 @@ def test_retrieval_says_how_far_back_each_answer_stood(results):
     assert 0 < data["skipped_frac"] <= 1
 
 
+def test_a_step_that_failed_is_run_again_and_one_that_is_done_is_not(tmp_path):
+    from reproduction.protocols.consolidated_smollm2 import Step, run
+
+    note = "import sys, pathlib; pathlib.Path(sys.argv[1]).open('a').write(sys.argv[2]); "
+    fails = "sys.exit(not pathlib.Path(sys.argv[3]).exists())"
+
+    def step(name, code="", after=""):
+        return Step(name, ["-c", note + code, str(tmp_path / "order"), name, str(tmp_path / "mended")], after)
+
+    steps = [step("c", after="b"), step("a"), step("b", fails, after="a")]
+    assert run(steps, tmp_path, 2) == ["b", "c"]
+    (tmp_path / "mended").touch()
+    assert run(steps, tmp_path, 2) == []
+    assert run(steps, tmp_path, 2) == []
+    assert (tmp_path / "order").read_text() == "abbc"
+
+
 def test_planted_answers_stand_where_the_tool_says():
     import random
 
