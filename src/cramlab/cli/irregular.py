@@ -77,6 +77,8 @@ def run_irregular(args: argparse.Namespace) -> None:
     """Runs every model (or way of transferring one) with every seed, and prints a line for each."""
     if args.path is None and args.data in PROVIDED:
         raise UsageError(f"--data {args.data} needs --path PATH, the file or folder that its makers publish")
+    if args.path is not None and args.data not in PROVIDED:
+        raise UsageError(f"--path goes with --data {', '.join(PROVIDED)}, not with --data {args.data}; leave it out")
     own = args.data not in PACKAGED + PROVIDED
     roles = {"--id": args.id, "--time": args.time, "--value": args.value, "--label": args.label}
     if own and (missing := [flag for flag, column in roles.items() if not column]):
