@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from unittest import mock
 
+import consolidated
 import pytest
 import torch
 
@@ -287,3 +288,56 @@ def test_the_delta_rule_is_timed_only_while_it_equals_its_definition(broken, tmp
         rows = json.loads((tmp_path / "out").read_text())["rows"]
         assert [row["backward"] for row in rows] == [False, True]
         assert all(set(row["ways"]) == {"reference", "attention"} for row in rows)
+
+
+def test_serving_times_every_level_once_and_all_open_gates_give_the_original(tmp_path, capsys):
+    serving = importlib.import_module("benchmarks.serving")
+    rows = ["kernel-tiny-200-b3", "step-tiny-150-b2"]
+    given = ["--out", str(tmp_path), "--repeats", "1", "--read-frac", "0.3", "--device", "cpu", "--rows"]
+    assert serving.main([*given, *rows, "step-smollm2-8192-b8"]) == 0
+    assert "step-smollm2-8192-b8: wants --folder" in capsys.readouterr().out
+    kernel, step = (json.loads((tmp_path / f"{row}.json").read_text()) for row in rows)
+    assert set(kernel["ways"]) == {"full, split-K kernel", "full, PyTorch's attention", "gated", "near alone"}
+    assert kernel["difference_all_open"] < 1e-5
+    assert kernel["read_frac"] == pytest.approx(0.3)
+    assert kernel["bytes_gated"] < kernel["bytes_full"] == 2 * 2 * 16 * 4 * 200 * 3
+    assert {"gated", "gates open", "window everywhere", "original, DynamicCache, eager"} <= set(step["ways"])
+    assert max(step["differences"].values()) < 1e-3
+    assert 0.5 < step["skipped_frac"] < 0.9
+    assert sum(step["shares"]) == pytest.approx(0.9)
+    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert serving.main([*given, *rows, "step-tiny-150-b1", "--seconds", "-1"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    with pytest.raises(SystemExit, match="row 'tiny-b2' is not known"):
+        serving.main([*given, "tiny-b2"])
+
+
+def test_serving_answers_from_a_text_with_the_gates_of_a_folder(tmp_path):
+    serving = importlib.import_module("benchmarks.serving")
+    consolidated.make(tmp_path / "folder")
+    text = tmp_path / "text.txt"
+    text.write_text(consolidated.TEXT)
+    given = [
+        "--out",
+        str(tmp_path / "out"),
+        "--folder",
+        str(tmp_path / "folder"),
+        "--text",
+        str(text),
+        "--device",
+        "cpu",
+    ]
+    assert (
+        serving.main(
+            [*given, "--repeats", "1", "--tokens", "4", "--rows", "answer-glassllm-40-b1", "step-glassllm-40-b1"]
+        )
+        == 0
+    )
+    record = json.loads((tmp_path / "out" / "answer-glassllm-40-b1.json").read_text())
+    assert set(record["ways"]) > {"original, DynamicCache", "gated"}
+    assert 0 < record["skipped_frac"] < 1
+    step = json.loads((tmp_path / "out" / "step-glassllm-40-b1.json").read_text())
+    assert 0 < step["skipped_frac"] < 1
+    assert step["shares"] is None
+    models = serving.Models(mock.Mock(out=tmp_path / "out"))
+    assert models._shares() == [1 - share for share in record["skipped_frac_by_layer"].values()]
