@@ -155,14 +155,28 @@ def only_process_in(folder: Path) -> Iterator[Callable[[], None]]:
         except BlockingIOError as error:
             raise FileExistsError(f"another process is writing into {folder}; wait for it or end it") from error
 
-        def still_held() -> None:
-            if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(handle)):
-                raise FileNotFoundError(f"{folder} was removed while it was written into; run it again")
-
         _remove_partials((*folder.glob(".*.partial"), *folder.glob("*/.*.partial")))
-        yield still_held
+        yield _still(folder, handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[Callable[[], None]]:
+    """Yields what `only_process_in` does, in a process that writes on behalf of the one that has locked the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _still(folder, handle)
+    finally:
+        os.close(handle)
+
+
+def _still(folder: Path, handle: int) -> Callable[[], None]:
+    def still_held() -> None:
+        if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(handle)):
+            raise FileNotFoundError(f"{folder} was removed while it was written into; run it again")
+
+    return still_held
 
 
 def _remove_partials(partials: Iterable[Path]) -> None:

@@ -18,6 +18,7 @@ from cramlab.batch import Batch, Predictions
 from cramlab.config import Share, Weight, checked
 from cramlab.mixer import Trace
 from cramlab.model import ModelOutput
+from cramlab.ranks import count_over_ranks
 
 _PRICED = ("episodic_use", "semantic_use")  # shares of tokens, which `terms` multiplies by the prices of Eq. 8
 
@@ -206,7 +207,7 @@ def masked_mean(values: Tensor, mask: Tensor, share: Tensor | None = None, n: Te
         total, counted = (values * mask).sum(), mask
     else:
         total, counted = (values * mask * share).sum(), mask & (share > 0)
-    return total / (counted.sum().clamp(min=1) if n is None else n)
+    return total / (count_over_ranks(counted.sum()) if n is None else n)
 
 
 def task_loss(losses: TokenLosses, config: LossConfig, share: Tensor | None = None, n: Tensor | None = None) -> Tensor:
@@ -249,7 +250,7 @@ def gate_loss(
         weight = weight * torch.where(with_reads.retrieval_mask, config.retrieval_emphasis, 1.0)
         pays = (margin > 0).to(gate_logit.dtype)
     nats = F.binary_cross_entropy_with_logits(gate_logit, pays, reduction="none")
-    return (nats * weight).sum() / (read.sum().clamp(min=1) if n is None else n)
+    return (nats * weight).sum() / (count_over_ranks(read.sum()) if n is None else n)
 
 
 def nats_loss(
@@ -277,4 +278,4 @@ def nats_loss(
     with torch.no_grad():
         benefit = (without.total - with_reads.total).clamp(-config.benefit_cap, config.benefit_cap)
     error = (margin + threshold - benefit).square() * read
-    return error.sum() / (read.sum().clamp(min=1) if n is None else n)
+    return error.sum() / (count_over_ranks(read.sum()) if n is None else n)

@@ -71,14 +71,14 @@ def side_by_side(
     return {
         name: {
             "repeats": repeats,
-            "ms": _spread(own),
-            "speedup": _spread([b / o for b, o in zip(base, own, strict=True)]),
+            "ms": spread(own),
+            "speedup": spread([b / o for b, o in zip(base, own, strict=True)]),
         }
         for name, own in times.items()
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     """Median and the percentiles around it; with fewer than ten values, the least and the greatest."""
     values = sorted(values)
     low, high = (values[0], values[-1]) if len(values) < 10 else (

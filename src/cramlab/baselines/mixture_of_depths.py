@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cramlab.baselines.shared.selected import SelectedAttention, SelectedCache
 from cramlab.config import Size, checked
 from cramlab.mixer import Cost, Mixer, MixerOutput, Routing, Trace, check_state, checked_inputs
+from cramlab.ranks import count_over_ranks, share_over_ranks
 
 
 @checked("model.mixer")
@@ -62,7 +63,7 @@ class MixtureOfDepths(Mixer):
         real = torch.ones_like(gaps, dtype=torch.bool) if valid is None else valid
         selected = (score > 0.5) & real
         attended, cache = self.attention(x, selected, state or self.attention.initial_cache(x.shape[0]))
-        share = (score * real).sum() / real.sum().clamp(min=1)
+        share = share_over_ranks((score * real).sum() / count_over_ranks(real.sum()))
         return MixerOutput(
             y=score[..., None] * attended,
             state=cache,

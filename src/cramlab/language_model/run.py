@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,13 @@ class TextRunConfig:
         ramp_frac: share of the steps over which the share of reads falls from 1 to `reads_frac`.
         eval_every_steps: steps between two evaluations on held-out text; a stopped run resumes from one of them.
         part: part of the held-out text to evaluate on; "validation" for choices such as the learning rate.
-        device: torch device.
+        loss_over: what the loss of the judged reads and of the memories is divided by. "reads": the number of tokens
+            that read; "targets": the number of tokens of the batch that are predicted, so that the parts of a batch add
+            up to it (as in transformers' Trainer). "targets" is needed where a batch is divided.
+        accumulate: parts into which each device divides its sequences of a batch, one after another, to save memory;
+            the result does not change.
+        devices: number of devices of this machine that share every batch, one process each; the result does not change.
+        device: torch device; with several devices, their kind.
         precision: "32", or "bf16": matrix products in bfloat16, weights in 32 bits.
         compile: whether training is compiled; see `compilation.compile_for_training`. Evaluation is not.
         n_checkpoints: models saved in folders of their own after the untrained one, at steps that grow by a constant
@@ -92,6 +99,9 @@ class TextRunConfig:
     ramp_frac: Share = 0.1
     eval_every_steps: Count = 100
     part: Part = "test"
+    loss_over: Literal["reads", "targets"] = "reads"
+    accumulate: Count = 1
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
     device: Annotated[str, Field(pattern="^(cpu|cuda|mps|meta)(:[0-9]+)?$")] = "cpu"
     precision: Literal["32", "bf16"] = "32"
     compile: bool = False
@@ -104,6 +114,18 @@ class TextRunConfig:
             raise ConfigError(f"n_heads = {self.n_heads} must divide d_model = {self.d_model}")
         if self.n_checkpoints and self.first_checkpoint > self.n_steps:
             raise ConfigError(f"first_checkpoint = {self.first_checkpoint} must be at most n_steps = {self.n_steps}")
+        if (n_parts := self.devices * self.accumulate) > 1 and self.batch_size % n_parts:
+            raise ConfigError(
+                f"devices = {self.devices} times accumulate = {self.accumulate} must divide batch_size = "
+                f"{self.batch_size}; give batch_size = {n_parts * math.ceil(self.batch_size / n_parts)}"
+            )
+        if n_parts > 1 and self.loss_over == "reads":
+            raise ConfigError(
+                f"devices = {self.devices} and accumulate = {self.accumulate} divide a batch, whose parts add up only "
+                'to a loss over targets; set loss_over="targets"'
+            )
+        if self.devices > 1 and self.device not in ("cpu", "cuda"):
+            raise ConfigError(f'device = "{self.device}" does not suit devices = {self.devices}; give "cpu" or "cuda"')
         if self.cram and self.model != "cram":
             raise ConfigError(f'cram = {self.cram} does not apply to model = "{self.model}"; leave it out')
         if self.bigram_slots and (self.model == "gpt2" or (self.model == "llama" and self.window)):

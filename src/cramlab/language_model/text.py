@@ -96,11 +96,12 @@ def _stream(tokenizer: PreTrainedTokenizerFast, documents: Sequence[tuple[str, s
     return torch.cat([torch.tensor(ids, dtype=torch.int32) for ids in encoded])
 
 
-def random_windows(stream: Tensor, context: int, n: int, seed: int) -> Tensor:
-    """Random windows of a stream of tokens, int64 (n, context)."""
+def random_windows(stream: Tensor, context: int, n: int, seed: int, rows: range | None = None) -> Tensor:
+    """Random windows of a stream of tokens, int64 (n, context); with `rows`, those of the `n` alone are read."""
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(stream) - context, (n,), generator=generator)
-    return torch.stack([stream[s : s + context] for s in starts.tolist()]).long()
+    starts = torch.randint(len(stream) - context, (n,), generator=generator).tolist()
+    chosen = starts if rows is None else [starts[row] for row in rows]
+    return torch.stack([stream[s : s + context] for s in chosen]).long()
 
 
 def held_out_windows(text: PreparedText, part: Part, context: int, n: int) -> Tensor:

@@ -7,9 +7,7 @@ for each price of a read; CRAM blocks that all read or never read are the ends o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,20 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from cramlab import records
-from cramlab.config import differing, to_dict
-from cramlab.files import load_checkpoint, refuse_full_disk, save_checkpoint, write_json
+from cramlab.config import ConfigError, differing, to_dict
+from cramlab.files import load_checkpoint, save_checkpoint, write_json
 from cramlab.language_model.compilation import compile_for_training
 from cramlab.language_model.inputs import known_windows
 from cramlab.language_model.modeling import CRAMForCausalLM
 from cramlab.language_model.reading_schedule import ReadingSchedule, quantile_threshold
 from cramlab.language_model.run import TextRunConfig
+from cramlab.language_model.saved_models import STEP_FILE, save_model, step_folder
 from cramlab.language_model.scoring import reads_of
-from cramlab.language_model.text import Part, PreparedText, held_out_windows, random_windows
+from cramlab.language_model.text import Part, PreparedText, held_out_windows, open_corpus, random_windows
+from cramlab.launch import launch
+from cramlab.ranks import ALONE, Ranks, part_of_batch
 
-STEP_FILE = "step.json"
 N_EVAL_BATCHES = 16
 CHECKPOINT_EVERY_S = 60.0
 _FINITE_EVERY_STEPS = 20
@@ -84,53 +83,27 @@ def run_text(
         The record.
 
     Raises:
+        ConfigError: when the machine has fewer devices than the run.
         ValueError: when the folder holds a run of this name with another config or text, there is too little held-out
             text, or models are to be saved and the text has no tokenizer.
         FloatingPointError: when the loss is not finite.
         TimeoutError: when the deadline has passed; the same call continues the run.
+        LostRankError: when a process of a run on several devices is killed; the same call continues the run.
     """
     path, checkpoint = out / f"{config.name}.json", out / f"{config.name}.pt"
     _check_text(config, text)
     if path.exists():
         record = records.read_json(path)
         _check_same(config, text, record, path)
-        if all((_step_folder(config, out, step) / STEP_FILE).exists() for step in config.checkpoint_steps):
+        if all((step_folder(config, out, step) / STEP_FILE).exists() for step in config.checkpoint_steps):
             checkpoint.unlink(missing_ok=True)  # there if the run was killed right after its record was written
             return record
-    device = torch.device(config.device)
-    model, optimizer, progress = _prepare(config, text, checkpoint, device)
-    reading = ReadingSchedule(**progress.reading)
-    start_s, saved_s = time.perf_counter() - progress.elapsed_s, time.perf_counter()
-    if progress.step == 0 and config.checkpoint_steps:
-        _save_model(model, text, config, out, 0)
-    from_step, from_s = progress.step, time.perf_counter()
-    while progress.step < config.n_steps:
-        train_step(model, optimizer, text, config, progress.step, reading)
-        progress.step += 1
-        last = progress.step == config.n_steps
-        if last and config.reads_frac is not None:
-            _settle(cast("CRAMForCausalLM", model), text, config, reading)
-        if progress.step in config.checkpoint_steps:
-            _save_model(model, text, config, out, progress.step)
-        if progress.step % config.eval_every_steps and not last:
-            continue
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        progress.step_ms.append(1000 * (time.perf_counter() - from_s) / (progress.step - from_step))
-        progress.series.append(_evaluated(model, text, config, progress.step, reading))
-        progress.elapsed_s, progress.reading = time.perf_counter() - start_s, dict(vars(reading))
-        out_of_time = deadline is not None and time.time() > deadline
-        if last or out_of_time or time.perf_counter() - saved_s >= CHECKPOINT_EVERY_S:
-            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            whose = {"run": vars(progress), "config": to_dict(config), "text_sha256": text.digest}
-            save_checkpoint(checkpoint, weights | whose)
-            saved_s = time.perf_counter()
-        if log is not None:
-            log(f"{config.name} {progress.series[-1]} {progress.elapsed_s:.0f} s")
-        if out_of_time and not last:
-            raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
-        from_step, from_s = progress.step, time.perf_counter()
-    record = records.header(device) | {
+    if config.devices > 1:
+        source = text if text.files is None else text.files.folder  # mapped into memory anew, not copied
+        given = {"config": config, "source": source, "out": out.absolute(), "deadline": deadline}
+        launch(_fit_rank, given, n_ranks=config.devices, name=config.name, on_message=log)
+    model, progress = _fit(config, text, out, log, deadline, ALONE)  # of several ranks, from their last checkpoint
+    record = records.header(torch.device(config.device)) | {
         "kind": "text",
         "name": config.name,
         "config": to_dict(config),
@@ -148,18 +121,75 @@ def run_text(
     return record
 
 
+def _fit_rank(
+    ranks: Ranks, log: Callable[[str], None], config: TextRunConfig, source: PreparedText | Path, out: Path,
+    deadline: float | None,
+) -> None:  # fmt: skip
+    """The body of a rank's process. On a CPU the ranks share its threads."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // ranks.n))
+    text = open_corpus(source) if isinstance(source, Path) else source
+    _fit(config, text, out, log if ranks.first else None, deadline, ranks)
+
+
+def _fit(
+    config: TextRunConfig, text: PreparedText, out: Path, log: Callable[[str], None] | None, deadline: float | None,
+    ranks: Ranks,
+) -> tuple[PreTrainedModel, TextProgress]:  # fmt: skip
+    """The loop. Of several ranks, the first evaluates, decides and writes."""
+    device, checkpoint = torch.device(config.device), out / f"{config.name}.pt"
+    model, optimizer, progress = _prepare(config, text, checkpoint, device)
+    reading = ReadingSchedule(**progress.reading)
+    start_s, saved_s = time.perf_counter() - progress.elapsed_s, time.perf_counter()
+    if progress.step == 0 and config.checkpoint_steps and ranks.first:
+        save_model(model, text, config, out, 0, _figures(model, text, config, 0))
+    from_step, from_s = progress.step, time.perf_counter()
+    while progress.step < config.n_steps:
+        train_step(model, optimizer, text, config, progress.step, reading, ranks)
+        progress.step += 1
+        last = progress.step == config.n_steps
+        if last and config.reads_frac is not None:
+            _settle(cast("CRAMForCausalLM", model), text, config, reading)
+        if progress.step in config.checkpoint_steps and ranks.first:
+            save_model(model, text, config, out, progress.step, _figures(model, text, config, progress.step))
+        if progress.step % config.eval_every_steps and not last:
+            continue
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        progress.step_ms.append(1000 * (time.perf_counter() - from_s) / (progress.step - from_step))
+        row, gain = ranks.from_first(lambda: _evaluated(model, text, config, progress.step, reading))
+        if gain is not None:
+            reading.saw_gain(config, progress.step, gain)
+        progress.series.append(row | ({"encoding_ended_at": reading.ended_at} if config.routes else {}))
+        progress.elapsed_s, progress.reading = time.perf_counter() - start_s, dict(vars(reading))
+        out_of_time = ranks.from_first(lambda: deadline is not None and time.time() > deadline)
+        if ranks.first and (last or out_of_time or time.perf_counter() - saved_s >= CHECKPOINT_EVERY_S):
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            whose = {"run": vars(progress), "config": to_dict(config), "text_sha256": text.digest}
+            save_checkpoint(checkpoint, weights | whose)
+            saved_s = time.perf_counter()
+        if log is not None:
+            log(f"{config.name} {progress.series[-1]} {progress.elapsed_s:.0f} s")
+        if out_of_time and not last:
+            raise TimeoutError(f"{config.name}: out of time at step {progress.step}; call again to go on")
+        from_step, from_s = progress.step, time.perf_counter()
+    return model, progress
+
+
 def _check_text(config: TextRunConfig, text: PreparedText) -> None:
-    """Refuses text that cannot serve the run, before any work is done."""
+    """Refuses text and devices that cannot serve the run, before any work is done."""
+    if config.device == "cuda" and config.devices > (n_cuda := torch.cuda.device_count()):
+        raise ConfigError(f"devices = {config.devices} exceeds the {n_cuda} of this machine; give {max(1, n_cuda)}")
     held_out_windows(text, config.part, config.context, N_EVAL_BATCHES * config.batch_size)
     if config.checkpoint_steps and text.tokenizer is None:
         raise ValueError(f"n_checkpoints = {config.n_checkpoints} saves models with a tokenizer; the text has none")
 
 
 def _check_same(config: TextRunConfig, text: PreparedText, other: dict[str, Any], path: Path) -> None:
-    """Refuses a record or checkpoint of another run. The device may change; fields of later versions have defaults."""
+    """Refuses a record or checkpoint of another run. Devices may change; fields of later versions have defaults."""
     held = other.get("config")
     changed = differing(to_dict(TextRunConfig()) | held if isinstance(held, dict) else held, to_dict(config))
-    changed.pop("device", None)
+    for name in ("device", "devices", "accumulate"):
+        changed.pop(name, None)
     if changed:
         raise ValueError(f"{path} is of a run with other settings ({changed}); give another folder, or delete it")
     if other.get("text_sha256") != text.digest:
@@ -202,34 +232,49 @@ def train_step(
     config: TextRunConfig,
     step: int,
     reading: ReadingSchedule,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """One optimiser step. Every model sees the same windows at a step.
+    """One optimiser step. Every model sees the same windows at a step; each rank draws its own, in one part or several.
 
     The host waits for the device at one step of 20 only, to refuse a loss that is not finite.
     """
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * rate_factor(config, step)
     seed = config.seed * 1_000_003 + step
-    windows = random_windows(text.train, config.context, config.batch_size, seed)
-    tokens = _on_device(windows, config)
-    asked = {"read_all": reading.reads_all(config, step)} if config.routes else {}
+    asked: dict[str, Any] = {"read_all": reading.reads_all(config, step)} if config.routes else {}
     if config.reads_frac is not None:
         asked["output_gates"] = True
+    if config.loss_over == "targets":
+        asked["num_items_in_batch"] = config.batch_size * (config.context - 1) // ranks.n
     if not model.training:
         model.train()
-    torch.manual_seed(seed)  # audits
-    with known_windows(windows, config.vocab_size), _autocast(config):
-        output = model(input_ids=tokens, labels=tokens, **asked)
-    if step % _FINITE_EVERY_STEPS == 0 and not bool(torch.isfinite(output.loss)):
-        raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
     optimizer.zero_grad()
-    output.loss.backward()
+    losses, margins = [], []
+    for rows in _parts(ranks.rows(config.batch_size), config.accumulate):
+        windows = random_windows(text.train, config.context, config.batch_size, seed, rows)
+        tokens = _on_device(windows, config)
+        torch.manual_seed(seed)  # audits, which every part draws for the whole batch
+        with known_windows(windows, config.vocab_size), _autocast(config), part_of_batch(rows.start, config.batch_size):
+            output = model(input_ids=tokens, labels=tokens, **asked)
+        output.loss.backward()
+        losses.append(output.loss.detach())
+        margins.append(output.gate_margins if config.reads_frac is not None else ())
+    if step % _FINITE_EVERY_STEPS == 0 and not bool(torch.isfinite(ranks.sum(torch.stack(losses).sum()))):
+        raise FloatingPointError(f"{config.name}: the loss is not finite at step {step}; lower learning_rate")
+    ranks.average_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     if config.reads_frac is not None:
         share = reading.share(config, step + 1)
-        threshold = reading.follow(output.gate_margins, config.n_layers, share)
+        joined = [ranks.gathered(torch.cat(layer)) for layer in zip(*margins, strict=True)]
+        threshold = reading.follow(joined, config.n_layers, share)
         cast("CRAMForCausalLM", model).set_threshold(threshold)
+
+
+def _parts(rows: range, n: int) -> list[range]:
+    """Equal parts of a rank's rows."""
+    each = len(rows) // n
+    return [rows[i * each : (i + 1) * each] for i in range(n)]
 
 
 def _on_device(tokens: Tensor, config: TextRunConfig) -> Tensor:
@@ -272,22 +317,26 @@ def _settle(model: CRAMForCausalLM, text: PreparedText, config: TextRunConfig, r
         model.set_threshold(reading.threshold)
 
 
+def _figures(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, step: int) -> dict[str, Any]:
+    """Figures of a model that is saved."""
+    return held_out(model, text, config) | {"tokens": _n_tokens(config, step)}
+
+
 def _evaluated(
     model: PreTrainedModel, text: PreparedText, config: TextRunConfig, step: int, reading: ReadingSchedule
-) -> dict[str, Any]:
-    """A row of the series; tells the schedule what reading gains."""
-    row = {"step": step, "n_tokens": _n_tokens(config, step)} | held_out(model, text, config)
+) -> tuple[dict[str, Any], float | None]:
+    """A row of the series, and what reading gains; None: nobody asks."""
+    row, gain = {"step": step, "n_tokens": _n_tokens(config, step)} | held_out(model, text, config), None
     if not config.routes:
-        return row
+        return row, gain
     row["threshold"] = None if reading.threshold is None else float(reading.threshold)
     if config.least_gain is not None and reading.ended_at is None:
         with_reads, without = (
             held_out(model, text, config, _SETTLING_BATCHES, part="validation", **{name: True})["nats_per_token"]
             for name in ("read_all", "read_none")
         )
-        row["gain"] = without - with_reads
-        reading.saw_gain(config, step, row["gain"])
-    return row | {"encoding_ended_at": reading.ended_at}
+        row["gain"] = gain = without - with_reads
+    return row, gain
 
 
 def rate_factor(config: TextRunConfig, step: int) -> float:
@@ -343,39 +392,3 @@ def _nats(model: PreTrainedModel, tokens: Tensor, config: TextRunConfig, asked: 
 
 def _n_tokens(config: TextRunConfig, step: int) -> int:
     return step * config.batch_size * config.context
-
-
-def _step_folder(config: TextRunConfig, out: Path, step: int) -> Path:
-    return out / config.name / f"step-{step:06d}"
-
-
-def _save_model(model: PreTrainedModel, text: PreparedText, config: TextRunConfig, out: Path, step: int) -> None:
-    """Saves a model with its tokenizer for `hf.loading.load`; a folder that holds the same weights is kept."""
-    row = held_out(model, text, config)
-    row |= {"step": step, "tokens": _n_tokens(config, step), "reads_frac": row["attention_frac"],
-            "config": to_dict(config), "text_sha256": text.digest}  # fmt: skip
-    folder = _step_folder(config, out, step)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    logging.disable_progress_bar()
-    try:
-        model.save_pretrained(partial)
-        cast("Any", text.tokenizer).save_pretrained(partial)
-        weights = _weights_digest(partial)
-        write_json(partial / STEP_FILE, row | {"weights_sha256": weights})
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        refuse_full_disk(error, folder)
-        raise
-    if folder.exists():  # from the same run, which was stopped later
-        file = folder / STEP_FILE
-        kept = file.exists() and records.read_json(file).get("weights_sha256") == weights == _weights_digest(folder)
-        shutil.rmtree(partial if kept else folder)
-    if partial.exists():
-        partial.replace(folder)
-
-
-def _weights_digest(folder: Path) -> str | None:
-    """SHA-256 of a saved model's weights; None when there are none."""
-    path = folder / "model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cramlab.ranks import count_over_ranks, mean_over_ranks, over_ranks
+
 _EPS = 1e-6
 
 
@@ -34,10 +36,11 @@ def consolidation_loss(answer: Tensor, retrieved: Tensor, present: Tensor | None
     """
     target = retrieved.detach()
     power, error = target.square().sum(dim=-1), (answer - target).square().sum(dim=-1)
-    if present is None:
+    if present is None and not over_ranks():
         return error.mean() / power.mean().clamp(min=_EPS)
-    n = present.sum().clamp(min=1)
-    return (error * present).sum() / n / ((power * present).sum() / n).clamp(min=_EPS)
+    present = torch.ones_like(error, dtype=torch.bool) if present is None else present
+    n = count_over_ranks(present.sum())
+    return (error * present).sum() / n / (mean_over_ranks((power * present).sum()) / n).clamp(min=_EPS)
 
 
 def consolidation_sums(

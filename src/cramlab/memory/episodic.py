@@ -19,6 +19,7 @@ from cramlab.memory.readers import Readers
 from cramlab.memory.write_gate import SalienceGate
 from cramlab.ops import dispatch
 from cramlab.ops.select.tokens import first_tokens, running_sum, take
+from cramlab.ranks import count_over_ranks
 
 WriteRule = Literal["all", "salience"]
 
@@ -252,7 +253,8 @@ class EpisodicMemory(nn.Module):
         assert self.salience is not None
         with torch.no_grad():
             use = self.use(h, askers, writes, written)
-        if not use.shape[1]:  # nothing to learn from, but data parallelism waits for every gradient
+        if not use.shape[1]:  # nothing to learn from, but other ranks wait for gradients and counts
+            count_over_ranks(writes.sum())
             return 0.0 * (logit.sum(dim=1) if by_sequence else logit.sum())
         use = use.gather(1, written.last.clamp(min=0))
         return self.salience.loss(logit, use, self.config.write_price, writes, by_sequence=by_sequence)

@@ -21,6 +21,7 @@ from cramlab.memory.window import window_answers
 from cramlab.memory.working import NoWorkingMemory, WorkingMemoryConfig
 from cramlab.mixer import Bounds, Cost, Mixer, MixerOutput, Path, Routing, Trace, check_state, checked_inputs
 from cramlab.ops.select.tokens import running_sum
+from cramlab.ranks import count_over_ranks
 
 
 @checked("model.mixer")
@@ -265,9 +266,12 @@ class CRAMLayer(Mixer):
         The mean over these tokens, or with `routing.by_sequence` the sums of the sequences, (B,).
         """
         rows, n_sequences = readers.take(h.detach()), len(h)
-        if not rows.numel():  # nothing to learn from, but data parallelism waits for every gradient
-            nothing = 0.0 * self.semantic(h.new_zeros(1, self.d_model)).sum()
-            return nothing.expand(n_sequences) if routing.by_sequence else nothing
+        if not rows.numel():  # nothing to learn from, but other ranks wait for gradients and counts
+            nothing = h.new_zeros(1, self.d_model)
+            answer = self.semantic(nothing)
+            if routing.by_sequence:
+                return (0.0 * answer.sum()).expand(n_sequences)
+            return consolidation_loss(answer, nothing, torch.zeros(1, dtype=torch.bool, device=h.device))
         answer = self.semantic(rows)
         if not routing.by_sequence:
             return consolidation_loss(answer, missing, readers.present)
@@ -303,7 +307,7 @@ class CRAMLayer(Mixer):
         probs = torch.softmax(logits, dim=-1)
         aux = {}
         if self.training:
-            n_valid = scored.sum().clamp(min=1)
+            n_scored = count_over_ranks(scored.sum())
             teachers = select_readers((path == int(Path.EPISODIC)) & scored)
             aux["consolidation"] = self._consolidation(x, teachers.take(retrieved), teachers, routing)
             uses = {
@@ -311,7 +315,7 @@ class CRAMLayer(Mixer):
                 "semantic_use": probs[..., Path.SEMANTIC] * q_known * scored,
             }
             for name, use in uses.items():
-                aux[name] = use.sum(dim=1) if routing.by_sequence else use.sum() / n_valid
+                aux[name] = use.sum(dim=1) if routing.by_sequence else use.sum() / n_scored
         trace = Trace(
             path=path,
             attended=(weights[..., Path.EPISODIC] > 0) & scored,

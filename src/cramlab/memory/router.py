@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cramlab.config import Positive, Share, Size, checked
 from cramlab.mixer import Path, Routing
 from cramlab.ops.plain import is_plain
+from cramlab.ranks import draw_rows
 
 RouterName = Literal["benefit", "gumbel", "always", "never", "oracle", "random"]
 GateTarget = Literal["decision", "nats", "soft", "straight"]
@@ -110,11 +111,13 @@ def gumbel_weights(logits: Tensor, routing: Routing) -> Tensor:
     """Path weights (B, T, 3): a Gumbel-softmax sample, or the one-hot argmax if `routing.temperature` is None."""
     if routing.temperature is None:
         return F.one_hot(logits.argmax(dim=-1), len(Path)).to(logits.dtype)
-    exponential = torch.empty_like(logits).exponential_(generator=routing.generator)
+    exponential = draw_rows(
+        lambda shape: logits.new_empty(shape).exponential_(generator=routing.generator), logits.shape
+    )
     noise = -exponential.clamp(min=torch.finfo(logits.dtype).tiny).log()
     return torch.softmax((logits + noise) / routing.temperature, dim=-1)
 
 
 def chance(shape: torch.Size | tuple[int, ...], share: float, routing: Routing, device: torch.device) -> Tensor:
     """Independent draws, true with probability `share`, bool of the given shape."""
-    return torch.rand(shape, generator=routing.generator, device=device) < share
+    return draw_rows(lambda rows: torch.rand(rows, generator=routing.generator, device=device), shape) < share

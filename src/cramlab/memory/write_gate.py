@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cramlab.ranks import count_over_ranks
+
 _LARGEST_REGRET = 1.0
 
 
@@ -52,4 +54,4 @@ class SalienceGate(nn.Module):
         regret = margin.abs().clamp(max=_LARGEST_REGRET) * where
         if by_sequence:
             return (nats * regret).sum(dim=1) / price
-        return (nats * regret).sum() / (price * where.sum().clamp(min=1))
+        return (nats * regret).sum() / (price * count_over_ranks(where.sum()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from cramlab.config import changed_since, config_hash
+from cramlab.config import changed_since, config_hash, to_dict
 from cramlab.files import DamagedFileError, load_checkpoint
 from cramlab.training.run import RunConfig
 
@@ -32,7 +32,7 @@ def refuse_to_overwrite(config: RunConfig, folder: Path, *, resume: bool) -> Non
         )
     if CONFIG in held:
         found = records.read_json(folder / CONFIG)
-        if changed := changed_since(found, config):
+        if changed := _changed(found, config):
             raise FileExistsError(
                 f"{folder} holds a run with another config (differs in {', '.join(changed) or CONFIG}); "
                 "choose another --out or give the same settings"
@@ -54,7 +54,7 @@ def own_record(folder: Path, config: Any) -> dict[str, Any]:
         RecordError: when the record is damaged, or belongs to a run with another config.
     """
     record = records.read(folder / RECORD)
-    if changed := changed_since(record["config"], config):
+    if changed := _changed(record["config"], config):
         raise records.RecordError(
             f"{folder / RECORD} belongs to another run (differs in {', '.join(changed)}); put the run's own "
             "in its place, or remove it and continue with --resume"
@@ -75,16 +75,28 @@ def own_checkpoint(folder: Path, config: Any) -> dict[str, Any]:
     saved = load_checkpoint(path)
     if wrong := [name for name, kind in _HELD.items() if not isinstance(saved.get(name), kind)]:
         raise DamagedFileError(f"{path} is not a checkpoint of a run: it lacks {', '.join(wrong)}; remove it")
-    hashes = {config_hash(config)}
+    hashes = {run_hash(config), config_hash(config)}
     if (folder / CONFIG).exists():  # perhaps of an earlier version, which had fewer fields
         found = records.read_json(folder / CONFIG)
-        hashes |= set() if changed_since(found, config) else {config_hash(found)}
+        hashes |= set() if _changed(found, config) else {run_hash(found), config_hash(found)}
     if "config_hash" in saved and saved["config_hash"] not in hashes:
         raise DamagedFileError(
             f"{path} belongs to another run (seed {saved.get('seed')}, config {saved['config_hash']}); put "
             "the run's own in its place, or remove it and continue with --resume"
         )
     return saved
+
+
+def run_hash(config: Any) -> str:
+    """Hash of a run's config, or of its data, without the number of devices: a run may go on with another one."""
+    data = to_dict(config)
+    training = {name: value for name, value in data.get("training", {}).items() if name != "devices"}
+    return config_hash(data | {"training": training})
+
+
+def _changed(held: Any, config: Any) -> dict[str, Any]:
+    """What `changed_since` finds, but for the number of devices."""
+    return {path: value for path, value in changed_since(held, config).items() if path != "training.devices"}
 
 
 @contextlib.contextmanager

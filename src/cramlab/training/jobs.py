@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +16,7 @@ from cramlab import records
 from cramlab.config import ConfigError
 from cramlab.extensions import load_class, loaded_classes
 from cramlab.files import DamagedFileError
+from cramlab.launch import die_with
 from cramlab.tasks.check import check_own_task
 from cramlab.training.folder import RECORD, refuse_to_overwrite
 from cramlab.training.loop import RunFailedError, train
@@ -61,7 +61,7 @@ def run_jobs(
                 job = context.Process(
                     target=_job,
                     args=(config, out / config.name, resume, events, os.getpid(), loaded_classes()),
-                    daemon=True,
+                    daemon=config.training.devices == 1,  # only others may start processes
                 )
                 job.start()
                 running[config.name] = job
@@ -118,7 +118,7 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
 def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int, classes: list[str]) -> None:
     """The body of a child process. `classes` are the references of all loaded classes; records name them so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
     try:
         for reference in classes:
             load_class(reference)
@@ -129,10 +129,3 @@ def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int, c
         events.put(("failed", config.name, f"{type(error).__name__}: {error}"))
     else:
         events.put(("finished", config.name, None))
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process when its parent has been killed, so that no run goes on in the background."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)

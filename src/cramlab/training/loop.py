@@ -14,9 +14,11 @@ from cramlab import records
 from cramlab.batch import Batch
 from cramlab.config import to_dict
 from cramlab.errors import CramlabError
-from cramlab.files import DamagedFileError, only_process_in, write_json
+from cramlab.files import DamagedFileError, only_process_in, watched, write_json
+from cramlab.launch import launch
 from cramlab.model import ModelOutput
 from cramlab.objective import batch_terms
+from cramlab.ranks import ALONE, Ranks
 from cramlab.tasks.check import check_own_task
 from cramlab.training import schedule
 from cramlab.training.evaluate import evaluate, split_batches
@@ -37,8 +39,8 @@ class Step(NamedTuple):
     """A training step whose gradients are computed and whose update is still to come.
 
     Attributes:
-        drawn: the batch on the CPU.
-        batch: the batch on the device.
+        drawn: this rank's rows of the batch on the CPU.
+        batch: the same on the device.
         output: what the model returned.
         losses: terms of the objective by name.
         norm: norm of the gradient before clipping.
@@ -70,6 +72,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: OnRow
     Raises:
         ConfigError: when the task breaks its contract, or this machine cannot train such a run; nothing is written.
         RunFailedError: when a loss term, the gradient or a validation is not finite; the record has been written.
+        LostRankError: when a process of a run on several devices is killed.
         FileExistsError: when `out` holds another run, or this one and `resume` is false, or another process uses it.
         FileNotFoundError: when `out` is removed during training.
         DamagedFileError: when a file in `out` cannot be read, or belongs to another run.
@@ -83,17 +86,39 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: OnRow
             record = own_record(out, config)
             if record["status"] == "finished":
                 return record
-        return _train(config, out, resume=resume, on_row=progress, still_held=still_held)
+        if config.training.devices == 1:
+            return _train(config, out, resume=resume, on_row=progress, still_held=still_held)
+        launch(
+            _train_rank,
+            {"config": config, "out": out.absolute(), "resume": resume},
+            n_ranks=config.training.devices,
+            name=config.name,
+            on_message=progress,
+        )
+        return own_record(out, config)
+
+
+def _train_rank(ranks: Ranks, on_row: OnRow, config: RunConfig, out: Path, *, resume: bool) -> None:
+    """The body of a rank's process; the process that started it holds the folder."""
+    with watched(out) as still_held:
+        _train(config, out, resume=resume, on_row=on_row if ranks.first else None, still_held=still_held, ranks=ranks)
 
 
 def _train(
-    config: RunConfig, out: Path, *, resume: bool, on_row: OnRow | None, still_held: Callable[[], None]
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    on_row: OnRow | None,
+    still_held: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """The loop, in a folder that no other process uses. See `train`."""
+    """The loop, in a folder that no other run uses. Of several ranks, the first writes. See `train`."""
     training = config.training
     torch.set_num_threads(training.n_threads)
-    fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
-    state = _prepare(config, out, fabric, resume=resume)
+    devices: Any = [ranks.index] if training.accelerator == "cuda" and ranks.n > 1 else 1
+    fabric = Fabric(accelerator=training.accelerator, devices=devices, precision=training.precision)  # type: ignore[arg-type]
+    state = _prepare(config, out, fabric, ranks, resume=resume)
     progress = state.progress
     clock = Clock(progress.elapsed_s)
 
@@ -102,7 +127,7 @@ def _train(
         learning_rate = schedule.learning_rate(config, progress)
         state.set_learning_rate(learning_rate)
         step = _step(config, state, fabric)
-        _stop_if_not_finite(config, progress, step.losses | {"gradient": step.norm}, out, clock)
+        _stop_if_not_finite(config, state, step.losses | {"gradient": step.norm}, out, clock)
         state.update(step.drawn, step.output.traces)
 
         # Once in a while: validate, and let the result end phases, stages and the run.
@@ -117,48 +142,52 @@ def _train(
             "cooling_down": progress.cooldown_from_step is not None,
             "learning_rate": learning_rate,
             "loss": step.losses,
-            "train_retrieval_acc": answer_accuracy(step.output, step.batch),
+            "train_retrieval_acc": answer_accuracy(step.output, step.batch, ranks),
             "train_reads_frac": step.n_reads / step.n_tokens,
-            "quality": read_quality(step.output, step.batch),
+            "quality": read_quality(step.output, step.batch, ranks),
             "validation": None,
         }
         if due:
             data = split_batches(config, "validation", config.task_at(stage).seq_len)
-            evaluation = evaluate(state.averaged, data, read_all=progress.encoding)
+            evaluation = ranks.from_first(lambda data=data: evaluate(state.averaged, data, read_all=progress.encoding))
             schedule.after_validation(config, progress, evaluation)
             row["validation"] = evaluation.metrics()
             if evaluation.scores.n_levels:
                 error = {"validation dynamics": evaluation.scores.dynamics_mse}
-                _stop_if_not_finite(config, progress, error, out, clock)
+                _stop_if_not_finite(config, state, error, out, clock)
         progress.series.append(row)
         if on_row is not None:
             on_row(row | _shown(config, progress, clock))
         if due:
             progress.elapsed_s = clock.seconds()
-            still_held()
-            state.save(config, out)
+            if ranks.first:
+                still_held()
+                state.save(config, out)
 
+    if not ranks.first:
+        return {}
     record = _report(config, state, clock)
     still_held()
     write_json(out / CONFIG, to_dict(config))
     return records.write(out / RECORD, record)
 
 
-def _prepare(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool) -> TrainingState:
+def _prepare(config: RunConfig, out: Path, fabric: Fabric, ranks: Ranks, *, resume: bool) -> TrainingState:
     """The state to begin with, fresh or from the checkpoint; writes the config.
 
     The config of a run that an earlier version began stays until the end, as its checkpoint holds that config's hash.
     """
-    state = TrainingState.fresh(config, out, fabric)
+    state = TrainingState.fresh(config, out, fabric, ranks)
     if resume and (out / CHECKPOINT).exists():
         try:
             state.restore(config, out)
         except DamagedFileError as error:
             message = str(error).replace(f"{out}/", "")
             failure = {"step": 0, "term": CHECKPOINT, "seed": config.seed, "message": message}
-            records.write(out / RECORD, run_record(config, state.progress, Clock(0.0), failure=failure))
+            if ranks.first:
+                records.write(out / RECORD, run_record(config, state.progress, Clock(0.0), failure=failure))
             raise
-    if not (out / CONFIG).exists():
+    if ranks.first and not (out / CONFIG).exists():
         write_json(out / CONFIG, to_dict(config))
     state.model.train()
     return state
@@ -166,15 +195,16 @@ def _prepare(config: RunConfig, out: Path, fabric: Fabric, *, resume: bool) -> T
 
 def _step(config: RunConfig, state: TrainingState, fabric: Fabric) -> Step:
     """Draws a batch, sums the terms of the objective, computes and clips the gradient, and counts."""
-    training, progress = config.training, state.progress
-    drawn = schedule.training_batch(config, progress)
-    progress.n_sequences += len(drawn.valid)
+    training, progress, ranks = config.training, state.progress, state.ranks
+    drawn, n_rows = schedule.training_batch(config, progress, ranks), schedule.stage(config, progress).batch_size
+    progress.n_sequences += n_rows
     batch = drawn.to(fabric.device)
     layer = schedule.counterfactual_layer(config, progress)
-    routing = schedule.routing(config, progress, batch)
-    output = state.model(batch, routing=routing, counterfactual_layer=layer, only_asked=True)
     ramp = schedule.price_ramp(config, progress)
-    terms = batch_terms(output, batch, training.loss, layer=layer, price_ramp=ramp)
+    with ranks.batch(n_rows):
+        routing = schedule.routing(config, progress, batch)
+        output = state.model(batch, routing=routing, counterfactual_layer=layer, only_asked=True)
+        terms = batch_terms(output, batch, training.loss, layer=layer, price_ramp=ramp)
     progress.step += 1
     progress.stage_step += 1
     losses = torch.stack(list(terms.values()))
@@ -182,8 +212,13 @@ def _step(config: RunConfig, state: TrainingState, fabric: Fabric) -> Step:
     # All numbers are fetched from the device at once, since each fetch waits for the device.
     traces = output.traces + output.counterfactual_traces
     n_scored = (torch.stack([trace.scored for trace in traces]) & batch.valid).sum()
-    *values, total_norm, scored = torch.cat([t.detach().double().view(-1) for t in (losses, norm, n_scored)]).tolist()
-    n_tokens, n_reads = drawn.n_tokens, scored / config.model.n_layers
+    here = torch.cat([t.detach().double().view(-1) for t in (losses, n_scored)])
+    if ranks.n > 1:
+        here = ranks.sum(torch.cat([here, here.new_tensor([drawn.n_tokens])]))
+    *numbers, total_norm = torch.cat([here, norm.detach().double().view(-1)]).tolist()
+    values = [total / ranks.n for total in numbers[: len(terms)]]
+    n_reads = numbers[len(terms)] / config.model.n_layers
+    n_tokens = drawn.n_tokens if ranks.n == 1 else int(numbers[-1])
     progress.n_tokens += n_tokens
     progress.n_reads += n_reads
     return Step(drawn, batch, output, dict(zip(terms, values, strict=True)), total_norm, n_tokens, n_reads)
@@ -213,13 +248,15 @@ def _report(config: RunConfig, state: TrainingState, clock: Clock) -> dict[str, 
 
 
 def _stop_if_not_finite(
-    config: RunConfig, progress: Progress, terms: dict[str, float], out: Path, clock: Clock
+    config: RunConfig, state: TrainingState, terms: dict[str, float], out: Path, clock: Clock
 ) -> None:
-    """Writes a valid record that names step, term and seed, then raises `RunFailedError`."""
+    """Writes a valid record that names step, term and seed, then raises `RunFailedError`, on all ranks alike."""
+    progress = state.progress
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad:
         return
     failure = {"step": progress.step, "term": bad[0], "seed": config.seed}
     message = f"term {bad[0]!r} is not finite at step {progress.step} with seed {config.seed}"
-    records.write(out / RECORD, run_record(config, progress, clock, failure=failure | {"message": message}))
+    if state.ranks.first:
+        records.write(out / RECORD, run_record(config, progress, clock, failure=failure | {"message": message}))
     raise RunFailedError(f"{message}; try a lower training.learning_rate. The record is in {out / RECORD}")

@@ -57,6 +57,12 @@ def check_accelerator(training: TrainingConfig) -> None:
         raise ConfigError(
             f'training.accelerator = "{training.accelerator}" is not available on this machine; give {names}'
         )
+    if training.devices > 1 and training.accelerator not in ("cpu", "cuda"):
+        raise ConfigError(
+            f'training.devices = {training.devices} needs training.accelerator = "cpu" or "cuda"; give one of them'
+        )
+    if training.accelerator == "cuda" and training.devices > (n_cuda := torch.cuda.device_count()):
+        raise ConfigError(f"training.devices = {training.devices} exceeds the {n_cuda} of this machine; give {n_cuda}")
     on_cpu = training.accelerator == "cpu" or not (there["cuda"] or there["mps"])
     on_mps = training.accelerator in ("mps", "auto") and there["mps"] and not there["cuda"]
     if (on_cpu and training.precision == "16-mixed") or (on_mps and training.precision == "64-true"):

@@ -10,6 +10,7 @@ import torch
 
 from cramlab.batch import Batch
 from cramlab.mixer import Path, Trace
+from cramlab.ranks import ALONE, Ranks
 
 
 def encounter_bins(most: int) -> list[int]:
@@ -36,12 +37,15 @@ class PracticeLog:
         self.n = np.zeros((n_patterns, len(self.firsts)), dtype=np.int64)
         self.read = np.zeros((n_patterns, len(self.firsts)))
 
-    def update(self, batch: Batch, traces: Sequence[Trace]) -> None:
-        """Adds a training batch. It is on the CPU, the traces may be elsewhere; sequences count in their order."""
-        asked = (batch.pattern >= 0) & batch.valid
-        pattern = batch.pattern[asked].numpy()
+    def update(self, batch: Batch, traces: Sequence[Trace], ranks: Ranks = ALONE) -> None:
+        """Adds a training batch. It is on the CPU, the traces may be elsewhere; sequences count in their order.
+
+        With several ranks, each gives its rows and counts the rows of all.
+        """
         chose = torch.stack([trace.path == int(Path.EPISODIC) for trace in traces]).double().mean(dim=0)
-        read = chose.cpu()[asked].numpy()
+        asked = torch.where(batch.valid, batch.pattern, -1).double()
+        pattern, read = ranks.gathered(torch.stack([asked, chose.cpu()], dim=-1)).flatten(0, -2).unbind(-1)
+        pattern, read = pattern[pattern >= 0].long().numpy(), read[pattern >= 0].numpy()
         order = np.argsort(pattern, kind="stable")
         _, starts, counts = np.unique(pattern[order], return_index=True, return_counts=True)
         rank = np.empty(len(pattern), dtype=np.int64)

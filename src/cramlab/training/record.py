@@ -10,6 +10,7 @@ from cramlab.batch import Batch
 from cramlab.config import config_hash, to_dict
 from cramlab.metrics import consolidation_ratio, right_answers
 from cramlab.model import ModelOutput
+from cramlab.ranks import Ranks
 from cramlab.training.evaluate import Evaluation
 from cramlab.training.progress import Clock, Progress
 from cramlab.training.run import RunConfig
@@ -65,16 +66,20 @@ def run_record(
     }
 
 
-def answer_accuracy(output: ModelOutput, batch: Batch) -> float:
-    """Share of the retrieval tokens of a batch whose answer is right."""
+def answer_accuracy(output: ModelOutput, batch: Batch, ranks: Ranks) -> float:
+    """Share of the retrieval tokens of all ranks' rows of a batch whose answer is right."""
     hit = right_answers(output.predictions, batch)
-    return int(hit.sum()) / max(int(batch.retrieval_mask.sum()), 1)
+    n_hits, n_asked = ranks.sum(torch.stack([hit.sum(), batch.retrieval_mask.sum()])).tolist()
+    return n_hits / max(n_asked, 1)
 
 
-def read_quality(output: ModelOutput, batch: Batch) -> float | None:
-    """Mean q (Eq. 6) of the recurring queries that were read, over all layers that have it; None if there are none."""
+def read_quality(output: ModelOutput, batch: Batch, ranks: Ranks) -> float | None:
+    """Mean q (Eq. 6) of the recurring queries that were read, over all layers that have it; None if there are none.
+
+    The queries are those of all ranks' rows of a batch.
+    """
     asked = (batch.pattern >= 0) & batch.valid
     known = [trace.quality.detach()[asked] for trace in output.traces if trace.quality is not None]
     read = torch.cat(known) if known else torch.empty(0)
-    read = read[torch.isfinite(read)]
+    read = torch.cat(ranks.gathered_any(read[torch.isfinite(read)].cpu()))
     return float(read.mean()) if len(read) else None

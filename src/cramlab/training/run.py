@@ -27,6 +27,7 @@ from cramlab.tasks.task import Task
 
 Accelerator = Literal["cpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+Devices = Annotated[int, Field(ge=1, le=64)]
 _Tokens = Annotated[int, Field(ge=1, le=2**30)]
 _TokensOrZero = Annotated[int, Field(ge=0, le=2**30)]
 SeqLen = Annotated[int, Field(ge=2, le=2**20)]
@@ -81,7 +82,9 @@ class TrainingConfig:
         price_ramp_steps: steps over which the prices of Eq. 8 rise after the encoding phase.
         loss: weights and prices of the objective.
         log_every_steps: steps between two rows of the record's series.
-        n_threads: CPU threads.
+        n_threads: CPU threads of each process.
+        devices: number of devices of this machine, one process each, that share every batch; results are those of one
+            device to rounding.
         accelerator: accelerator of Lightning Fabric.
         precision: precision of Lightning Fabric.
     """
@@ -108,6 +111,7 @@ class TrainingConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     log_every_steps: Count = 10
     n_threads: Threads = 1
+    devices: Devices = 1
     accelerator: Accelerator = "cpu"
     precision: Precision = "32-true"
 
@@ -117,6 +121,16 @@ class TrainingConfig:
             raise ConfigError("training.stages is empty; give at least one Stage()")
         if len(set(self.test_seq_lens)) < len(self.test_seq_lens):
             raise ConfigError(f"training.test_seq_lens = {self.test_seq_lens} holds a length twice; give each once")
+        for i, stage in enumerate(self.stages):
+            if stage.batch_size % self.devices:
+                raise ConfigError(
+                    f"training.devices = {self.devices} must divide training.stages[{i}].batch_size = "
+                    f"{stage.batch_size}; give {_largest_divisor(stage.batch_size, self.devices)}"
+                )
+
+
+def _largest_divisor(n: int, most: int) -> int:
+    return max(d for d in range(1, most + 1) if n % d == 0)
 
 
 @checked("")

@@ -12,6 +12,7 @@ import torch
 
 from cramlab.batch import Batch
 from cramlab.mixer import Routing
+from cramlab.ranks import ALONE, Ranks, draw_rows
 from cramlab.training.evaluate import Evaluation
 from cramlab.training.progress import Progress
 from cramlab.training.run import RunConfig, Stage
@@ -48,11 +49,15 @@ def learning_rate(config: RunConfig, progress: Progress) -> float:
     return training.learning_rate * warm * cool
 
 
-def training_batch(config: RunConfig, progress: Progress) -> Batch:
-    """The next batch at the stage's length, on the CPU. It depends on the config and `progress.n_sequences` alone."""
+def training_batch(config: RunConfig, progress: Progress, ranks: Ranks = ALONE) -> Batch:
+    """A rank's rows of the next batch at the stage's length, on the CPU.
+
+    They depend on the config, `progress.n_sequences` and the rank alone.
+    """
     now = stage(config, progress)
-    data = config.task_at(now).dataset(seed=config.seed, split="train", batch_size=now.batch_size)
-    return data.batch(progress.n_sequences)
+    rows = ranks.rows(now.batch_size)
+    data = config.task_at(now).dataset(seed=config.seed, split="train", batch_size=len(rows))
+    return data.batch(progress.n_sequences + rows.start)
 
 
 def routing(config: RunConfig, progress: Progress, batch: Batch) -> Routing:
@@ -63,7 +68,7 @@ def routing(config: RunConfig, progress: Progress, batch: Batch) -> Routing:
         return Routing(read_all=True, generator=generator, oracle_reads=batch.oracle_reads)
     share = torch.where(batch.retrieval_mask, config.training.audit_supervised_frac, config.training.audit_frac)
     return Routing(
-        audits=torch.rand(share.shape, generator=generator, device=share.device) < share,
+        audits=draw_rows(lambda rows: torch.rand(rows, generator=generator, device=share.device), share.shape) < share,
         temperature=config.training.temperature,
         oracle_reads=batch.oracle_reads,
         generator=generator,

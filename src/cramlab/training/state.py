@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cramlab import records
 from cramlab.batch import Batch
-from cramlab.config import config_hash
 from cramlab.files import save_checkpoint
 from cramlab.mixer import Trace
 from cramlab.model import SequenceModel
-from cramlab.training.folder import CHECKPOINT, own_checkpoint, restoring
+from cramlab.ranks import Ranks
+from cramlab.training.folder import CHECKPOINT, own_checkpoint, restoring, run_hash
 from cramlab.training.practice import PracticeLog
 from cramlab.training.progress import Progress
 from cramlab.training.run import RunConfig, TrainingConfig
@@ -38,6 +38,7 @@ class TrainingState:
         optimizers: the same as Fabric runs them.
         practice: counts of the encounters with each recurring pattern.
         progress: how far training has come.
+        ranks: the processes that train the model together, all of which hold the same state.
     """
 
     plain: SequenceModel
@@ -48,9 +49,10 @@ class TrainingState:
     optimizers: list[Any]
     practice: PracticeLog
     progress: Progress
+    ranks: Ranks
 
     @classmethod
-    def fresh(cls, config: RunConfig, out: Path, fabric: Fabric) -> TrainingState:
+    def fresh(cls, config: RunConfig, out: Path, fabric: Fabric, ranks: Ranks) -> TrainingState:
         """The state before the first step; weights depend on the seed, or on the run that a transfer starts from."""
         training = config.training
         with torch.random.fork_rng():
@@ -70,12 +72,13 @@ class TrainingState:
             optimizers=optimizers,
             practice=PracticeLog(config.task.n_patterns),
             progress=Progress.begun(records.header(fabric.device), encoding=training.encoding_target > 0),
+            ranks=ranks,
         )
 
     def save(self, config: RunConfig, out: Path) -> None:
         """Writes the checkpoint of the run in its folder."""
         state = {
-            "config_hash": config_hash(config),
+            "config_hash": run_hash(config),
             "seed": config.seed,
             "model": self.plain.state_dict(),
             "average": self.average.state_dict(),
@@ -108,9 +111,13 @@ class TrainingState:
             group["lr"] = rate * group["rate"]
 
     def backward(self, fabric: Fabric, loss: Tensor, max_norm: float) -> Tensor:
-        """Computes the gradients of a loss and clips them. Returns the sum of the norms before clipping, scalar."""
+        """Computes the gradients of a loss, averages them over the ranks and clips them.
+
+        Returns the sum of the norms before clipping, scalar.
+        """
         self.model.zero_grad()
         fabric.backward(loss)
+        self.ranks.average_gradients(self.plain.parameters())
         norms = [
             fabric.clip_gradients(self.model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
             for optimizer in self.optimizers
@@ -119,11 +126,11 @@ class TrainingState:
         return torch.stack([part.to(loss.device) for part in cast("list[Tensor]", norms)]).sum()
 
     def update(self, batch: Batch, traces: tuple[Trace, ...]) -> None:
-        """Makes the optimiser step of a batch (on the CPU) and adds the batch to the counts of encounters."""
+        """Makes the optimiser step of a batch and counts its encounters; `batch` holds this rank's rows, on the CPU."""
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.plain)
-        self.practice.update(batch, traces)
+        self.practice.update(batch, traces, self.ranks)
 
 
 def parameter_groups(model: SequenceModel, training: TrainingConfig) -> list[list[dict[str, Any]]]:
