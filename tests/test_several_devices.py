@@ -10,9 +10,6 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_cram import make
-from transformers import Trainer, TrainingArguments
 
 from cramlab.config import ConfigError, overridden
 from cramlab.experiments.srcd import run_config
@@ -26,8 +23,9 @@ from cramlab.training import RunFailedError, Stage, train
 from cramlab.training.loop import _train_rank
 
 STEPS = 20
+FORK = multiprocessing.get_context("fork")
 SHORT = (
-    "training.n_validation_tokens=512", "training.n_test_tokens=512", "training.encoding_target=0.05",
+    "training.n_validation_tokens=512", "training.n_test_tokens=512", "training.encoding_target=0",
     f"training.max_steps={STEPS}", "training.eval_every_steps=10", "training.log_every_steps=1", "model.n_layers=2",
     "training.audit_frac=0.3", "training.precision=64-true", "training.warmup_steps=2", "training.price_ramp_steps=5",
     "model.d_model=32", "model.d_mlp=32", "task.seq_len=48",
@@ -90,42 +88,6 @@ def stop_after(step):
     return stop
 
 
-@contextlib.contextmanager
-def trainer_among(ranks):
-    """The environment in which accelerate joins the process group that is there."""
-    names = {"RANK": ranks.index, "LOCAL_RANK": ranks.index, "WORLD_SIZE": ranks.n, "LOCAL_WORLD_SIZE": ranks.n,
-             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}  # fmt: skip
-    os.environ.update({name: str(value) for name, value in names.items()})
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-
-
-def trained(out, batch_size):
-    """Two steps of transformers' Trainer on texts of unequal length, with `batch_size` of four on each rank."""
-    texts = [torch.arange(3, 3 + n) % 40 + 3 for n in (12, 5, 9, 4, 12, 3, 7, 11)]
-    data = [{"input_ids": text, "labels": text} for text in texts]
-    torch.manual_seed(1)
-    model = make(audit_frac=0.0, router=["never", "benefit"])
-    arguments = TrainingArguments(
-        str(out), max_steps=2, per_device_train_batch_size=batch_size, learning_rate=1e-2, optim="sgd",
-        max_grad_norm=0.0, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, seed=3,
-    )  # fmt: skip
-    Trainer(model, arguments, train_dataset=data, data_collator=padded).train()
-
-
-def padded(rows):
-    fill = torch.nn.utils.rnn.pad_sequence
-    ids = [row["input_ids"] for row in rows]
-    return {
-        "input_ids": fill(ids, batch_first=True),
-        "labels": fill(ids, batch_first=True, padding_value=-100),
-        "attention_mask": fill([torch.ones_like(row) for row in ids], batch_first=True),
-    }
-
-
 def everything(ranks, send, tasks, out):
     """All runs one after another in the same two processes; says which rank opened which files to write."""
     written = []
@@ -143,8 +105,6 @@ def everything(ranks, send, tasks, out):
     with in_64_bits():
         for name in ARMS:
             _fit_rank(ranks, lambda line: None, arm(name, devices=2), some_text(), out / "text-2", None)
-    with trainer_among(ranks):
-        trained(out / "trainer-2", 2)
     send(("written", ranks.index, [path for path in written if path.startswith(str(out))]))
 
 
@@ -159,7 +119,9 @@ def runs(tmp_path_factory):
         (out / name).mkdir()
     with pytest.raises(StoppedError):
         train(short("cram"), out / "begun-by-one", progress=stop_after(10))
-    launch(everything, {"tasks": tasks, "out": out}, n_ranks=2, name="all", on_message=said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _: FORK)  # which imports nothing anew
+        launch(everything, {"tasks": tasks, "out": out}, n_ranks=2, name="all", on_message=said.append)
     for mixer in MIXERS:
         train(short(mixer), out / f"{mixer}-1")
     with in_64_bits():
@@ -171,30 +133,27 @@ def runs(tmp_path_factory):
 
 
 def check_same_run(one, two):
-    """Losses to rounding and decisions to the token."""
+    """Losses to rounding, which Fabric does to 32 bits at the outputs, and decisions to the token."""
     assert len(one["series"]) == len(two["series"]) == STEPS
     same = ("step", "n_tokens", "train_reads_frac", "train_retrieval_acc", "phase", "learning_rate")
     for a, b in zip(one["series"], two["series"], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-8, abs=1e-10)
-        assert a["quality"] == pytest.approx(b["quality"], rel=1e-8)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-7)
+        assert a["quality"] == pytest.approx(b["quality"], rel=1e-5)
         assert [a[name] for name in same] == [b[name] for name in same]
     assert one["practice"] == two["practice"]
     for split in ("validation", "test"):
         assert one["metrics"][split].keys() == two["metrics"][split].keys()
         for name, value in one["metrics"][split].items():
-            assert two["metrics"][split][name] == pytest.approx(value, rel=1e-8), name
+            assert two["metrics"][split][name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_two_processes_train_as_one(runs, mixer):
-    """Twenty steps in 64 bits, with audits, prices and every term of the loss."""
+    """Twenty steps with audits, prices and every term of the loss."""
     out, _ = runs
     one, two = (read(out / f"{mixer}-{n}" / "record.json") for n in (1, 2))
     check_same_run(one, two)
-    assert any(row["phase"] == "routed" for row in one["series"])
-    weights, others = (load_checkpoint(out / f"{mixer}-{n}" / "checkpoint.pt")["model"] for n in (1, 2))
-    for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, atol=1e-8, rtol=1e-7, msg=name)
+    assert {row["phase"] for row in one["series"]} == {"routed"}
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -209,15 +168,6 @@ def test_two_processes_or_two_parts_train_a_language_model_as_one(runs, name):
             assert a.get("threshold") == pytest.approx(b.get("threshold"), rel=1e-8)
     if name == "nats":
         assert 0 < one[-1]["attention_frac"] < 1
-
-
-def test_trainer_on_two_processes_trains_as_on_one(runs, tmp_path):
-    """By accelerate and `DistributedDataParallel`, with a read gate."""
-    out, _ = runs
-    trained(tmp_path, 4)
-    one, two = (load_file(folder / "checkpoint-2" / "model.safetensors") for folder in (tmp_path, out / "trainer-2"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_run_begun_by_one_process_goes_on_in_two(runs):
@@ -241,8 +191,8 @@ def test_a_loss_that_is_not_finite_ends_both_with_one_record(runs):
     assert record["failure"]["message"] in failures[0]
 
 
-def test_a_killed_rank_ends_all_and_one_process_goes_on(runs, tmp_path):
-    out, _ = runs
+def test_a_killed_rank_ends_all_and_one_process_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORK)
 
     def kill(row):
         if row["step"] == 11:
@@ -250,11 +200,12 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(runs, tmp_path):
             os.kill(job.pid, signal.SIGKILL)
 
     with pytest.raises(LostRankError, match=re.escape("cram-seed0: rank 1 of 2 was ended by signal 9")):
-        train(on_two(short("cram")), tmp_path, progress=kill)
+        train(on_two(short("cram")), tmp_path / "killed", progress=kill)
     assert not multiprocessing.active_children()
-    assert not (tmp_path / "record.json").exists()
-    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == 10
-    check_same_run(read(out / "cram-1" / "record.json"), train(short("cram"), tmp_path, resume=True))
+    assert not (tmp_path / "killed" / "record.json").exists()
+    assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt")["progress"]["step"] == 10
+    resumed = train(short("cram"), tmp_path / "killed", resume=True)
+    check_same_run(train(short("cram"), tmp_path / "whole"), resumed)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ PAGE = ROOT / "docs" / "scale.md"
 def sections(root: Path = ROOT) -> dict[str, str]:
     """The text between each pair of marks."""
     made = [measured(record) for path in (CPU, CUDA, LONG) if (record := read(path, root)) is not None]
-    return {"measured": "\n".join(made), "goals": goals.render(TOPIC, root / "results" / "goals")}
+    text = "\n".join(made) or "There is no record yet."
+    return {"measured": text, "goals": goals.render(TOPIC, root / "results" / "goals")}
 
 
 def measured(record: dict[str, Any]) -> str:
