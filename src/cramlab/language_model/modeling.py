@@ -31,6 +31,7 @@ from cramlab.mixer import Bounds, Routing
 from cramlab.model import ModelConfig
 from cramlab.objective import Judged, next_token_losses, terms
 from cramlab.ops import dispatch
+from cramlab.ranks import draw_rows
 
 
 class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -328,7 +329,7 @@ class CRAMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _training_routing(self, routing: Routing, gaps: Tensor) -> tuple[Routing, int]:
         """Draws audits or skips, and the layer with a gate that a second pass runs without reads; -1: none."""
-        drawn = torch.rand(gaps.shape, device=gaps.device)
+        drawn = draw_rows(lambda shape: torch.rand(shape, device=gaps.device), gaps.shape)
         if not routing.read_all:
             routing = routing._replace(audits=drawn < self.config.audit_frac)
         if self.fixed_sizes or dispatch.few_launches(gaps.device):  # bounds that are never met, so that nothing waits
