@@ -60,7 +60,7 @@ class DecodeStep(nn.Module):
         self.model, self.layers = _with_gates(model, running := Running(), gated)
         self._running = running
         self.cache = StaticCache(config=model.config, max_cache_len=capacity)
-        if any(layer.is_sliding for layer in self.cache.layers):
+        if any(layer.is_sliding for layer in cast("list[Any]", self.cache.layers)):
             raise ConsolidationError("a DecodeStep needs full attention in every layer; this model has sliding windows")
         limits = torch.tensor([layer.threshold for layer in rules], dtype=torch.float32, device=device)
         near = [[layer.window + layer.n_sinks] for layer in rules]
