@@ -1,5 +1,6 @@
 """The benchmarks run, and refuse what they must; nothing here is about how fast anything is."""
 
+import dataclasses
 import functools
 import gc
 import importlib
@@ -14,6 +15,7 @@ import consolidated
 import pytest
 import torch
 
+from cramlab.config import overridden
 from cramlab.mixer import Routing
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -341,3 +343,41 @@ def test_serving_answers_from_a_text_with_the_gates_of_a_folder(tmp_path):
     assert step["shares"] is None
     models = serving.Models(mock.Mock(out=tmp_path / "out"))
     assert models._shares() == [1 - share for share in record["skipped_frac_by_layer"].values()]
+
+
+SMALL = ["vocab_size=128", "d_model=32", "n_heads=2", "n_layers=8", "precision=32", "compile=false"]
+
+
+@pytest.mark.parametrize("arm", ["llama", "cram-12"])
+def test_decoding_goes_on_from_its_context_at_its_share_of_reads(arm):
+    decode = importlib.import_module("benchmarks.language_decode")
+    base = overridden(dataclasses.replace(decode.BASE, device="cpu", context=96), SMALL)
+    config = dataclasses.replace(base, arm=arm, **decode.ARMS[arm])
+    tokens = torch.randint(128, (1, 64), generator=torch.Generator().manual_seed(0))
+    model = decode.prepared(config, tokens)
+    if arm == "cram-12":
+        gates = model(input_ids=tokens, use_cache=False, output_gates=True).gate_margins
+        reads = sum(float((margins > 0).float().mean()) for margins in gates) / config.n_layers
+        assert reads == pytest.approx(config.reads_frac, abs=0.03)
+    call = decode.decoding(model, tokens, 3)
+    seen = []
+    model.register_forward_hook(lambda *given, **_: seen.append(given[-1].logits[:, -1:].argmax(-1)))
+    call()
+    call()
+    generated = torch.cat([tokens[:, -1:], *seen], dim=1)
+    logits = model(input_ids=torch.cat([tokens, generated[:, :-1]], dim=1), use_cache=False).logits
+    assert torch.equal(logits[:, 64:].argmax(-1), generated[:, 1:])  # one pass over all tokens decodes the same
+
+
+def test_growth_is_over_the_shortest_context(tmp_path, capsys):
+    decode = importlib.import_module("benchmarks.language_decode")
+    sizes = [word for field in SMALL for word in ("--set", field)]
+    command = ["--arms", "llama", "layer-7", "--contexts", "64", "32", "--tokens", "2", "--repeats", "2", *sizes]
+    assert decode.main([*command, "--device", "cpu", "--out", str(tmp_path / "decode.json")]) == 0
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert [(row["arm"], row["context"]) for row in rows] == [
+        ("llama", 32), ("layer-7", 32), ("llama", 64), ("layer-7", 64),
+    ]  # fmt: skip
+    for first, last in zip(rows[:2], rows[2:], strict=True):
+        assert first["growth"] == 1
+        assert last["growth"] == last["ms_per_token"]["median"] / first["ms_per_token"]["median"]
