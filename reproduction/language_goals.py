@@ -128,7 +128,8 @@ def _speed(root: Path) -> list[Goal]:
     flat = bool(growth and growth.mean <= FLAT)
     made.append(_goal(name, f"at most {FLAT}", growth, flat, command, [DECODE] if growth else [], reason))
     rows = (_read(root / SRCD) or {"rows": []})["rows"]
-    spent = Interval(*rows[0]["ratio"]) if rows else None
+    ratio = dict(zip(("mean", "low", "high"), rows[0]["ratio"], strict=True)) if rows else None
+    spent = Interval(**ratio) if ratio else None
     name, command = (
         "SRCD with the default working memory",
         f"python -m benchmarks.against e93c467 --only SRCD --out {SRCD}",

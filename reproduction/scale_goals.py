@@ -63,8 +63,8 @@ def _parity(root: Path) -> Goal:
 
 def _computing(root: Path) -> list[Goal]:
     """What sharing a batch costs in computing time: the part of a scaling that other work on a machine cannot hide."""
-    record, made = read(CPU, root), []
-    for arm in () if record is None else record["configs"]:
+    record, made = read(CPU, root) or {"configs": (), "rows": ()}, []
+    for arm in record["configs"]:
         one, two = row(record, arm, 1), row(record, arm, 2)
         if one is None or two is None:
             continue

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from cramlab import records
@@ -71,10 +71,8 @@ def measured(folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     scored = score(model, torch.from_numpy(np.load(folder / WINDOWS).astype(np.int64)), batch_size=1)
     prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    generated = cast("GenerationMixin", model).generate(
-        prompt, max_new_tokens=SAMPLE_TOKENS, do_sample=False, pad_token_id=0
-    )
-    sample = tokenizer.decode(cast("torch.Tensor", generated)[0])
+    generated = cast("Any", model).generate(prompt, max_new_tokens=SAMPLE_TOKENS, do_sample=False, pad_token_id=0)
+    sample = tokenizer.decode(generated[0])
     reads = scored.summary(torch.ones_like(scored.right))
     return {
         "n_parameters": model.num_parameters(),

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cramlab.errors import CramlabError
 from cramlab.extensions import load_class, loaded_classes
@@ -52,8 +53,8 @@ def launch(
         Exception: the error that a rank raised first.
     """
     context = multiprocessing.get_context("spawn")
-    store = dist.TCPStore("127.0.0.1", 0, n_ranks, is_master=True, wait_for_workers=False)
-    jobs: dict[Connection, BaseProcess] = {}
+    store = TCPStore("127.0.0.1", 0, n_ranks, is_master=True, wait_for_workers=False)
+    jobs: dict[Any, BaseProcess] = {}  # by the end of the pipe from which it is heard
     try:
         for rank in range(n_ranks):
             ours, theirs = context.Pipe(duplex=False)
@@ -69,7 +70,7 @@ def launch(
             job.join()
 
 
-def _listen(jobs: dict[Connection, BaseProcess], name: str, on_message: Callable[[Any], None] | None) -> None:
+def _listen(jobs: dict[Any, BaseProcess], name: str, on_message: Callable[[Any], None] | None) -> None:
     """Passes messages on until all ranks have ended; raises once one has failed."""
     failure: Exception | None = None
     open_, until = set(jobs), float("inf")
@@ -110,7 +111,7 @@ def _rank(ranks: Ranks, port: int, messages: Connection, what: bytes, parent: in
         body, given = pickle.loads(what)
         if torch.cuda.is_available() and ranks.index < torch.cuda.device_count():
             torch.cuda.set_device(ranks.index)
-        store = dist.TCPStore("127.0.0.1", port, ranks.n, is_master=False, timeout=timedelta(minutes=5))
+        store = TCPStore("127.0.0.1", port, ranks.n, is_master=False, timeout=timedelta(minutes=5))
         dist.init_process_group(_backend(), store=store, rank=ranks.index, world_size=ranks.n)
         body(ranks, lambda message: messages.send(("message", message)), **given)
         dist.destroy_process_group()
