@@ -32,9 +32,14 @@ def test_configs_survive_json(name, size):
         with pytest.raises(ConfigError, match="--size tiny or small"):
             next(EXPERIMENTS[name](size=size, seed=3, mixers=None))
         return
+    if name == "mqar" and size in ("medium", "paper"):
+        with pytest.raises(ConfigError, match="give --size tiny, quick, small"):
+            next(EXPERIMENTS[name](size=size, seed=3, mixers=None))
+        return
     for config in next(EXPERIMENTS[name](size=size, seed=3, mixers=None)):
         data = json.loads(json.dumps(to_dict(config)))
-        like = run_config(mixer=config.mixer, size="tiny", seed=0) if type(config) is RunConfig else config
+        on_srcd = type(config) is RunConfig and isinstance(config.task, SRCDConfig)
+        like = run_config(mixer=config.mixer, size="tiny", seed=0) if on_srcd else config
         assert from_dict(data, like) == config
 
 
@@ -219,13 +224,13 @@ def test_configs_are_frozen_and_survive_pickling():
 
 
 def test_records_of_before_keep_their_hashes():
-    """Wherever a config says all that one says today, it still gives the hash that its record holds."""
+    """Wherever a config is one of today but for younger fields, its data still give the hash that the record holds."""
     compared, results = 0, Path(__file__).parent.parent / "results"
     for path in records.find([results / folder for folder in ("srcd", "bounds", "srcd_deep")]):
         record = json.loads(path.read_text())
         config = from_dict(record["config"], run_config(mixer=record["mixer"], size="tiny", seed=0))
-        if to_dict(config) == record["config"]:
-            assert config_hash(config) == record["config_hash"], path
+        if not changed_since(record["config"], config):
+            assert config_hash(record["config"]) == record["config_hash"], path
             compared += 1
     assert compared > 10
 
