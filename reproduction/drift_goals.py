@@ -1,4 +1,4 @@
-"""Goals of stale memory answered from the records: `python -m reproduction.drift_goals`.
+"""Goals of drift answered from the records: `python -m reproduction.drift_goals`.
 
 It writes results/goals/drift.json. A goal without a record has no figure, and a note that says why.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from cramlab import records
 from cramlab.report.intervals import seed_interval
 from reproduction.analysis.drift_cram import Outcome, by_setting, values
-from reproduction.goals import FOLDER, Goal, write
+from reproduction.goals import FOLDER, Goal, unanswered, write
 
 TOPIC = "drift"
 ROOT = FOLDER.parents[1]
@@ -53,10 +53,6 @@ def _simulated(goal: str, target: str, reached: float, met: bool, interval: list
     return Goal(goal=goal, target=target, reached=reached, interval=interval, met=met, command=SIMULATE, record=record)
 
 
-def _missing(goal: str, target: str, command: str, note: str) -> Goal:
-    return Goal(goal=goal, target=target, reached=None, interval=None, met=False, command=command, record=[], note=note)
-
-
 def _cost() -> list[Goal]:
     """What watching costs while decoding, in time and reads."""
     goals = []
@@ -67,7 +63,7 @@ def _cost() -> list[Goal]:
     for size, path, made_by in (("0.85 M", TEXT, command), ("135 M", LARGER, COST)):
         goal, target = f"cost of watching while decoding, a model of {size} parameters: share of", "at most 0.005"
         if not path.is_file():
-            goals.append(_missing(f"{goal} time", target, made_by, "not measured"))
+            goals.append(unanswered(f"{goal} time", target, made_by, "not measured"))
             continue
         record = records.read_json(path)
         shares = {"time": record["cost"]["share"], "reads": record["setting"]["audit_frac"]}
@@ -100,7 +96,7 @@ def _cram() -> list[Goal]:
         figures = {rho: values(rows, of) for rho, rows in found.items()}
         means = {rho: float(np.mean(known)) for rho, known in figures.items() if known}
         if not means:
-            goals.append(_missing(f"CRAM: {goal}", target, f"{TRAIN} && {SERVE}", "not measured"))
+            goals.append(unanswered(f"CRAM: {goal}", target, f"{TRAIN} && {SERVE}", "not measured"))
             continue
         for rho in dict.fromkeys((0.3, max(means, key=lambda rho: means[rho]))):
             reached = seed_interval(figures[rho]) if math.isfinite(means[rho]) else None
@@ -133,7 +129,7 @@ def found() -> list[Goal]:
         goals.append(_simulated(f"delay at rho = 0.3, alpha = {alpha:g}, one token in 500 audited: tokens",
                                 "at most 3,000", round(late["tokens"]), late["tokens"] <= 3000))  # fmt: skip
     goals += [*_cost(), *_cram()]
-    goals.append(_missing(
+    goals.append(unanswered(
         "text: mean loss increase of a consolidated SmolLM2 over code, prose and code, nats per token", "at most 0.05",
         TURN, "not run: no SmolLM2 has been consolidated with a ladder of thresholds yet",
     ))  # fmt: skip

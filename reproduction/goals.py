@@ -40,6 +40,18 @@ class Goal(_Figure, total=False):
     note: str
 
 
+def unanswered(goal: str, target: str, command: str, note: str) -> Goal:
+    """A goal of which there is no record.
+
+    Args:
+        goal: as in `Goal`.
+        target: as in `Goal`.
+        command: as in `Goal`.
+        note: why there is none.
+    """
+    return Goal(goal=goal, target=target, reached=None, interval=None, met=False, command=command, record=[], note=note)
+
+
 def path_of(topic: str, folder: Path = FOLDER) -> Path:
     """The document of a topic."""
     return folder / f"{topic}.json"

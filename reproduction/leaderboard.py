@@ -67,7 +67,7 @@ def _of_runs(task: str, mixer: str, group: list[tuple[Path, dict[str, Any]]], re
     reached = [_tokens_to_reach(record) for _, record in group]
     return _line(
         task, mixer, [path for path, _ in group], results,
-        measure="accuracy", **_mean(accuracy), reads_frac=_rounded(reads), reads_over_optimum=_rounded(reads / least),
+        measure="accuracy", **_mean(accuracy), reads_frac=_rounded(reads), reads_over_optimum=_over(reads, least),
         tokens_to_reach=None if None in reached else round(float(np.mean(np.array(reached, dtype=float)))),
         state_bytes=_state_bytes(json.dumps(group[0][1]["config"])),
     )  # fmt: skip
@@ -119,11 +119,13 @@ def _scores(results: Path) -> list[dict[str, Any]]:
     for path in sorted((results / "scores").rglob("*.json")):
         document = records.read_json(path)
         metrics, reads = document["metrics"], document["metrics"]["attention_frac"]
+        if metrics["retrieval_acc"] is None:  # nothing is asked, so nothing is ranked
+            continue
         made.append(
             _line(
                 f"{document['task']}, exported", document["name"], [path], results, measure="accuracy",
                 accuracy=_rounded(metrics["retrieval_acc"]), reads_frac=reads,
-                reads_over_optimum=None if reads is None else _rounded(reads / document["oracle"]["attention_frac"]),
+                reads_over_optimum=_over(reads, document["oracle"]["attention_frac"]),
                 tokens_to_reach=metrics["n_train_tokens"], state_bytes=metrics["state_bytes"],
             )
         )  # fmt: skip
@@ -134,6 +136,11 @@ def _mean(values: list[float]) -> dict[str, Any]:
     got = seed_interval(values).within(0.0, 1.0)
     interval = None if got.low is None or got.high is None else [_rounded(got.low), _rounded(got.high)]
     return {"accuracy": _rounded(got.mean), "interval": interval}
+
+
+def _over(reads: float | None, least: float) -> float | None:
+    """Reads over the least; None where they are unknown, or where nothing need be read."""
+    return _rounded(reads / least) if reads is not None and least else None
 
 
 def _rounded(value: float) -> float:

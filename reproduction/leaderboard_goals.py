@@ -38,30 +38,23 @@ _TABLE = Goal(
 
 def found(results: Path = goals.FOLDER.parent) -> list[Goal]:
     """Every goal, answered from the records under `results`."""
-    unanswered = [
-        Goal(goal=goal, target=target, reached=None, interval=None, met=False, command=command, record=[], note=note)
-        for goal, target, command, note in _OPEN
-    ]
-    return [_mqar(results), *unanswered, _nafld2(results), _TABLE]
+    return [_mqar(results), *(goals.unanswered(*given) for given in _OPEN), _nafld2(results), _TABLE]
 
 
 def _mqar(results: Path) -> Goal:
     """Reads of CRAM over the optimum; met if it is as accurate as the same layer with every read."""
     runs = {name: _read(results / "mqar" / "small", f"{name}-seed*") for name in ("cram-delta", "cram-always")}
-    goal = Goal(
-        goal="MQAR, 64 tokens, 4 pairs, vocabulary 8,192: reads / optimum of `cram-delta`",
-        target="at most 1.05 at full attention's accuracy (`cram-always`)",
-        reached=None, interval=None, met=False, command=_MQAR, record=[], note=_NO_RECORD,
-    )  # fmt: skip
+    goal = "MQAR, 64 tokens, 4 pairs, vocabulary 8,192: reads / optimum of `cram-delta`"
+    target = "at most 1.05 at full attention's accuracy (`cram-always`)"
     if not all(runs.values()):
-        return goal
+        return goals.unanswered(goal, target, _MQAR, _NO_RECORD)
     ratios = [r["metrics"]["test"]["reads_frac"] / r["oracle"]["attention_frac"] for r in runs["cram-delta"].values()]
     accuracy, control = (
         float(np.mean([record["metrics"]["test"]["retrieval_acc"] for record in group.values()]))
         for group in runs.values()
     )
     return Goal(
-        goal=goal["goal"], target=goal["target"], command=_MQAR,
+        goal=goal, target=target, command=_MQAR,
         reached=round(float(np.mean(ratios)), 3), **_over_seeds(ratios),
         met=max(ratios) <= 1.05 and accuracy >= control - 0.005,
         record=[str(path.relative_to(results.parent)) for group in runs.values() for path in group],

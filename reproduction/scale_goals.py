@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cramlab import records
-from reproduction.goals import FOLDER, Goal, write
+from reproduction.goals import FOLDER, Goal, unanswered, write
 
 TOPIC = "scale"
 ROOT = FOLDER.parents[1]
@@ -47,10 +47,7 @@ def row(record: dict[str, Any], arm: str, devices: int) -> dict[str, Any] | None
 def found(root: Path = ROOT) -> list[Goal]:
     """Every goal, in the order of the page."""
     made = [_parity(root), *_computing(root), *_faster(root), _beside_llama(root)]
-    return made + [
-        Goal(goal=goal, target=target, reached=None, interval=None, met=False, command=command, record=[], note=note)
-        for goal, target, command, note in _OPEN
-    ]
+    return made + [unanswered(*given) for given in _OPEN]
 
 
 def _parity(root: Path) -> Goal:

@@ -62,10 +62,7 @@ def found(folder: Path = FOLDER) -> list[Goal]:
         made.append(_goal(goal, f"at least {least:g}", rows, speedup, lambda x, y=least: x >= y, command, folder))
     for goal, target, figure, met in _KERNEL:
         made.append(_goal(goal, target, ["kernel-1b-32768-b8"], figure, met, _COMMAND, folder))
-    for goal, target, note in _OPEN:
-        made.append(Goal(goal=goal, target=target, reached=None, interval=None, met=False, command="", record=[],
-                         note=note))  # fmt: skip
-    return made
+    return made + [goals.unanswered(goal, target, "", note) for goal, target, note in _OPEN]
 
 
 def _goal(
@@ -81,8 +78,7 @@ def _goal(
             name = path.relative_to(folder.parents[2]).as_posix()
             return Goal(goal=goal, target=target, reached=value, interval=None, met=met(value),
                         command=f"{command} --rows {row}", record=[name], note=note)  # fmt: skip
-    return Goal(goal=goal, target=target, reached=None, interval=None, met=False,
-                command=f"{command} --rows {' '.join(rows)}", record=[], note=_UNMEASURED)  # fmt: skip
+    return goals.unanswered(goal, target, f"{command} --rows {' '.join(rows)}", _UNMEASURED)
 
 
 def renew() -> Path:

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def load_class(reference: str) -> type:
 def loaded_classes() -> list[str]:
     """References of all classes that this process has loaded."""
     return list(_loaded)
+
+
+def load_classes(references: Iterable[str]) -> None:
+    """Loads what `loaded_classes` returned in another process, so that records name the classes as they do there."""
+    for reference in references:
+        load_class(reference)
 
 
 def _module(name: str, reference: str) -> Any:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cramlab.errors import CramlabError
-from cramlab.extensions import load_class, loaded_classes
+from cramlab.extensions import load_classes, loaded_classes
 from cramlab.ranks import Ranks
 
 _GRACE_S = 5.0  # for the other ranks to end by themselves after one has failed
@@ -103,11 +103,9 @@ def _listen(jobs: dict[Any, BaseProcess], name: str, on_message: Callable[[Any],
 
 def _rank(ranks: Ranks, port: int, messages: Connection, what: bytes, parent: int, classes: list[str]) -> None:
     """The body of a rank's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
+    follow(parent)
     try:
-        for reference in classes:
-            load_class(reference)
+        load_classes(classes)
         body, given = pickle.loads(what)
         if torch.cuda.is_available() and ranks.index < torch.cuda.device_count():
             torch.cuda.set_device(ranks.index)
@@ -133,8 +131,13 @@ def _picklable(error: Exception) -> Exception:
     return error
 
 
-def die_with(parent: int) -> None:
-    """Ends this process when its parent has been killed, so that no run goes on in the background."""
+def follow(parent: int) -> None:
+    """Leaves Ctrl-C to the parent, and ends this process when the parent has been killed: no run goes on unseen."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -34,7 +34,12 @@ def test_a_line_has_means_over_seeds_and_a_model_from_elsewhere_has_a_line(tmp_p
     metrics = {"retrieval_acc": 0.75, "attention_frac": 0.2, "n_train_tokens": 7, "state_bytes": None}
     score = {"task": "Recall", "name": "mine", "oracle": {"attention_frac": 0.1}, "metrics": metrics}
     (results / "scores" / "mine.json").write_text(json.dumps(score))
+    for name, changed in (("nothing-to-read", {}), ("nothing-asked", {"retrieval_acc": None})):
+        one = score | {"name": name, "oracle": {"attention_frac": 0.0}, "metrics": metrics | changed}
+        (results / "scores" / f"{name}.json").write_text(json.dumps(one))
     lines = {(line["task"], line["mixer"]): line for line in leaderboard.found(results)}
+    assert lines["Recall, exported", "nothing-to-read"]["reads_over_optimum"] is None
+    assert ("Recall, exported", "nothing-asked") not in lines
     line = lines["mqar, small", "cram-always"]
     assert (line["accuracy"], line["n_seeds"], line["reads_over_optimum"]) == (0.91, 2, 2.0)
     assert line["interval"][0] < 0.9 < 0.92 < line["interval"][1]

@@ -55,6 +55,23 @@ def test_sequences_of_srcd_have_its_slices(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (SRCDConfig(seq_len=64, recurring_frac=1.0), "accuracy 1.0000, 0.2500 of the tokens read, the least is none"),
+        (SRCDConfig(seq_len=64, query_frac=0.0), "nothing is asked, 0.2500 of the tokens read, the least is none"),
+    ],
+)
+def test_sequences_in_which_nothing_need_be_read_are_scored(task, said, tmp_path, capsys):
+    export(task, tmp_path / "data.npz", seed=0, split="test", n_sequences=4)
+    answer = np.load(tmp_path / "data.npz")["answer"]
+    read = np.arange(answer.shape[1]) % 4 == 0
+    path = save(tmp_path / "mine.npz", answer=answer, read=np.broadcast_to(read, answer.shape))
+    files = [str(path), "--data", str(tmp_path / "data.npz")]
+    assert main(["score", *files, "--name", "mine", "--out", str(tmp_path / "scores")]) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("arrays", "named"),
     [
         ({"read": np.ones((16, 40), bool)}, "holds no array answer"),

@@ -45,8 +45,15 @@ def _score(args: argparse.Namespace) -> None:
         raise UsageError(f"{path} exists already; choose another --name or --out")
     document = score_predictions(args.predictions, args.data, name=args.name)
     write_json(path, document)
-    metrics, reads = document["metrics"], document["metrics"]["attention_frac"]
-    times = (
-        "reads not given" if reads is None else f"{reads / document['oracle']['attention_frac']:.2f} x the least reads"
-    )
-    print(f"{document['task']}, {args.name}: accuracy {metrics['retrieval_acc']:.4f}, {times}; {path}")
+    metrics = document["metrics"]
+    accuracy = metrics["retrieval_acc"]
+    right = "nothing is asked" if accuracy is None else f"accuracy {accuracy:.4f}"
+    reads = _reads(metrics["attention_frac"], document["oracle"]["attention_frac"])
+    print(f"{document['task']}, {args.name}: {right}, {reads}; {path}")
+
+
+def _reads(share: float | None, least: float) -> str:
+    """Reads over the least, or the share itself where nothing need be read."""
+    if share is None:
+        return "reads not given"
+    return f"{share / least:.2f} x the least reads" if least else f"{share:.4f} of the tokens read, the least is none"

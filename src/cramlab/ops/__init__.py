@@ -1,4 +1,7 @@
-"""Operators without parameters: `read` (attention), `scan` (linear recurrence) and `select` (some tokens of many).
+"""Operators without parameters.
+
+`read` is attention, `gated_decode` attention of one token a sequence behind a gate, `scan` linear recurrences, `conv` a
+short convolution before keys, and `select` takes some tokens of many.
 
 Each folder has the operator, its reference implementation in plain PyTorch (`naive`), and its Triton kernels
 (`kernels`, `fused`).

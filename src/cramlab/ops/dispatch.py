@@ -39,7 +39,7 @@ def usable(x: Tensor) -> bool:
 
 
 def kernels(operator: str, module: str = "kernels") -> Any:
-    """The kernels of "read", "scan" or "select", imported when they are first launched, since Triton may be missing."""
+    """The kernels in an operator's folder, imported when they are first launched, since Triton may be missing."""
     return importlib.import_module(f"cramlab.ops.{operator}.{module}")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
-import threading
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 
 from cramlab import records
 from cramlab.config import ConfigError
-from cramlab.extensions import load_class, loaded_classes
+from cramlab.extensions import load_classes, loaded_classes
 from cramlab.files import DamagedFileError
-from cramlab.launch import die_with
+from cramlab.launch import follow
 from cramlab.tasks.check import check_own_task
 from cramlab.training.folder import RECORD, refuse_to_overwrite
 from cramlab.training.loop import RunFailedError, train
@@ -117,11 +115,9 @@ def _notice_deaths(running: dict[str, BaseProcess], failures: dict[str, str]) ->
 
 def _job(config: RunConfig, out: Path, resume: bool, events: Any, parent: int, classes: list[str]) -> None:
     """The body of a child process. `classes` are the references of all loaded classes; records name them so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
+    follow(parent)
     try:
-        for reference in classes:
-            load_class(reference)
+        load_classes(classes)
         train(config, out, resume=resume, progress=lambda row: events.put(("row", config.name, row)))
     except (RunFailedError, DamagedFileError, OSError) as error:
         events.put(("failed", config.name, str(error)))

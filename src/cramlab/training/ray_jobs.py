@@ -10,7 +10,7 @@ from typing import Any
 
 from cramlab import records
 from cramlab.config import ConfigError
-from cramlab.extensions import load_class, loaded_classes
+from cramlab.extensions import load_classes, loaded_classes
 from cramlab.training.folder import RECORD
 from cramlab.training.jobs import check_jobs, next_job
 from cramlab.training.loop import RunFailedError, train
@@ -127,6 +127,5 @@ def _train_remotely(config: bytes, out: Path, resume: bool, rows: Any, classes: 
     """
     if classes:
         os.chdir(folder)
-    for reference in classes:
-        load_class(reference)
+    load_classes(classes)
     train(pickle.loads(config), out, resume=resume, progress=rows.put)
